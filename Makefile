@@ -1,0 +1,24 @@
+# make demo   set up .venv, prune the bundled robust model on the bundled data, print the report
+# make test   set up what is missing, run the tests
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+.DEFAULT_GOAL := demo
+.PHONY: demo test test-setup
+
+.venv/bin/pwoa: pyproject.toml
+	@echo "setting up .venv: torch and its libraries are several GB, 1 to 3 minutes"
+	$(PYTHON) -m venv .venv
+	$(PIP) install --progress-bar=on -e .
+	@touch $@
+
+.venv/.test: .venv/bin/pwoa
+	$(PIP) install -q -e '.[test]'
+	@touch $@
+
+demo: .venv/bin/pwoa
+	.venv/bin/pwoa prune examples/mnist_lenet_linf0.3.pt --sparsity 0.9 --data examples/data
+
+test-setup: .venv/.test
+
+test: test-setup
+	.venv/bin/python -m pytest -q
