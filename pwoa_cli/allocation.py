@@ -1,0 +1,82 @@
+"""How many groups each layer loses so that the whole network reaches one sparsity.
+
+    uniform   the same fraction in every layer (the paper)
+    erk       density proportional to (sum of dimensions) / (product of dimensions) (Evci et al. 2020, sec. 3)
+    lamp      smallest w_i^2 / sum of all w_j^2 not smaller in its layer, over all layers (Lee et al. 2021, eq. 4)
+    global    smallest magnitude over all layers
+
+Unstructured quotas add up to exactly round(sparsity * total); whole filters or columns come as near as they can.
+No layer is emptied: every layer keeps a group.
+"""
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pwoa_cli import structure as structures
+
+ALLOCATIONS = ("uniform", "erk", "lamp", "global")
+
+
+def quotas(weights: Mapping[str, Tensor], sparsity: float, *, method: str, structure: str = "unstructured") -> dict[str, int]:
+    """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights.
+
+    Args: weights: layer weights (out, ...) by name. method: one of ALLOCATIONS.
+    Returns: {name: groups}, 0 <= groups <= groups of the layer - 1.
+    Raises: ValueError for an unknown method, or if keeping a group in every layer forbids the sparsity.
+    """
+    strength = {name: structures.strength(w, structure) for name, w in weights.items()}
+    size = {name: w.numel() // len(strength[name]) for name, w in weights.items()}  # weights in a group
+    target = round(sparsity * sum(w.numel() for w in weights.values()))
+    most = sum((len(s) - 1) * size[name] for name, s in strength.items())
+    if structure == "unstructured" and target > most:
+        raise ValueError(f"sparsity {sparsity:g} asks for {target} zeros, but a weight must stay in each of {len(weights)} layers: at most {most}")
+    if method in ("lamp", "global"):
+        return _by_score(strength, size, target, lamp=method == "lamp")
+    if method not in ALLOCATIONS:
+        raise ValueError(f"allocation {method!r}, expected one of {ALLOCATIONS}")
+    density = {name: 1.0 for name in weights} if method == "uniform" else _erk_shape(weights)
+    return _by_density(density, {name: len(s) for name, s in strength.items()}, size, target)
+
+
+def _by_score(strength: dict[str, Tensor], size: dict[str, int], target: int, *, lamp: bool) -> dict[str, int]:
+    names = list(strength)
+    scores, cost, layer = [], [], []
+    for i, name in enumerate(names):
+        values, order = torch.sort(strength[name].double(), stable=True)
+        score = values / values.flip(0).cumsum(0).flip(0).clamp_min(1e-300) if lamp else values
+        # ascending inside a layer, so that quota and magnitude order agree; the strongest group is not for sale
+        scores.append(torch.cummax(score, 0).values[:-1])
+        cost.append(torch.full_like(scores[-1], size[name]))
+        layer.append(torch.full_like(scores[-1], i, dtype=torch.long))
+    order = torch.argsort(torch.cat(scores), stable=True)
+    spent = torch.cat(cost)[order].cumsum(0)
+    taken = int((spent <= target + (torch.cat(cost)[order] - 1) / 2).long().cumprod(0).sum())  # to the nearest group
+    counts = torch.bincount(torch.cat(layer)[order[:taken]], minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _erk_shape(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: sum(w.shape) / w.numel() for name, w in weights.items()}
+
+
+def _by_density(shape: dict[str, float], groups: dict[str, int], size: dict[str, int], target: int) -> dict[str, int]:
+    """Kept fraction of each layer = min(1, factor * shape), factor by bisection; rounding by largest remainder."""
+    total_kept = sum(groups[n] * size[n] for n in groups) - target
+    low, high = 0.0, 1 / min(shape.values())
+    for _ in range(200):
+        factor = (low + high) / 2
+        kept = sum(min(1.0, factor * shape[n]) * groups[n] * size[n] for n in groups)
+        low, high = (factor, high) if kept < total_kept else (low, factor)
+    wanted = {n: (1 - min(1.0, high * shape[n])) * groups[n] for n in groups}
+    quota = {n: min(groups[n] - 1, int(wanted[n] + 1e-9)) for n in groups}
+    missing = target - sum(quota[n] * size[n] for n in groups)
+    by_remainder = sorted(groups, key=lambda n: quota[n] - wanted[n])
+    while True:
+        room = [n for n in by_remainder if quota[n] < groups[n] - 1]
+        if not any(size[n] <= 2 * missing for n in room):
+            return quota
+        for name in room:
+            if size[name] <= 2 * missing:  # one group more comes nearer to the target
+                quota[name] += 1
+                missing -= size[name]

@@ -1,0 +1,70 @@
+"""What the student learns from the teacher on natural images, and how the images are varied without any gradient.
+
+    alpha T^2 KL(softmax(t/T) || softmax(s/T))   logits (Hinton et al. 2015; Jian et al. 2022, eq. 5)
+    sum_j |z_j - z_j^T|^2 / |z_j^T|^2            hidden layers, relative to the teacher's power (FitNets, Romero et al. 2015)
+
+Noise and mixed images show the teacher's behaviour around and between images. No input is moved along a gradient:
+none of this is an adversarial example.
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NOISES = ("none", "sign", "uniform", "gaussian")
+
+
+def kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float, reduction: str = "batchmean") -> Tensor:
+    """KL(softmax(teacher/T) || softmax(student/T)) of logits (B, C); multiply by alpha T^2 for the loss.
+
+    Args: reduction: "batchmean" (mean over the batch) or "mean" (over batch and classes, as the paper's code does,
+        which is 1/C of the former).
+    """
+    log_student = F.log_softmax(student_BC.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_BC.float() / temperature, dim=1)
+    total = F.kl_div(log_student, log_teacher, log_target=True, reduction="sum")
+    return total / (student_BC.numel() if reduction == "mean" else len(student_BC))
+
+
+def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """sum_j mean((z_j - z_j^T)^2) / mean((z_j^T)^2) over hidden layers of equal shapes (B, ...): scalar >= 0."""
+    errors = [F.mse_loss(z.float(), t.float()) / t.float().square().mean().clamp_min(1e-12)  # a silent layer has no power
+              for z, t in zip(student, teacher, strict=True)]
+    return torch.stack(errors).sum()
+
+
+def add_noise(x: Tensor, *, kind: str, scale: float, generator: torch.Generator) -> Tensor:
+    """Images (B, C, H, W) in [0,1] with random noise, clipped to [0,1].
+
+    Args: kind: "none"; "sign": every pixel +scale or -scale; "uniform": U(-scale, scale); "gaussian": standard
+        deviation drawn per image from U(0, scale). scale: >= 0, unit of x.
+    Raises: ValueError for another kind.
+    """
+    if kind == "none" or scale == 0:
+        return x
+    if kind == "sign":
+        noise = torch.randint(0, 2, x.shape, generator=generator, device=x.device).mul(2).sub(1) * scale
+    elif kind == "uniform":
+        noise = (torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1) * scale
+    elif kind == "gaussian":
+        deviation = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device) * scale
+        noise = torch.randn(x.shape, generator=generator, device=x.device) * deviation
+    else:
+        raise ValueError(f"noise {kind!r}, expected one of {NOISES}")
+    return (x + noise).clamp(0, 1)
+
+
+def cutmix(x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Every image (B, C, H, W) with one box of its own from another image of the batch (Yun et al. 2019).
+
+    The box's area fraction is 1 - lambda, lambda ~ U(0, 1); labels are not needed, the teacher is asked about the mix.
+    """
+    batch, _, height, width = x.shape
+    draw = torch.rand((3, batch), generator=generator, device=x.device)
+    side = (1 - draw[0]).sqrt()
+    inside = [((torch.arange(size, device=x.device) + 0.5)[None] - centre[:, None] * size).abs() < side[:, None] * size / 2
+              for size, centre in ((height, draw[1]), (width, draw[2]))]
+    box = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+    other = torch.randperm(batch, generator=generator, device=x.device)
+    return torch.where(box, x[other], x)

@@ -1,0 +1,18 @@
+"""Errors that a user can act on: one sentence (what, where, got, expected) and the next command to try."""
+
+
+class PwoaError(Exception):
+    """A failure that the command line shows as `error: MESSAGE` and `hint: HINT`, without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(PwoaError):
+    """Wrong use or wrong input: exit code 2."""
+
+    exit_code = 2

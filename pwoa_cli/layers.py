@@ -1,0 +1,135 @@
+"""What a model is made of, found by running it: prunable weights, hidden layers, the batch norm behind each filter."""
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+               nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid)
+PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def prunable(model: nn.Module, live: set[str]) -> dict[str, nn.Parameter]:
+    """Weights of convolutions and linear layers by parameter name, in forward definition order, dead ones left out.
+
+    Args: live: names of the parameters that reach the logits.
+    """
+    return {f"{name}.weight": m.weight for name, m in model.named_modules()
+            if isinstance(m, PRUNABLE) and f"{name}.weight" in live}
+
+
+@contextmanager
+def capture(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Inside the block, every forward pass of `model` refills the yielded list with the outputs of the named modules,
+    in the order of the pass; a module that runs twice gives two."""
+    outputs: list[Tensor] = []
+    modules = dict(model.named_modules())
+
+    def keep(_module, _args, output):
+        outputs.append(output)
+
+    handles = [model.register_forward_pre_hook(lambda *_: outputs.clear())]
+    handles += [modules[name].register_forward_hook(keep) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[str]:
+    """Names of the modules whose outputs count as hidden layers z_1 .. z_M, found by running x (B, C, H, W).
+
+    "auto": the blocks (innermost modules, inside an nn.Sequential or nn.ModuleList, of a class of their own that hold
+    two or more prunable layers); a model without blocks: its activation modules before the last prunable layer; a
+    model without those: its prunable layers but the last. Else comma-separated patterns of module names (layer?.0).
+    Raises: ValueError if nothing in the pass matches.
+    """
+    order = _execution_order(model, x)
+    if patterns != "auto":
+        wanted = [p.strip() for p in patterns.split(",")]
+        found = [n for n in order if any(fnmatchcase(n, p) or fnmatchcase(n, "net." + p) for p in wanted)]
+    else:
+        modules = dict(model.named_modules())
+        weighted = [n for n in order if isinstance(modules[n], PRUNABLE)]
+        before_logits = order[: order.index(weighted[-1])] if weighted else order
+        found = ([n for n in order if n in set(_blocks(model))]
+                 or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
+    if not found:
+        raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: {', '.join(order[:8])}, ...")
+    return list(dict.fromkeys(found))
+
+
+def logit_layer(model: nn.Module, x: Tensor) -> str:
+    """Name of the weighted module that runs last on x (B, C, H, W): its rows are the classes."""
+    modules = dict(model.named_modules())
+    return [n for n in _execution_order(model, x) if isinstance(modules[n], PRUNABLE)][-1]
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    blocks = []
+    for name, parent in model.named_modules():
+        if isinstance(parent, (nn.Sequential, nn.ModuleList)):
+            for child_name, child in parent.named_children():
+                own_class = not type(child).__module__.startswith("torch.nn")
+                if own_class and sum(isinstance(m, PRUNABLE) for m in child.modules()) >= 2:
+                    blocks.append(f"{name}.{child_name}")
+    return [b for b in blocks if not any(other.startswith(b + ".") for other in blocks)]
+
+
+def _execution_order(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the modules that return one tensor (B, ...) in a forward pass, in the order in which they finish."""
+    order: list[str] = []
+    handles = [m.register_forward_hook(lambda _m, _a, out, name=name: order.append(name) if isinstance(out, Tensor) and out.ndim >= 2 else None)
+               for name, m in model.named_modules() if name]
+    _forward(model, x, handles)
+    return order
+
+
+def batch_norms(model: nn.Module, x: Tensor) -> dict[str, str]:
+    """{weighted module: batch norm that reads its very output} by module name: what makes a zero filter speak again."""
+    producer: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, str] = {}
+
+    def produced(name):
+        return lambda _m, _a, out: producer.__setitem__(id(out), (name, out))  # the tensor is kept, so its id is its own
+
+    def consumed(name):
+        return lambda _m, args: found.__setitem__(producer[id(args[0])][0], name) if id(args[0]) in producer else None
+
+    handles = []
+    for name, m in model.named_modules():
+        if isinstance(m, PRUNABLE):
+            handles.append(m.register_forward_hook(produced(name)))
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm):
+            handles.append(m.register_forward_pre_hook(consumed(name)))
+    _forward(model, x, handles)
+    return found
+
+
+def _forward(model: nn.Module, x: Tensor, handles: list) -> None:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def macs(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """{"dense": ..., "nonzero": ...} multiply-accumulates for one image: of all weights, and of the nonzero ones alone."""
+    total = {"dense": 0, "nonzero": 0}
+
+    def count(m, _args, out):
+        positions = out[0].numel() // (m.out_channels if isinstance(m, nn.modules.conv._ConvNd) else m.out_features)
+        total["dense"] += m.weight.numel() * positions
+        total["nonzero"] += int(m.weight.count_nonzero()) * positions
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, PRUNABLE)]
+    _forward(model, x[:1], handles)
+    return total

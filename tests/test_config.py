@@ -1,0 +1,57 @@
+"""Recipes: what wins, what is refused and how."""
+import pytest
+
+from pwoa_cli.config import Recipe, check, read_recipe, shipped
+from pwoa_cli.errors import InputError
+
+
+def test_the_paper_recipe_has_the_published_settings():
+    """Jian et al. 2022, sec. V-A, and DESIGN of this project."""
+    cifar, mnist, cifar100 = (read_recipe("paper", data=d) for d in ("cifar10", "mnist", "cifar100"))
+    assert (cifar.method, cifar.allocation, cifar.epochs, round(cifar.epochs * cifar.sparsify)) == ("admm", "uniform", 150, 50)
+    assert (cifar.optimizer, cifar.lr, cifar.finetune_lr, cifar.lambda_x, cifar.lambda_y) == ("sgd", 0.01, 0.005, 2e-5, 1e-4)
+    assert (mnist.optimizer, mnist.lr, mnist.finetune_lr, mnist.lambda_x, mnist.lambda_y) == ("adam", 5e-4, 1e-3, 2e-4, 5e-5)
+    assert (cifar100.alpha, cifar100.lambda_x, cifar100.lambda_y) == (100, 5e-7, 2e-6)
+    assert (cifar.temperature, cifar.alpha, cifar.kl_reduction, cifar.rho, cifar.rho_growth, cifar.rho_max) == (30, 10, "mean", 0.01, 1.35, 1)
+
+
+def test_what_is_nearer_to_the_user_wins(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('lr = 0.1\nsigma = 3\nepochs = 7\n[data.mnist]\nlr = 0.2\nsigma = 4\n')
+    recipe = read_recipe(str(file), data="mnist", overrides={"lr": "0.3"})
+    assert (recipe.name, recipe.lr, recipe.sigma, recipe.epochs, recipe.alpha) == ("mine", 0.3, 4.0, 7.0, Recipe().alpha)
+    assert read_recipe(str(file), data="cifar10").lr == 0.1
+
+
+@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("data", ["", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
+def test_shipped_recipes_are_valid(name, data):
+    assert check(read_recipe(name, data=data)).name == name
+
+
+@pytest.mark.parametrize(("overrides", "message", "hint"), [
+    ({"lamda_x": "1"}, "no recipe field 'lamda_x'", "Did you mean 'lambda_x'"),
+    ({"lr": "fast"}, "lr = 'fast', expected a float", "lr = "),
+    ({"batch_size": "12.5"}, "batch_size = '12.5', expected a int", "128"),
+    ({"lr": "0"}, "lr = 0.0, expected a number above 0", "lr"),
+    ({"lr": "nan"}, "lr = nan", "lr"),
+    ({"epochs": "-1"}, "epochs = -1.0, expected a number above 0", "epochs"),
+    ({"method": "magic"}, "method = 'magic', expected one of ramp, admm", "ramp"),
+    ({"batch_size": "1"}, "batch_size 1", "field"),
+])
+def test_wrong_fields_get_a_sentence(overrides, message, hint):
+    with pytest.raises(InputError, match="command line") as error:
+        read_recipe("default", overrides=overrides)
+    assert message in error.value.message and hint in error.value.hint
+
+
+def test_wrong_files_get_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="neither shipped nor a file") as error:
+        read_recipe("papr")
+    assert "default, paper" in error.value.hint
+    (tmp_path / "x.toml").write_text("lr = = 3")
+    with pytest.raises(InputError, match="not a TOML file"):
+        read_recipe(str(tmp_path / "x.toml"))
+    (tmp_path / "y.toml").write_text("lr = true")
+    with pytest.raises(InputError, match="lr = True, expected a float"):
+        read_recipe(str(tmp_path / "y.toml"))

@@ -1,0 +1,67 @@
+"""What is found by running a model: hidden layers, batch norms behind filters, multiply-accumulates."""
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18, vgg11_bn
+
+from pwoa_cli import layers
+from pwoa_cli.models import LeNet
+
+X = torch.rand(2, 3, 32, 32)
+
+
+def test_a_residual_network_has_its_blocks():
+    assert layers.hidden_layers(resnet18(num_classes=10), X) == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+
+
+def test_a_plain_network_has_its_activations_before_the_logits():
+    assert layers.hidden_layers(LeNet(), torch.rand(2, 1, 28, 28)) == ["relu1", "relu2", "relu3"]
+    names = layers.hidden_layers(vgg11_bn(num_classes=10), X)
+    assert len(names) == 10 and all(n.startswith(("features", "classifier")) for n in names)
+
+
+def test_a_network_without_modules_for_activations_has_its_weighted_layers():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+    assert layers.hidden_layers(Functional(), torch.rand(2, 4)) == ["a", "b"]
+
+
+def test_patterns_choose_and_unknown_ones_say_what_there_is():
+    assert layers.hidden_layers(resnet18(), X, "layer?.1, layer1.0") == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    with pytest.raises(ValueError, match="no hidden layer matches 'block9'; modules that run: conv1"):
+        layers.hidden_layers(resnet18(), X, "block9")
+
+
+def test_capture_keeps_order_and_refills():
+    model = LeNet()
+    with layers.capture(model, ["relu2", "relu1"]) as hidden:
+        model(torch.rand(2, 1, 28, 28))
+        assert [tuple(z.shape) for z in hidden] == [(2, 32, 28, 28), (2, 64, 14, 14)]
+        model(torch.rand(3, 1, 28, 28))
+        assert len(hidden) == 2 and len(hidden[0]) == 3
+    assert not model._forward_pre_hooks and not model.relu1._forward_hooks
+
+
+def test_batch_norms_are_those_that_read_the_filter():
+    found = layers.batch_norms(resnet18(), X)
+    assert found["conv1"] == "bn1" and found["layer1.0.conv2"] == "layer1.0.bn2" and found["layer2.0.downsample.0"] == "layer2.0.downsample.1"
+    assert "fc" not in found
+
+
+def test_macs_of_a_lenet():
+    model = LeNet()
+    dense = 28 * 28 * 32 * 9 + 14 * 14 * 64 * 32 * 9 + 3136 * 200 + 2000
+    assert layers.macs(model, torch.rand(4, 1, 28, 28)) == {"dense": dense, "nonzero": dense}
+    with torch.no_grad():
+        model.conv2.weight[:32] = 0
+    assert layers.macs(model, torch.rand(1, 1, 28, 28))["nonzero"] == dense - 14 * 14 * 32 * 32 * 9
+
+
+def test_the_logit_layer_is_the_last_that_runs():
+    assert layers.logit_layer(resnet18(), X) == "fc"
