@@ -1,0 +1,249 @@
+"""Finding, fetching and choosing data; the formats have their own tests."""
+import ast
+import functools
+import hashlib
+import http.server
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_files import cifar_batch, digits, equal, nowhere, pixels, write_folder, write_idx, write_npz
+
+from pwoa_cli import data, data_formats
+from pwoa_cli.errors import InputError
+
+__all__ = ["nowhere"]
+pytestmark = pytest.mark.usefixtures("nowhere")
+
+
+# Finding
+
+def test_names_are_searched_in_order(nowhere, monkeypatch):
+    cache = nowhere / "home/.cache/pwoa/data"
+    source, here, extra = nowhere / "source/examples/data", Path("examples/data").absolute(), nowhere / "extra"
+    for folder in (source, here, cache, extra):
+        write_idx(folder / "MNIST/raw")
+        if folder == extra:
+            assert data.locate("mnist") == cache / "MNIST/raw"
+            monkeypatch.setenv("PWOA_DATA", str(extra))
+        assert data.locate("mnist") == folder / "MNIST/raw"
+        assert data.load("MNIST", download=False).where == str(folder / "MNIST/raw")
+    assert data.places() == (extra, cache, here, source)
+    assert data.locate("mnist", here) == here / "MNIST/raw" and data.locate("svhn") is None
+    with pytest.raises(InputError, match="Did you mean mnist"):
+        data.locate("minst")
+
+
+@pytest.mark.parametrize("text, name", [("CIFAR-10", "cifar10"), ("cifar_100", "cifar100"), ("fashionmnist", "fashion-mnist"),
+                                        ("Fashion_MNIST", "fashion-mnist"), ("SVHN", "svhn"), ("imagenet", None)])
+def test_known_name(text, name):
+    assert data.known_name(text) == name
+
+
+def test_candidates():
+    assert data.candidates((1, 28, 28), 10) == ("mnist", "fashion-mnist")
+    assert data.candidates((3, 32, 32), 10) == ("cifar10", "svhn")
+    assert data.candidates(None, 100) == ("cifar100",)
+    assert data.candidates((3, 224, 224), 1000) == ()
+
+
+@pytest.mark.parametrize("text, message, hint", [
+    ("cifra10", "Unknown data set 'cifra10'. Did you mean cifar10?", "an image folder"),
+    ("zzz", "Unknown data set 'zzz'.", "mnist, fashion-mnist"),
+    ("no/such/dir", "no/such/dir: no such file or folder.", "an .npz file"),
+    ("my.npz", "my.npz: no such file or folder.", ""),
+    (".", ". holds no known data set, nor train/CLASS/", ""),
+    ("./cifar100", "cifar100 is not in . (not there).", "Expected cifar-100-python/train and its companions"),
+    ("note.txt", "note.txt is neither an .npz file nor a folder.", ""),
+])
+def test_what_cannot_be_found_is_explained(text, message, hint):
+    Path("note.txt").write_text("hello")
+    with pytest.raises(InputError) as error:
+        data.load(text, download=False)
+    assert error.value.message.startswith(message) and hint in error.value.hint
+
+
+def test_several_sets_in_a_folder_must_be_told_apart(nowhere):
+    write_idx(nowhere / "d/mnist/MNIST/raw")
+    write_idx(nowhere / "d/fashion-mnist/FashionMNIST/raw")
+    with pytest.raises(InputError, match="holds 2 data sets: mnist, fashion-mnist") as error:
+        data.load(str(nowhere / "d"))
+    assert f"--data {nowhere / 'd/mnist'}" in error.value.hint
+    for name in ("mnist", "fashion-mnist", "fashionmnist"):
+        assert data.load(str(nowhere / "d" / name)).name in (name, "fashion-mnist")
+
+
+def test_a_missing_set_says_where_it_looked(nowhere, monkeypatch):
+    monkeypatch.setenv("PWOA_DATA", str(nowhere / "extra"))
+    write_idx(Path("examples/data/MNIST/raw"), skip=data_formats.IDX_FILES[2:])
+    with pytest.raises(InputError) as error:
+        data.load("mnist", download=False)
+    lines = error.value.message.splitlines()
+    assert lines[0] == "The data set mnist was not found. Looked in:"
+    assert lines[1] == f"  {nowhere}/extra (no such folder)" and lines[2].endswith("home/.cache/pwoa/data (no such folder)")
+    assert lines[3].endswith("examples/data (MNIST/raw lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)")
+    assert len(lines) == 5 and "--data DIR" in error.value.hint and "PWOA_DATA=DIR" in error.value.hint
+
+
+# Fetching
+
+@pytest.mark.parametrize("name", ["mnist", "cifar100", "svhn"])
+def test_a_failed_download_is_said_and_leaves_nothing(nowhere, name, capfd):
+    with pytest.raises(InputError, match=r"Looked in:(.*\n)+  the network \(.+\)") as error:
+        data.load(name)
+    assert "examples/data" in error.value.message
+    assert list((nowhere / "home/.cache/pwoa/data").iterdir()) == []
+    assert capfd.readouterr().out == ""
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(nowhere, monkeypatch):
+    """A folder and its address on a web server of our own: torchvision's code fetches, checks MD5 sums and unpacks."""
+    folder = nowhere / "mirror"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_download_appears_whole_in_the_cache_and_prints_to_stderr(nowhere, mirror, monkeypatch, capfd):
+    from torchvision import datasets
+    folder, url = mirror
+    x_train, y_train, *_ = write_idx(folder, ending=".gz")
+    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())]
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [url])
+    monkeypatch.setattr(datasets.MNIST, "resources", sums)
+    loaded = data.load("mnist")
+    cache = nowhere / "home/.cache/pwoa/data"
+    assert loaded.where == str(cache / "mnist/MNIST/raw") and equal(loaded.train, x_train[:, None], y_train)
+    assert sorted(p.name for p in cache.rglob("*") if p.is_file()) == sorted(data_formats.IDX_FILES)
+    assert capfd.readouterr().out == ""
+    assert data.load("mnist", download=False).where == loaded.where
+
+
+def test_downloaded_archive_is_unpacked(nowhere, mirror, monkeypatch):
+    from torchvision import datasets
+    folder, url = mirror
+    images, labels = pixels(5, 3, 32, 32), digits(5, 100)
+    for name in ("train", "test"):
+        cifar_batch(folder / "cifar-100-python" / name, images, labels, "fine_labels")
+    archive = folder / datasets.CIFAR100.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / "cifar-100-python", "cifar-100-python")
+    monkeypatch.setattr(datasets.CIFAR100, "url", url + archive.name)
+    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert equal(data.load("cifar100").test, images, labels)
+    assert [p.name for p in (nowhere / "home/.cache/pwoa/data/cifar100").iterdir()] == ["cifar-100-python"]
+
+
+def test_download_with_a_wrong_md5_sum_is_refused(nowhere, mirror, monkeypatch):
+    from torchvision import datasets
+    folder, url = mirror
+    folder.mkdir()
+    (folder / "train.mat").write_bytes(b"other")
+    monkeypatch.setattr(datasets.SVHN, "split_list", {
+        split: [f"{url}{split}.mat", f"{split}_32x32.mat", "0" * 32] for split in ("train", "test")})
+    with pytest.raises(InputError, match="the network .*corrupted"):
+        data.load("svhn")
+    assert list((nowhere / "home/.cache/pwoa/data").iterdir()) == []
+
+
+def test_an_incomplete_set_in_the_cache_is_not_touched(nowhere):
+    folder = nowhere / "home/.cache/pwoa/data/mnist/MNIST/raw"
+    write_idx(folder, skip=data_formats.IDX_FILES[:1])
+    with pytest.raises(InputError, match="lacks train-images-idx3-ubyte(.*\n)+.*incomplete; move it away"):
+        data.load("mnist")
+    assert len(list(folder.iterdir())) == 3
+
+
+# Order, choice, augmentation
+
+def test_epoch_order_is_a_pure_permutation():
+    order = data.epoch_order(100, seed=3, epoch=5)
+    assert sorted(order.tolist()) == list(range(100))
+    torch.manual_seed(9)  # no global state in it
+    assert torch.equal(order, data.epoch_order(100, seed=3, epoch=5))
+    others = [data.epoch_order(100, seed=s, epoch=e) for s, e in [(3, 6), (4, 4), (4, 5), (5, 3), (35, 0)]]
+    assert not any(torch.equal(order, other) for other in others)
+    assert len(data.epoch_order(0, seed=0, epoch=0)) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 10, 33, 99, 100])
+def test_stratified_is_proportional_exact_and_deterministic(n):
+    labels = torch.tensor([0] * 50 + [1] * 30 + [3] * 17 + [4] * 3)[data.epoch_order(100, seed=0, epoch=0)]
+    chosen = data.stratified(labels, n, seed=1)
+    assert len(chosen) == n and (chosen.diff() > 0).all()
+    share = torch.bincount(labels) * n / 100
+    assert ((torch.bincount(labels[chosen], minlength=5) - share).abs() < 1).all()
+    assert torch.equal(chosen, data.stratified(labels, n, seed=1))
+
+
+def test_stratified_depends_on_the_seed_and_refuses_too_many():
+    labels = torch.arange(100) % 10
+    assert not torch.equal(data.stratified(labels, 50, seed=0), data.stratified(labels, 50, seed=1))
+    with pytest.raises(InputError, match="101 samples were asked for, but the data has 100"):
+        data.stratified(labels, 101, seed=0)
+    with pytest.raises(InputError, match=r"expected 1\.\.100"):
+        data.stratified(labels, 0, seed=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 300])
+def test_augment_is_a_padded_crop_and_flip(batch):
+    """Oracle: the slow loop over all 81 crops x 2 flips; each image must be one of them."""
+    x = torch.rand(batch, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    out = data.augment(x, "crop-flip", torch.Generator().manual_seed(1))
+    assert torch.equal(out, data.augment(x, "crop-flip", torch.Generator().manual_seed(1)))
+    padded, seen = np.pad(x.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4))), set()
+    for image, result in zip(padded, out.numpy()):
+        matches = {(top, left, flip) for top in range(9) for left in range(9) for flip in (1, -1)
+                   if np.array_equal(image[:, top:top + 6, left:left + 5][:, :, ::flip], result)}
+        assert matches
+        seen |= matches
+    if batch == 300:
+        tops, lefts, flips = (set(column) for column in zip(*seen))
+        assert tops == lefts == set(range(9)) and flips == {1, -1}
+
+
+def test_augment_none_and_unknown():
+    x = torch.rand(2, 1, 4, 4)
+    assert data.augment(x, "none", torch.Generator()) is x
+    with pytest.raises(InputError, match="Unknown augmentation 'flip', expected one of none, crop-flip"):
+        data.augment(x, "flip", torch.Generator())
+
+
+def test_batches_can_be_read_from_several_threads(nowhere, monkeypatch):
+    monkeypatch.setattr(data_formats, "SMALL_BYTES", 0)
+    write_folder(nowhere / "pets")
+    split = data.load(str(nowhere / "pets")).train
+    expected, got = split.batch(torch.arange(6))[0], {}
+    threads = [threading.Thread(target=lambda i=i: got.__setitem__(i, split.batch(torch.arange(6))[0])) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 4 and all(torch.equal(expected, x) for x in got.values())
+
+
+def test_large_arrays_stay_off_the_device(nowhere, monkeypatch):
+    monkeypatch.setattr(data_formats, "SMALL_BYTES", 0)
+    loaded = data.load(str(write_npz(nowhere / "my.npz")), device="meta")
+    assert loaded.train.images.device.type == "cpu" and loaded.train.labels.device.type == "meta"
+
+
+def test_torchvision_is_imported_inside_functions_only():
+    for module in (data, data_formats):
+        path = Path(data_formats.__file__).with_name(f"{module.__name__.split('.')[-1]}.py")
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            assert not any(name.startswith(("torchvision", "PIL", "scipy")) for name in names)
