@@ -1,0 +1,92 @@
+"""Attacks by name. An attack is a pure function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs.
+
+Names: fgsm; pgd-K, pgd-K-rR (restarts), pgd-K-sS (step size, unit of the inputs), both as pgd-K-rR-sS, and the same
+for cw (PGD on the margin loss); apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and
+aa-fast (apgd-ce, then apgd-t). `pgd` is pgd-20 and `cw` has 20 steps. The step size is eps/8 for any number of steps
+unless -s gives it.
+"""
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+
+from torch import Tensor
+
+from ..errors import InputError
+from . import autoattack, gradient
+
+DEFAULT_STEPS = 20
+KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "apgd-ce", "apgd-t", "fab-t", "square", "aa",
+         "aa-fast")
+_LOSS = {"pgd": "ce", "cw": "margin"}
+_ITERATIVE = re.compile(r"(pgd|cw)(?:-(\d+))?(?:-r(\d+))?(?:-s(\d*\.?\d+(?:e-?\d+)?(?:/\d+)?))?")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A resolved name, its function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs, its needs."""
+
+    name: str
+    run: Callable[..., Tensor]
+    min_classes: int = 2
+
+
+FIXED = {a.name: a for a in (
+    Attack("fgsm", gradient.fgsm),
+    Attack("apgd-ce", autoattack.apgd_ce),
+    Attack("apgd-t", autoattack.apgd_t, min_classes=4),
+    Attack("fab-t", autoattack.fab_t),
+    Attack("square", autoattack.square),
+    Attack("aa", autoattack.aa, min_classes=4),
+    Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4),
+)}
+
+
+def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
+    """Attacks from "pgd,cw,aa" or a list of names: resolved ("pgd" is pgd-20), in order, duplicates removed.
+
+    "clean" is dropped (always measured); an Attack passes through. Raises: InputError on an unknown name or no name.
+    """
+    if isinstance(names, str) and not names.strip():
+        raise InputError("No attack is named.", hint=f"Known: {', '.join(KNOWN)}")
+    listed = names.split(",") if isinstance(names, str) else names
+    wanted = [n if isinstance(n, Attack) else n.strip() for n in listed]
+    attacks = [n if isinstance(n, Attack) else _resolve(n) for n in wanted if n != "clean"]
+    return tuple({a.name: a for a in attacks}.values())
+
+
+def _resolve(name: str) -> Attack:
+    key = name.lower()
+    if key in FIXED:
+        return FIXED[key]
+    if match := _ITERATIVE.fullmatch(key):
+        return _iterative(key, *match.groups())
+    near = difflib.get_close_matches(key, [*FIXED, "pgd", "cw", "pgd-20", "pgd-40", "cw-40"], n=1)
+    raise InputError(f"Unknown attack {name!r}." + (f" Did you mean {near[0]}?" if near else ""),
+                     hint=f"Known: {', '.join(KNOWN)}")
+
+
+def _iterative(name: str, family: str, steps: str | None, restarts: str | None, step: str | None) -> Attack:
+    """pgd or cw with what the name says; the canonical name leaves out what is the default."""
+    n_steps, n_restarts = int(steps or DEFAULT_STEPS), int(restarts or 1)
+    size = _step_size(step) if step else None
+    if n_steps < 1 or n_restarts < 1 or (size is not None and not 0 < size < math.inf):
+        raise InputError(f"Attack {name!r}: steps, restarts and step size must be above 0.",
+                         hint="For example pgd-40, pgd-40-r5 or pgd-40-s0.01")
+    options = (f"-r{n_restarts}" if n_restarts > 1 else "") + (f"-s{step}" if step else "")
+    plain_cw = family == "cw" and n_steps == DEFAULT_STEPS and not options
+    canonical = "cw" if plain_cw else f"{family}-{n_steps}{options}"
+    run = partial(gradient.pgd, steps=n_steps, restarts=n_restarts, step_size=size, loss=_LOSS[family])
+    return Attack(canonical, run)
+
+
+def _step_size(text: str) -> float:
+    """A number or a fraction as written in a name; 0 for a zero denominator, which the caller refuses."""
+    try:
+        top, _, bottom = text.partition("/")
+        return float(Fraction(top) / Fraction(bottom or 1))
+    except (ZeroDivisionError, OverflowError):
+        return 0.0

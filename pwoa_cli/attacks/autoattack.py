@@ -1,0 +1,135 @@
+"""AutoAttack (Croce & Hein 2020) from the components of pyautoattack, the reference code, with its standard settings.
+
+APGD-CE (100 steps), APGD-T (targeted DLR), FAB-T and Square (5000 queries), one restart each, targets = min(9, K-1).
+The components seed torch themselves: they run under a forked generator, with a seed drawn from ours.
+"""
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..errors import InputError
+from .base import contain, frozen, wrong
+
+MAX_TARGETS = 9
+STEPS = 100
+QUERIES = 5000
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+FAST = ("apgd-ce", "apgd-t")
+_NAMES = {"linf": "Linf", "l2": "L2"}
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # the reference warns of zero gradients here instead of on stderr
+
+
+def apgd_ce(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
+            steps: int = STEPS) -> Tensor:
+    """Auto-PGD on cross-entropy (Croce & Hein 2020): step size halved when progress stalls, random start.
+
+    Returns: (B,C,H,W); samples that hold out come back clean. Raises: ModuleNotFoundError without pyautoattack.
+    """
+    return _run("apgd-ce", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
+
+
+def apgd_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
+           steps: int = STEPS) -> Tensor:
+    """Auto-PGD on the targeted DLR loss, one run per target among the min(9, K-1) most likely classes.
+
+    Raises: InputError with fewer than 4 classes: the loss divides by the gap to the third and fourth largest logit.
+    """
+    return _run("apgd-t", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
+
+
+def fab_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
+          steps: int = STEPS) -> Tensor:
+    """Targeted FAB (Croce & Hein 2020b): the smallest perturbation to min(9, K-1) classes, kept where it fits in eps."""
+    return _run("fab-t", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
+
+
+def square(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
+           queries: int = QUERIES) -> Tensor:
+    """Square attack (Andriushchenko et al. 2020): random search with squares, no gradient, margin loss.
+
+    Raises: InputError for l2 on images less than 5 pixels high or wide (it starts from a 5 x 5 grid of tiles).
+    """
+    return _run("square", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), queries=queries)
+
+
+def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
+       components: tuple[str, ...] = STANDARD, steps: int = STEPS, queries: int = QUERIES) -> Tensor:
+    """Standard AutoAttack: the components in order, each on the samples that still stand; one seed for all, as there.
+
+    Returns: (B,C,H,W): the first adversarial input found, in [0,1] and in the ball; the clean input where all fail.
+    Raises: InputError with fewer than 4 classes (apgd-t).
+    """
+    _check(components, model, inputs, norm=norm)
+    seed, adv = _seed(generator), inputs.clone()
+    standing = torch.arange(len(inputs), device=inputs.device)
+    for name in components:
+        if not len(standing):
+            break
+        x, y = inputs[standing], labels[standing]
+        found = _run(name, model, x, y, eps=eps, norm=norm, seed=seed, steps=steps, queries=queries)
+        found = contain(found, x, eps=eps, norm=norm)
+        with torch.no_grad(), frozen(model):
+            broken = wrong(model(found), y)
+        adv[standing[broken]] = found[broken]
+        standing = standing[~broken]
+    return adv
+
+
+def _run(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int,
+         steps: int = STEPS, queries: int = QUERIES) -> Tensor:
+    """One component on all inputs; torch's global generators (CPU, CUDA) are left as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
+        classes = _check((name,), model, inputs, norm=norm)
+        common = {"eps": eps, "norm": _NAMES[norm], "seed": seed, "device": inputs.device, "verbose": False}
+        attack = _BUILDERS[name](model, min(MAX_TARGETS, classes - 1), steps, queries, common)
+        return attack.perturb(inputs.contiguous(), labels).detach()
+
+
+def _check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: str) -> int:
+    """Number of classes of the model, after refusing components that cannot run on it or on images of this size."""
+    with torch.no_grad(), frozen(model):
+        classes = model(inputs[:1]).shape[1]
+    if "apgd-t" in names and classes < 4:
+        raise InputError(f"apgd-t needs at least 4 classes, the model has {classes}.", hint="Use --attacks apgd-ce,fab-t,square")
+    if "square" in names and norm == "l2" and min(inputs.shape[2:]) < 5:
+        raise InputError(f"square with norm l2 needs images of at least 5x5, got {tuple(inputs.shape[2:])}.",
+                         hint="Leave square (and aa) out: --attacks apgd-ce,apgd-t,fab-t")
+    return classes
+
+
+def _build_apgd_ce(model: nn.Module, targets: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
+    from pyautoattack.autopgd_base import APGDAttack
+
+    return APGDAttack(model, n_restarts=1, n_iter=steps, loss="ce", eot_iter=1, rho=0.75, logger=_LOG, **common)
+
+
+def _build_apgd_t(model: nn.Module, targets: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
+    from pyautoattack.autopgd_base import APGDAttack_targeted
+
+    return APGDAttack_targeted(model, n_restarts=1, n_iter=steps, eot_iter=1, rho=0.75, n_target_classes=targets,
+                               logger=_LOG, **common)
+
+
+def _build_fab_t(model: nn.Module, targets: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
+    from pyautoattack.fab_pt import FABAttack_PT
+
+    return FABAttack_PT(model, n_restarts=1, n_iter=steps, targeted=True, n_target_classes=targets, **common)
+
+
+def _build_square(model: nn.Module, targets: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
+    from pyautoattack.square import SquareAttack
+
+    return SquareAttack(model, p_init=0.8, n_queries=queries, n_restarts=1, resc_schedule=False, **common)
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {"apgd-ce": _build_apgd_ce, "apgd-t": _build_apgd_t, "fab-t": _build_fab_t,
+                                            "square": _build_square}
+
+
+def _seed(generator: Generator) -> int:
+    return int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))

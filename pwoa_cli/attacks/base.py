@@ -1,0 +1,70 @@
+"""What every attack shares: the ball around an input, who is misclassified, and a model that an attack leaves as it was.
+
+x clean inputs (B,C,H,W) float in [0,1]; adv adversarial inputs of the same shape; y labels (B,) long in 0..K-1;
+logits (B,K); eps > 0 radius of the ball |adv - x|_norm <= eps with norm "linf" or "l2".
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+NORMS = ("linf", "l2")
+SLACK = 1e-6  # float32 rounding of x + delta; far below one 255th
+
+
+def distance(delta: Tensor, norm: str) -> Tensor:
+    """Norm of every sample of delta (B,...): max |delta| for linf, sqrt(sum delta^2) for l2. Returns (B,)."""
+    flat = delta.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Shape (B,) as (B,1,...,1), to broadcast over `like` (B,...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def project(adv: Tensor, inputs: Tensor, *, eps: float, norm: str) -> Tensor:
+    """Move adv into the eps-ball around inputs and into [0,1].
+
+    linf: clamp to [x - eps, x + eps]; l2: scale the perturbation by min(1, eps / |adv - x|_2). The box comes last:
+    clamping to a box that holds x never moves a pixel away from x, so the result stays in the ball.
+    """
+    if norm == "linf":
+        return torch.clamp(adv, inputs - eps, inputs + eps).clamp(0, 1)
+    delta = adv - inputs
+    factor = (eps / distance(delta, norm).clamp_min(1e-12)).clamp_max(1)  # zero perturbation stays zero
+    return (inputs + delta * per_sample(factor, delta)).clamp(0, 1)
+
+
+def contain(adv: Tensor, inputs: Tensor, *, eps: float, norm: str) -> Tensor:
+    """What may count of an attack's answer: finite, in [0,1], in the eps-ball.
+
+    Samples within SLACK of the ball stay bit for bit (the reference attacks round there); others are projected;
+    a NaN or infinite pixel becomes the clean one.
+    """
+    adv = torch.where(adv.isfinite(), adv, inputs).to(inputs.dtype).clamp(0, 1)
+    outside = distance(adv - inputs, norm) > eps + SLACK
+    return torch.where(per_sample(outside, adv), project(adv, inputs, eps=eps, norm=norm), adv)
+
+
+def wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) bool: the largest logit is not the label's, or a logit is not finite (a NaN must never look robust)."""
+    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients inside; every module's mode and requires_grad as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p in trainable:
+            p.requires_grad_(True)

@@ -1,0 +1,279 @@
+"""The evaluator against closed forms, and each thing that it refuses."""
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from pwoa_cli import evaluate as ev
+from pwoa_cli.attacks import Attack, parse
+from pwoa_cli.errors import InputError
+
+
+def linear(classes=2, seed=0):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(classes, 16, generator=torch.Generator().manual_seed(seed)))
+        model[1].bias.zero_()
+    return model
+
+
+def batch(model, n, wrong=(), seed=0):
+    x = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    y = model(x).detach().argmax(1)
+    y[list(wrong)] = (y[list(wrong)] + 1) % model[1].out_features
+    return x, y
+
+
+def robust_by_closed_form(model, x, y, eps):
+    """Two classes, linf: right even at the best corner of ball and box."""
+    slope = (model[1].weight[1 - y] - model[1].weight[y]).detach().view_as(x)
+    worst = torch.where(slope > 0, (x + eps).clamp_max(1), (x - eps).clamp_min(0))
+    return model(worst).argmax(1) == y
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 450])
+def test_flags_are_the_closed_form(n):
+    model = linear()
+    x, y = batch(model, n, wrong=[0] if n > 1 else [])
+    results = ev.evaluate(model, x, y, attacks="fgsm,pgd,cw,apgd-ce", norm="linf", eps=0.06)
+    assert list(results) == ["clean", "fgsm", "pgd-20", "cw", "apgd-ce"]
+    assert torch.equal(results["clean"].correct, model(x).argmax(1) == y)
+    for name in ("fgsm", "pgd-20", "cw", "apgd-ce"):
+        assert torch.equal(results[name].correct, robust_by_closed_form(model, x, y, 0.06)), name
+    r = results["pgd-20"]
+    assert r.n == n and r.accuracy == float(r.correct.double().mean()) and r.ci95 == ev.wilson(int(r.correct.sum()), n)
+    assert r.seconds > 0 and r.nonfinite == 0
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+@pytest.mark.parametrize("attack", ["pgd-5", "cw-5", "apgd-ce", "fab-t"])
+def test_flags_do_not_depend_on_the_batch_size_or_on_later_blocks(attack):
+    model = net().eval()
+    x = torch.rand(230, 1, 8, 8)
+    y = model(x).detach().argmax(1)
+    resolved = parse(attack)[0]
+    short = {"steps": 5} if attack in ("apgd-ce", "fab-t") else {}
+    chosen = [Attack(attack, partial(resolved.run, **short), resolved.min_classes)]
+    options = {"attacks": chosen, "norm": "linf", "eps": 0.01, "seed": 3}
+    n = 230 if attack != "fab-t" else 40
+    whole = ev.evaluate(model, x[:n], y[:n], **options)[attack].correct
+    assert 0 < whole.sum() < n
+    for size in (7, 64, 1000):
+        assert torch.equal(ev.evaluate(model, x[:n], y[:n], batch_size=size, **options)[attack].correct, whole)
+    if n > ev.BLOCK:
+        assert torch.equal(ev.evaluate(model, x[:ev.BLOCK], y[:ev.BLOCK], **options)[attack].correct, whole[:ev.BLOCK])
+
+
+def test_the_model_comes_back_as_it_was():
+    model = net().train()
+    model[1].eval()
+    model[4].bias.requires_grad_(False)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    x, y = torch.rand(12, 1, 8, 8), torch.arange(12) % 10
+    ev.evaluate(model, x, y, attacks="pgd-2,apgd-ce,fab-t", norm="l2", eps=0.1, batch_size=5)
+    assert model.training and model[0].training and not model[1].training
+    assert model[4].weight.requires_grad and not model[4].bias.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_failing_attack_leaves_the_model_as_it_was():
+    def broken_attack(model, inputs, labels, **_):
+        raise RuntimeError("planted")
+
+    model = linear().train()
+    x, y = batch(model, 4)
+    with pytest.raises(RuntimeError, match="planted"):
+        ev.evaluate(model, x, y, attacks=[Attack("bad", broken_attack)], norm="linf", eps=0.1)
+    assert model.training and model[1].weight.requires_grad
+
+
+@pytest.mark.parametrize("cheat", ["outside the ball", "outside the box", "nan"])
+def test_an_answer_outside_the_rules_does_not_count(cheat):
+    model = linear()
+    x, y = batch(model, 30)
+    slope = (model[1].weight[1 - y] - model[1].weight[y]).detach().view_as(x)
+
+    def cheating(model, inputs, labels, **_):
+        if cheat == "nan":
+            return torch.full_like(inputs, float("nan"))
+        return inputs + slope * (1000 if cheat == "outside the box" else 0.5)
+
+    flags = ev.evaluate(model, x, y, attacks=[Attack("cheat", cheating)], norm="linf", eps=1e-6)["cheat"].correct
+    assert flags.sum() >= 29  # eps allows next to nothing
+
+
+def test_only_samples_that_are_right_when_clean_are_attacked():
+    model = linear()
+    x, y = batch(model, 10, wrong=[2, 7])
+    seen = []
+
+    def spy(model, inputs, labels, **_):
+        seen.append(len(inputs))
+        return inputs
+
+    results = ev.evaluate(model, x, y, attacks=[Attack("spy", spy)], norm="linf", eps=0.1)
+    assert seen == [8] and torch.equal(results["spy"].correct, results["clean"].correct)
+
+
+class NanWhenBright(nn.Module):
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack([mean * 0 + 1 - mean, torch.where(mean > 0.5, torch.nan, mean)], 1)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "cw", "fgsm"])
+def test_nan_logits_never_look_robust(attack):
+    x = torch.full((3, 1, 4, 4), 0.45)
+    y = torch.zeros(3, dtype=torch.long)
+    result = list(ev.evaluate(NanWhenBright(), x, y, attacks=[attack], norm="linf", eps=0.1).values())[1]
+    assert result.accuracy == 0 and result.nonfinite == 3
+
+
+def test_progress_and_json():
+    model, calls = linear(), []
+    x, y = batch(model, 250)
+    results = ev.evaluate(model, x, y, attacks="fgsm", norm="linf", eps=0.1, progress=lambda *a: calls.append(a))
+    assert calls == [("clean", 200, 250), ("clean", 250, 250), ("fgsm", 200, 250), ("fgsm", 250, 250)]
+    shown = json.loads(json.dumps(ev.to_json(results)))
+    assert shown["clean"] == {"accuracy": 1.0, "n": 250, "ci95": [pytest.approx(0.98487, abs=1e-4), 1.0]}
+
+
+def test_clean_only_needs_no_threat():
+    model = linear()
+    x, y = batch(model, 4)
+    assert list(ev.evaluate(model, x, y, attacks=[], norm=None, eps=None)) == ["clean"]
+
+
+def _spoiled(**change):
+    model = linear()
+    x, y = batch(model, 4)
+    arguments = {"model": model, "inputs": x, "labels": y, "attacks": "fgsm", "norm": "linf", "eps": 0.1}
+    spoil = {k: v(arguments[k]) if k in ("inputs", "labels") else v for k, v in change.items()}
+    return {**arguments, **spoil}
+
+
+def _nan_model():
+    model = linear()
+    model[1].weight.data[0, 0] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("change,says", [
+    ({"inputs": lambda x: 2 * x - 1}, r"Inputs span \[-.*expected \[0, 1\]"),
+    ({"inputs": lambda x: x * 255}, "expected"),
+    ({"inputs": lambda x: x * torch.nan}, "Inputs span"),
+    ({"inputs": lambda x: (x * 255).byte()}, "uint8"),
+    ({"inputs": lambda x: x[0]}, "expected float"),
+    ({"inputs": lambda x: x[:0], "labels": lambda y: y[:0]}, "n > 0"),
+    ({"labels": lambda y: y[:3]}, r"Labels are .* expected integers \(4,\)"),
+    ({"labels": lambda y: y.float()}, "expected integers"),
+    ({"labels": lambda y: y + 7}, r"the model has 2 classes \(0..1\)"),
+    ({"labels": lambda y: y - 2}, "Labels span -[12]"),
+    ({"attacks": "aa"}, "aa needs at least 4 classes, the model has 2"),
+    ({"attacks": "pdg"}, "Did you mean pgd"),
+    ({"model": linear(classes=1)}, "2 classes or more"),
+    ({"model": nn.Identity()}, "2 classes or more"),
+    ({"model": _nan_model()}, "NaN or infinite logits on 4 of 4"),
+    ({"norm": None}, "norm and eps are not given"),
+    ({"eps": None}, "norm and eps are not given"),
+    ({"norm": "l3"}, "Unknown norm"),
+    ({"eps": 8}, "Did you mean 8/255"),
+    ({"batch_size": 0}, "batch size is 0"),
+])
+def test_wrong_use_is_refused(change, says):
+    with pytest.raises(InputError, match=says):
+        ev.evaluate(**_spoiled(**change))
+
+
+@pytest.mark.parametrize("text,norm,value", [
+    ("8/255", "linf", 8 / 255), ("0.3", "linf", 0.3), (0.3, "linf", 0.3), (" 4 / 255 ", "linf", 4 / 255), ("1", "linf", 1.0),
+    ("2", "l2", 2.0), ("128/255", "l2", 128 / 255), ("3e-2", "linf", 0.03)])
+def test_eps_is_read(text, norm, value):
+    assert ev.parse_eps(text, norm=norm) == value
+
+
+@pytest.mark.parametrize("text,norm,says", [
+    ("8", "linf", "Did you mean 8/255"), (8, "linf", "Did you mean 8/255"), ("300", "linf", r"norm is linf\.$"),
+    ("510/255", "linf", r"norm is linf\.$"), ("-0.1", "linf", "above 0"),
+    ("-8/255", "l2", "above 0"), ("0", "linf", "nothing to attack"),
+    ("nan", "linf", "finite"), ("inf", "l2", "finite"), ("abc", "linf", "not a number"), ("8/0", "linf", "not a number"),
+    ("8/", "linf", "not a number"), ("0,03", "linf", "not a number")])
+def test_wrong_eps_is_refused(text, norm, says):
+    with pytest.raises(InputError, match=says) as caught:
+        ev.parse_eps(text, norm=norm)
+    assert "8/255" in caught.value.hint
+
+
+def test_norms():
+    assert [ev.parse_norm(t) for t in ("Linf", "inf", "L_inf", "l2", "L2", "2")] == ["linf"] * 3 + ["l2"] * 3
+    with pytest.raises(InputError, match="Did you mean linf"):
+        ev.parse_norm("linff")
+
+
+@pytest.mark.parametrize("correct,n,low,high", [  # Newcombe 1998, Statist. Med. 17:857-872, the score interval
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (20, 20, 0.8389, 1.0)])
+def test_wilson_gives_the_published_intervals(correct, n, low, high):
+    assert ev.wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_ends_are_exact():
+    for n in (1, 7, 1000):
+        assert ev.wilson(0, n)[0] == 0.0 and ev.wilson(n, n)[1] == 1.0
+
+
+@pytest.mark.parametrize("correct,n", [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_count(correct, n):
+    with pytest.raises(InputError, match="no interval"):
+        ev.wilson(correct, n)
+
+
+def flags(both, only_teacher, only_student, neither):
+    t = torch.tensor([1] * both + [1] * only_teacher + [0] * only_student + [0] * neither).bool()
+    s = torch.tensor([1] * both + [0] * only_teacher + [1] * only_student + [0] * neither).bool()
+    return t, s
+
+
+@pytest.mark.parametrize("table,drop,low,high", [
+    ((36, 12, 2, 0), 0.2, 0.0569, 0.3404),  # Newcombe 1998, Statist. Med. 17:2635-2650, method 10
+    ((14, 5, 0, 22), 0.122, 0.011, 0.226),  # Altman et al. 2000, Statistics with Confidence, Table 6.2
+    ((1, 1, 7, 12), -0.286, -0.507, -0.026)])  # Fagerland et al. 2017, ch. 8 (Bentur et al. 2009)
+def test_paired_drop_gives_the_published_intervals(table, drop, low, high):
+    got, ci95 = ev.paired_drop(*flags(*table))
+    assert (got, *ci95) == pytest.approx((drop, low, high), abs=5e-5 if drop == 0.2 else 5e-4)
+
+
+def test_paired_drop_mirrors_and_holds_zero_for_equal_models():
+    t, s = flags(30, 9, 4, 7)
+    drop, (low, high) = ev.paired_drop(t, s)
+    assert ev.paired_drop(s, t) == (-drop, (pytest.approx(-high), pytest.approx(-low)))
+    drop, (low, high) = ev.paired_drop(t, t)
+    assert drop == 0 and low < 0 < high and high < 0.2
+    everyone = torch.ones(50, dtype=torch.bool)
+    assert ev.paired_drop(everyone, everyone)[0] == 0
+
+
+def test_paired_drop_covers_the_truth():
+    """95% of 400 simulated comparisons hold the true drop of 3 points (binomial slack of 3 standard errors)."""
+    draw = torch.Generator().manual_seed(0)
+    u = torch.rand(400, 300, generator=draw)  # correlated flags: both right below 0.88, the teacher alone up to 0.92, ...
+    teacher, student = (u < 0.92), (u < 0.88) | ((u > 0.92) & (u < 0.93))
+    held = [low <= 0.03 <= high for _, (low, high) in (ev.paired_drop(t, s) for t, s in zip(teacher, student))]
+    assert 0.92 <= sum(held) / 400 <= 1.0
+
+
+def test_paired_drop_refuses_different_samples():
+    with pytest.raises(InputError, match="not of the same samples"):
+        ev.paired_drop(torch.ones(3), torch.ones(4))
+
+
+def test_block_seeds_are_fixed():
+    """SHA-256 of "0|pgd-20|0"; a change here changes every published figure."""
+    assert ev.block_seed(0, "pgd-20", 0) == 6994804532548014198
+    assert len({ev.block_seed(s, n, b) for s in (0, 1) for n in ("pgd-20", "cw") for b in (0, 1)}) == 8
