@@ -1,0 +1,177 @@
+"""What the command line shows: stdout is the result, stderr is for people.
+
+Text of users and files is printed as it is: no markup is read into it, and control characters are made visible, so that
+a file name cannot colour or clear a terminal.
+"""
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pwoa_cli.errors import PwoaError
+from pwoa_cli.report import duration, visible
+from pwoa_cli.run import dumps
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Console:
+    """The two streams of one command. Args: json: stdout gets one JSON object and nothing else. quiet: no say, no progress."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False):
+        self.json = json
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """A line for people on stderr; quiet leaves it out."""
+        if not self.quiet:
+            _to_stderr(text)
+
+    def warn(self, text: str) -> None:
+        """`warning: TEXT` on stderr, also when quiet."""
+        _to_stderr(f"warning: {text}")
+
+    def error(self, error: PwoaError) -> None:
+        """`error: MESSAGE` and `hint: HINT` on stderr, also when quiet."""
+        _to_stderr(f"error: {error.message}")
+        if error.hint:
+            _to_stderr(f"hint: {error.hint}")
+
+    def result(self, text: str, json_object: Mapping[str, Any], *, table: Any = None) -> None:
+        """The result on stdout, in one of three forms of the same content.
+
+        Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null. table: a rich
+        renderable for a terminal (default: the text there too).
+        """
+        if self.json:
+            print(dumps(json_object), flush=True)
+        elif table is not None and sys.stdout.isatty():
+            from rich.console import Console as RichConsole
+
+            RichConsole(file=sys.stdout).print(table)
+        else:
+            print(visible(text.rstrip("\n")), flush=True)
+
+    @contextmanager
+    def progress(self) -> Iterator["Progress"]:
+        """Progress on stderr while the block runs: a bar on a terminal, lines elsewhere, nothing when quiet.
+
+        `with console.progress() as progress: work(on_progress=progress.update)`. At the end, also by an exception, the
+        last state is shown.
+        """
+        if self.quiet:
+            yield Progress(lambda phase, done, total, line, must: None)
+        elif _live(sys.stderr):
+            with _bar() as show:
+                yield Progress(show)
+        else:
+            progress = Progress(_every(SECONDS_BETWEEN_LINES))
+            try:
+                yield progress
+            finally:
+                progress.close()
+
+
+Show = Callable[[str, int, int, str, bool], None]  # phase, done, total, line, whether it must be seen
+
+
+class Progress:
+    """The phases of a run as lines such as `prune 30% | epoch 6/20 | loss 1.23 | eta 12m`, handed to `show`."""
+
+    def __init__(self, show: Show, *, clock: Callable[[], float] = time.monotonic):
+        self._show, self._clock = show, clock
+        self._phase, self._start, self._first = "", 0.0, 0
+        self._last: tuple[str, int, int, str] | None = None  # not yet shown for certain
+
+    def update(self, phase: str, done: int, total: int, text: str = "") -> None:
+        """Say that `done` of `total` steps of a phase are over; the eta is that of the phase.
+
+        Args: done: 0..total, counted from where the phase stands at its first update. text: more, e.g. "epoch 6/20".
+        """
+        now = self._clock()
+        begins = phase != self._phase
+        if begins:
+            self.close()
+            self._phase, self._start, self._first = phase, now, done
+        line = " | ".join(part for part in (f"{phase} {_share(done, total)}%", text, self._when(now, done, total)) if part)
+        must = begins or done >= total
+        self._show(phase, done, total, line, must)
+        self._last = None if must else (phase, done, total, line)
+
+    def close(self) -> None:
+        """Show the last state of the phase, if an update came after the one that was shown."""
+        if self._last:
+            self._show(*self._last, True)
+        self._last = None
+
+    def _when(self, now: float, done: int, total: int) -> str:
+        passed, steps = now - self._start, done - self._first
+        if done >= total:
+            return f"took {duration(passed)}" if steps else ""
+        return f"eta {duration(passed / steps * (total - done))}" if steps > 0 else ""
+
+
+def _share(done: int, total: int) -> int:
+    return 100 if done >= total else int(100 * done / total)  # 100% only when it is over
+
+
+def _every(seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Show:
+    """Lines on stderr, at most one in `seconds` but for those that must be seen; the same line never twice in a row."""
+    shown_at, shown = -float("inf"), ""
+
+    def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
+        nonlocal shown_at, shown
+        if line != shown and (must or clock() - shown_at >= seconds):
+            _to_stderr(line)
+            shown_at, shown = clock(), line
+
+    return show
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    """A rich bar for each phase on stderr, with its line beside it; long lines fold."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+    from rich.table import Column
+
+    console = RichConsole(file=sys.stderr)
+    text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    with RichProgress(BarColumn(bar_width=24 if console.width >= 90 else 8), text, console=console, refresh_per_second=4,
+                      redirect_stdout=False) as bar:  # stdout stays the result's, even when only stderr is a terminal
+        tasks: dict[str, Any] = {}
+
+        def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task("")
+            bar.update(tasks[phase], description=visible(line), completed=done, total=max(1, total))
+
+        yield show
+
+
+def _live(stream: Any) -> bool:
+    """Whether a bar can be redrawn in place there and somebody sees it."""
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown") and not in_ci
+
+
+def _to_stderr(text: str) -> None:
+    """One write, so that lines of threads do not mix; broken between words on a terminal, never where it is read by a program."""
+    text = visible(text)
+    if sys.stderr.isatty():
+        wrapper = textwrap.TextWrapper(_width(), break_long_words=False, break_on_hyphens=False)  # paths stay whole
+        text = "\n".join(wrapper.fill(line) for line in text.split("\n"))
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _width() -> int:
+    """Columns of the terminal behind stderr (stdout may be a pipe), $COLUMNS first."""
+    try:
+        return max(20, int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.stderr.fileno()).columns))
+    except (OSError, ValueError):
+        return 80
