@@ -40,20 +40,26 @@ def quotas(weights: Mapping[str, Tensor], sparsity: float, *, method: str, struc
 
 
 def _by_score(strength: dict[str, Tensor], size: dict[str, int], target: int, *, lamp: bool) -> dict[str, int]:
-    names = list(strength)
-    scores, cost, layer = [], [], []
-    for i, name in enumerate(names):
-        values, order = torch.sort(strength[name].double(), stable=True)
-        score = values / values.flip(0).cumsum(0).flip(0).clamp_min(1e-300) if lamp else values
-        # ascending inside a layer, so that quota and magnitude order agree; the strongest group is not for sale
-        scores.append(torch.cummax(score, 0).values[:-1])
-        cost.append(torch.full_like(scores[-1], size[name]))
-        layer.append(torch.full_like(scores[-1], i, dtype=torch.long))
-    order = torch.argsort(torch.cat(scores), stable=True)
-    spent = torch.cat(cost)[order].cumsum(0)
-    taken = int((spent <= target + (torch.cat(cost)[order] - 1) / 2).long().cumprod(0).sum())  # to the nearest group
-    counts = torch.bincount(torch.cat(layer)[order[:taken]], minlength=len(names))
-    return dict(zip(names, counts.tolist(), strict=True))
+    """Groups under the score that one threshold over all layers gives. A layer's strongest group is not for sale."""
+    scores = {name: _lamp(s) if lamp else s.sort().values[:-1] for name, s in strength.items()}
+    everything = torch.cat(list(scores.values()))
+    if set(size.values()) == {1}:
+        chosen = structures.smallest(everything, target)
+    else:  # groups differ in size: the cheapest ones first, to the nearest group
+        order = torch.argsort(everything, stable=True)
+        cost = torch.cat([torch.full_like(scores[name], size[name], dtype=torch.double) for name in scores])[order]
+        taken = order[: int((cost.cumsum(0) <= target + (cost - 1) / 2).long().cumprod(0).sum())]
+        chosen = torch.zeros_like(everything, dtype=torch.bool).index_fill_(0, taken, True)
+    counts = [int(part.sum()) for part in chosen.split([len(s) for s in scores.values()])]
+    return dict(zip(scores, counts, strict=True))
+
+
+def _lamp(strength: Tensor) -> Tensor:
+    """Scores in 0..1 of all groups but the strongest, ascending (Lee et al. 2021, eq. 4): each over the sum of those not weaker."""
+    values = strength.sort().values
+    not_weaker = values.flip(0).cumsum(0, dtype=torch.double).flip(0).clamp_min(1e-300)
+    # rounding must not make a stronger group cheaper than a weaker one: quota and magnitude go together
+    return torch.cummax(values / not_weaker, 0).values[:-1]
 
 
 def _erk_shape(weights: Mapping[str, Tensor]) -> dict[str, float]:

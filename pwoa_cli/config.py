@@ -16,7 +16,7 @@ from pwoa_cli.errors import InputError
 CHOICES = {
     "method": ("ramp", "admm"), "allocation": ("uniform", "erk", "lamp", "global"), "optimizer": ("adam", "sgd"),
     "schedule": ("constant", "cosine", "warm-cosine", "admm"), "finetune_schedule": ("constant", "cosine", "warm-cosine"),
-    "kl_reduction": ("batchmean", "mean"), "noise": ("none", "sign", "uniform", "gaussian"),
+    "kl_reduction": ("batchmean", "mean"), "noise": ("none", "sign", "blocks", "uniform", "gaussian"),
     "batch_norm": ("train", "freeze"), "augment": ("auto", "none", "crop-flip"),
 }
 
@@ -51,7 +51,7 @@ class Recipe:
     lambda_y: float = 0.0
     sigma: float = 5.0
     noise: str = "none"
-    noise_scale: float = 1.0  # in units of eps for sign and uniform noise, of pixels in 0..1 for gaussian
+    noise_scale: float = 1.0  # in units of eps for sign, blocks and uniform noise, of pixels in 0..1 for gaussian
     cutmix: float = 0.0  # probability that a batch is mixed
     augment: str = "auto"  # "auto": what the data set calls for
     batch_norm: str = "train"

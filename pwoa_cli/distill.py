@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NOISES = ("none", "sign", "uniform", "gaussian")
+NOISES = ("none", "sign", "blocks", "uniform", "gaussian")
 
 
 def kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float, reduction: str = "batchmean") -> Tensor:
@@ -37,7 +37,8 @@ def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
 def add_noise(x: Tensor, *, kind: str, scale: float, generator: torch.Generator) -> Tensor:
     """Images (B, C, H, W) in [0,1] with random noise, clipped to [0,1].
 
-    Args: kind: "none"; "sign": every pixel +scale or -scale; "uniform": U(-scale, scale); "gaussian": standard
+    Args: kind: "none"; "sign": every pixel +scale or -scale; "blocks": the same on square blocks of
+            pixels, their side drawn per batch from 1, 2, 4 (perturbations that matter are smooth); "uniform": U(-scale, scale); "gaussian": standard
         deviation drawn per image from U(0, scale). scale: >= 0, unit of x.
     Raises: ValueError for another kind.
     """
@@ -45,6 +46,11 @@ def add_noise(x: Tensor, *, kind: str, scale: float, generator: torch.Generator)
         return x
     if kind == "sign":
         noise = torch.randint(0, 2, x.shape, generator=generator, device=x.device).mul(2).sub(1) * scale
+    elif kind == "blocks":
+        side = 2 ** int(torch.randint(0, 3, (), generator=generator, device=x.device))
+        coarse = torch.randint(0, 2, (*x.shape[:2], *(-(-n // side) for n in x.shape[2:])), generator=generator, device=x.device)
+        fine = coarse.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., : x.shape[2], : x.shape[3]]
+        noise = (fine * 2 - 1) * scale
     elif kind == "uniform":
         noise = (torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1) * scale
     elif kind == "gaussian":

@@ -154,7 +154,7 @@ def test_noise_stays_in_range_and_repeats(kind):
     x = torch.rand(4, 1, 5, 5)
     a, b = (distill.add_noise(x, kind=kind, scale=0.1, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and a.min() >= 0 and a.max() <= 1
-    if kind in ("sign", "uniform"):
+    if kind in ("sign", "blocks", "uniform"):
         assert (a - x).abs().max() <= 0.1 + 1e-6
     assert torch.equal(a, x) == (kind == "none")
 
