@@ -6,10 +6,13 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,8 +20,9 @@ from torch import Tensor, nn
 
 from pwoa_cli.checkpoint_file import file_sha256, json_field, read_state_dict, take_normalisation, threat_of
 from pwoa_cli.errors import InputError
-from pwoa_cli.models import FAMILIES, STYLES, Normalized
+from pwoa_cli.models import FAMILIES, STYLES, Normalized, lenet_side
 
+HEAD = re.compile(r"(fc|linear|heads?|classifier|last_linear|output|logits)(\d|\.|$)")  # how a last layer's name begins
 TORCHVISION_TRIED = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg16", "vgg16_bn", "densenet121", "mobilenet_v2")
 
 
@@ -51,31 +55,37 @@ def load_model(path: str | Path, *, arch: str | None = None, num_classes: int | 
     Args: arch: a name of ours, of timm or of torchvision (timm:NAME, torchvision:NAME), or file.py:fn; None: from the keys.
     mean, std: normalisation by channel; both or neither. Raises: InputError naming the tensor, got and expected.
     """
-    state, extra = read_state_dict(path)
-    state, file_mean, file_std = take_normalisation(state)
-    pruned = "arch_options" in extra
-    if pruned:
-        file_mean, file_std = (_tuple(json_field(extra, key)) for key in ("mean", "std"))
+    raw, extra = read_state_dict(path)
+    state, *inside = take_normalisation(raw)
+    if "arch_options" in extra:
+        extra = extra | _words(extra, str(path))
+        inside = [extra["mean"], extra["std"]]
     arch_name, options, shape, notes = _architecture(state, extra, arch, num_classes, str(path))
-    net = _fill(build(arch_name, options), state, f"{path} as {arch_name}")
-    if (mean is None) != (std is None):
-        raise InputError(f"--{'mean' if std is None else 'std'} is missing.", hint="Normalisation needs both, for example: --mean 0.5 --std 0.5")
-    mean, std = (file_mean, file_std) if mean is None else (tuple(mean), tuple(std))
-    _check_normalisation(mean, std, shape)
+    net = _build_for(arch_name, options, str(path))
+    itself = len(state) < len(raw) and set(_aligned(raw, net)) <= set(net.state_dict())  # the network has the normalisation in it
+    state, inside = (raw, (None, None)) if itself else (state, inside)
+    _fill(net, _aligned(state, net), f"{path} as {arch_name}")
+    classes = int(options.get("num_classes") or _classes(state))
+    if num_classes not in (None, classes):
+        raise InputError(f"{path} has {classes} classes, --num-classes says {num_classes}.",
+                         hint=f"Leave it out, or: --num-classes {classes}")
+    mean, std = _normalisation(mean, std, inside, shape)
     notes.append(f"normalisation: mean {_short(mean)}, std {_short(std)}" if mean else
+                 "normalisation: inside the network" if itself else
                  "normalisation: none in the file, inputs are taken in [0,1] as they are (--mean, --std change it)")
-    return Loaded(Normalized(net, mean, std).eval(), arch_name, options, _classes(net, options, state), shape, mean, std, threat_of(extra),
+    return Loaded(Normalized(net, mean, std).eval(), arch_name, options, classes, shape, mean, std, threat_of(extra),
                   tuple(notes), str(path), file_sha256(path))
 
 
 def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], arch: str | None, num_classes: int | None,
                   where: str) -> tuple[str, dict[str, Any], tuple[int, int, int] | None, list[str]]:
     """(arch, options, input shape, notes): from --arch, from a pruned file's own words, or from keys and shapes."""
-    if "arch_options" in extra:
-        name, shape = arch or extra["arch"], _tuple(json_field(extra, "input_shape"))
+    if "arch_options" in extra and (arch is None or arch == extra["arch"] or ".py:" in arch):
+        name = arch or extra["arch"]
         if arch is None and ".py:" in name:
-            raise InputError(f"{where} was built by {name}, and a file's code is not run because the file names it.", hint=f"If you trust it: --arch {name}")
-        return name, json_field(extra, "arch_options"), shape, [f"architecture: {name}, as the pruned file says"]
+            raise InputError(f"{where} was built by {name}, and a file's code is not run because the file names it.",
+                             hint=f"If you trust it: --arch {name}")
+        return name, extra["arch_options"], extra["input_shape"], [f"architecture: {name}, as the pruned file says"]
     guess = identify(state)
     if arch is None:
         if guess is None:
@@ -84,14 +94,29 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], arch: str 
                              hint="Name it: --arch resnet18 (any timm or torchvision name), or write it: --arch file.py:fn")
         name, options, shape, evidence = guess
         return name, options, shape, [f"architecture: {name} from {evidence}"]
-    if guess and guess[0] == arch:  # our own name: its sizes are still in the file
+    if guess and _agrees(arch, guess[0], guess[1]):  # our own name: its sizes and key names are still in the file
         return guess[0], guess[1], guess[2], [f"architecture: {arch} from --arch, sizes from {guess[3]}"]
-    options = {"num_classes": num_classes or _last_rows(state)}
+    options = {"num_classes": num_classes or _classes(state)}
     channels = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
     if arch in FAMILIES and arch != "lenet5" and channels:
         options["in_channels"] = channels
     shape = guess[2] if guess else _timm_shape(arch)
     return arch, options, shape, [f"architecture: {arch} from --arch, {options['num_classes']} classes"]
+
+
+def _agrees(arch: str, family: str, options: Mapping[str, Any]) -> bool:
+    """Whether one of our names, of a family or of a member of fixed depth, is what the keys say."""
+    maker = FAMILIES.get(arch)
+    fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in getattr(maker, "keywords", {}).items()}
+    return getattr(maker, "func", maker) is FAMILIES.get(family, family) and all(options[k] == v for k, v in fixed.items())
+
+
+def _build_for(arch: str, options: Mapping[str, Any], where: str) -> nn.Module:
+    try:
+        return build(arch, options)
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"{where}: {arch} cannot be built with {dict(options)}: {str(error).splitlines()[0]}",
+                         hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
 
 
 # --- naming an architecture by its keys -------------------------------------------------------------------------------
@@ -106,25 +131,35 @@ def identify(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], tuple[in
 
 
 def _lenet(state: Mapping[str, Tensor]) -> tuple | None:
-    weights = [k.removesuffix(".weight") for k in state if k.endswith(".weight")]
-    if len(weights) != 4 or weights[:2] != ["conv1", "conv2"] or [state[f"{w}.weight"].ndim for w in weights] != [4, 4, 2, 2] or len(state) != 8:
+    convs = ("conv1", "conv2")
+    heads = [k.removesuffix(".weight") for k, t in state.items() if k.endswith(".weight") and t.ndim == 2]
+    keys = {f"{name}.{kind}" for name in (*convs, *heads) for kind in ("weight", "bias")}
+    if len(heads) != 2 or keys != set(state):
         return None
-    conv1, conv2, first, second = (state[f"{w}.weight"].shape for w in weights)
-    kernel = conv1[2]
-    side = round((first[1] / conv2[0]) ** 0.5)
-    sizes = {True: 4 * side, False: 4 * side + 3 * (kernel - 1)}  # with and without padding
-    padded = sizes[True] in (28, 32) or sizes[False] not in (28, 32)
-    options = {"num_classes": second[0], "in_channels": conv1[1], "size": sizes[padded], "widths": [conv1[0], conv2[0]], "hidden": first[0],
-               "kernel": kernel, "padded": padded, "heads": weights[2:]}
-    return "lenet5", options, (conv1[1], sizes[padded], sizes[padded]), \
-        f"the keys {', '.join(weights)}: {conv1[1]}-{conv1[0]}-{conv2[0]} {kernel}x{kernel}, {first[1]}-{first[0]}-{second[0]}"
+    if state[f"{heads[1]}.weight"].shape[1] != state[f"{heads[0]}.weight"].shape[0]:  # a .safetensors file sorts its keys
+        heads.reverse()
+    conv1, conv2, first, second = (tuple(state[f"{name}.weight"].shape) for name in (*convs, *heads))
+    if len(conv1) != 4 or len(conv2) != 4 or second[1] != first[0]:
+        return None
+    kernel, guess = conv1[2], 4 * math.isqrt(first[1] // conv2[0])
+    tried = ((28, True), (32, True), (28, False), (32, False), (guess, True))  # (side of the images, padded)
+    fitting = [(s, p) for s, p in tried if kernel % 2 and conv2[0] * lenet_side(s, kernel=kernel, padded=p) ** 2 == first[1]]
+    if not fitting:
+        return None
+    size, padded = fitting[0]
+    options = {"num_classes": second[0], "in_channels": conv1[1], "size": size, "widths": [conv1[0], conv2[0]],
+               "hidden": first[0], "kernel": kernel, "padded": padded, "heads": heads}
+    evidence = f"the keys conv1, conv2, {', '.join(heads)}: {conv1[1]}-{conv1[0]}-{conv2[0]} {kernel}x{kernel}, " \
+        f"{first[1]}-{first[0]}-{second[0]}"
+    return "lenet5", options, (conv1[1], size, size), evidence
 
 
 def _small_cnn(state: Mapping[str, Tensor]) -> tuple | None:
     if not {"feature_extractor.conv1.weight", "feature_extractor.conv4.weight", "classifier.fc3.weight"} <= set(state):
         return None
     channels, classes = state["feature_extractor.conv1.weight"].shape[1], state["classifier.fc3.weight"].shape[0]
-    return "smallcnn", {"num_classes": classes, "in_channels": channels}, (channels, 28, 28), "the keys feature_extractor.conv1..4, classifier.fc1..3 (TRADES)"
+    evidence = "the keys feature_extractor.conv1..4, classifier.fc1..3 (TRADES)"
+    return "smallcnn", {"num_classes": classes, "in_channels": channels}, (channels, 28, 28), evidence
 
 
 def _cifar_resnet(state: Mapping[str, Tensor]) -> tuple | None:
@@ -143,31 +178,41 @@ def _cifar_resnet(state: Mapping[str, Tensor]) -> tuple | None:
         widths = [state[conv.format(i)].shape[0] for i in range(1, stages + 1)]
         if stem.shape[0] != widths[0]:
             continue
-        projected = any(f".{names['shortcut']}.0.weight" in k for k in state)
-        options = {"num_classes": head.shape[0], "in_channels": stem.shape[1], "blocks": blocks, "widths": widths, "bottleneck": bottleneck,
-                   "shortcut": "conv" if projected else "pad-end" if style == "stage_ab" else "pad", "style": style}
+        projected = {word for word in ("shortcut", "downsample") if any(f".{word}.0.weight" in k for k in state)}
+        if projected - {names["shortcut"]}:
+            continue
+        options = {"num_classes": head.shape[0], "in_channels": stem.shape[1], "blocks": blocks, "widths": widths,
+                   "bottleneck": bottleneck, "style": style,
+                   "shortcut": "conv" if projected else "pad-end" if style == "stage_ab" else "pad"}
         depth = sum(blocks) * (3 if bottleneck else 2) + 2
-        evidence = f"the keys {names['stem']} (3x3), {names['stage'].format(1)}.0.{names['conv'].format(names['layers'][0])}, {names['head']}: " \
-            f"depth {depth}, blocks {'-'.join(map(str, blocks))}, widths {'-'.join(map(str, widths))}, {options['shortcut']} shortcuts"
+        evidence = f"the keys {names['stem']} (3x3), {conv.format(1).removesuffix('.weight')}, {names['head']}: depth {depth}, " \
+            f"blocks {'-'.join(map(str, blocks))}, widths {'-'.join(map(str, widths))}, {options['shortcut']} shortcuts"
         return "cifar-resnet", options, (stem.shape[1], 32, 32), evidence
     return None
 
 
 def _torchvision(state: Mapping[str, Tensor]) -> tuple | None:
     """One of the usual torchvision models, by exact keys and shapes (built without memory)."""
-    classes = _last_rows(state)
+    classes, shapes = _classes(state), _shapes(state)
     for name in TORCHVISION_TRIED:
         with torch.device("meta"):
             net = build(f"torchvision:{name}", {"num_classes": classes})
-        if {k: t.shape for k, t in net.state_dict().items()} == {k: t.shape for k, t in state.items()}:
-            return f"torchvision:{name}", {"num_classes": classes}, (3, 224, 224), f"{len(state)} keys and shapes of torchvision's {name}"
+        if _shapes(net.state_dict()) == shapes:
+            evidence = f"{len(state)} keys and shapes of torchvision's {name}"
+            return f"torchvision:{name}", {"num_classes": classes}, (3, 224, 224), evidence
     return None
 
 
-def _last_rows(state: Mapping[str, Tensor]) -> int:
-    """Rows of the last matrix, in the order of the file: the classes, in nearly every classifier."""
-    matrices = [t for t in state.values() if t.ndim in (2, 4) and t.is_floating_point()]
-    return matrices[-1].shape[0] if matrices else 10
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {k: t.shape for k, t in state.items() if not k.endswith("num_batches_tracked")}  # older files lack the counters
+
+
+def _classes(state: Mapping[str, Tensor]) -> int:
+    """Rows of the classifier's matrix, found by the usual names of a last layer, else the last matrix in the file (else 10)."""
+    matrices = {k: t for k, t in state.items() if t.ndim in (2, 4) and t.is_floating_point() and k.endswith("weight")}
+    named = sorted(k for k in matrices if HEAD.match(k))
+    last = named[-1] if named else next(reversed(matrices), None)
+    return matrices[last].shape[0] if last else 10
 
 
 def _timm_shape(arch: str) -> tuple[int, int, int] | None:
@@ -189,87 +234,113 @@ def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
 
     Raises: InputError for an unknown name (did you mean), a file or function that is not there or returns no module.
     """
-    if ".py:" in arch:
+    if ".py:" in arch or arch.endswith(".py"):
         return _from_file(arch, options)
     if arch in FAMILIES:
         return FAMILIES[arch](**options)
-    import timm
     import torchvision
 
-    house, colon, name = arch.partition(":")
-    house, name = (house, name) if colon else ("", arch)
-    if house in ("", "timm") and timm.is_model(name):
+    house, colon, name = arch.rpartition(":")
+    ours = torchvision.models.list_models(torchvision.models) if house in ("", "torchvision") else []
+    timm = importlib.import_module("timm") if house in ("", "timm") else None  # seconds to import: only where it may be meant
+    if timm and timm.is_model(name):
         return timm.create_model(name, pretrained=False, **options)
-    if house in ("", "torchvision") and name in torchvision.models.list_models(torchvision.models):
+    if name in ours:
         extra = {"init_weights": False} if name.startswith(("googlenet", "inception", "densenet0")) else {}
         return torchvision.models.get_model(name, weights=None, **extra, **options)
-    known = [*FAMILIES, *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
+    known = dict.fromkeys([*FAMILIES, *(timm.list_models() if timm else []), *ours])
     near = difflib.get_close_matches(name, known, n=3)
     raise InputError(f"--arch {arch!r} is no architecture of pwoa, timm or torchvision.",
-                     hint=f"Did you mean {', '.join(near)}?" if near else f"Ours: {', '.join(FAMILIES)}; or your own: --arch file.py:fn")
+                     hint=f"Did you mean {', '.join(near)}?" if near else
+                     f"Ours: {', '.join(FAMILIES)}; or your own: --arch file.py:fn")
 
 
 def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """The module that function fn of file.py returns; it is given the options that its signature has."""
-    file, _, function = arch.rpartition(":")
+    file, _, function = arch.rpartition(":") if ".py:" in arch else (arch, "", "")
     if not Path(file).is_file():
-        raise InputError(f"--arch {arch}: there is no file {file}.", hint="--arch path/to/file.py:fn, where fn() returns the network.")
-    spec = importlib.util.spec_from_file_location("pwoa_user_arch", file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
-        raise InputError(f"--arch {arch}: {file} raises {type(error).__name__}: {error}", hint=f"It must import by itself: python {file}") from error
+        raise InputError(f"--arch {arch}: there is no file {file}.",
+                         hint="--arch path/to/file.py:fn, where fn() returns the network.")
+    module = _run_file(arch, Path(file))
     make = getattr(module, function, None)
     if not callable(make):
-        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
         near = difflib.get_close_matches(function, names, n=1)
-        raise InputError(f"--arch {arch}: {file} has no function {function!r}.", hint=f"Did you mean {near[0]}?" if near else f"It has: {', '.join(names[:8]) or 'none'}.")
+        raise InputError(f"--arch {arch}: {file} has no function {function!r}.",
+                         hint=f"Did you mean {near[0]}?" if near else f"It has: {', '.join(names[:8]) or 'none'}.")
     takes = inspect.signature(make).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     try:
-        net = make(**{k: v for k, v in options.items() if k in takes})
-    except Exception as error:
-        raise InputError(f"--arch {arch}: {function} raises {type(error).__name__}: {error}", hint="It is called with num_classes, if it takes it, and nothing else.") from error
+        net = make(**{k: v for k, v in options.items() if anything or k in takes})
+    except (Exception, SystemExit) as error:  # the user's own code, again
+        raise InputError(f"--arch {arch}: {function} raises {type(error).__name__}: {error}",
+                         hint="It is called with num_classes, if it takes it, and nothing else.") from error
     if not isinstance(net, nn.Module):
-        raise InputError(f"--arch {arch}: {function} returns a {type(net).__name__}, expected a torch.nn.Module.", hint="Return the network, not its weights.")
+        raise InputError(f"--arch {arch}: {function} returns a {type(net).__name__}, expected a torch.nn.Module.",
+                         hint="Return the network, not its weights.")
     return net
 
 
-def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> nn.Module:
-    """Load a state dict; a mismatch names the first tensor, what was got and what was expected."""
+def _run_file(arch: str, file: Path) -> ModuleType:
+    """Import a Python file as `python FILE` would: what lies beside it can be imported too."""
+    spec = importlib.util.spec_from_file_location("pwoa_user_arch", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise InputError(f"--arch {arch}: {file} raises {type(error).__name__}: {error}",
+                         hint=f"It must import by itself: python {file}") from error
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    return module
+
+
+def _aligned(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """The state under the network's own keys, if it has a prefix before all of them that was taken for a wrapper's."""
     own = net.state_dict()
+    lost = next((k for k in state if k not in own), "")
+    prefix = next((k.removesuffix(lost) for k in own if lost and k.endswith("." + lost)), "")
+    renamed = {k if k in own else prefix + k: t for k, t in state.items()}
+    return renamed if set(renamed) <= set(own) else dict(state)
+
+
+def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict; a mismatch names the first tensor, got and expected, and counts what is missing and too many."""
+    own = net.state_dict()
+    differ = [k for k in own if k in state and own[k].shape != state[k].shape]
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
-    differs = next((k for k in own if k in state and own[k].shape != state[k].shape), None)
-    hint = "Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn"
-    if differs:
-        raise InputError(f"{where}: {differs} has shape {tuple(state[differs].shape)}, expected {tuple(own[differs].shape)}.", hint=hint)
-    if missing or unexpected:
-        parts = [f"{len(keys)} tensors {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for word, keys in
-                 (("missing", missing), ("too many", unexpected)) if keys]
-        raise InputError(f"{where}: {' and '.join(parts)} of {len(own)} expected.", hint=hint)
+    parts = [f"{differ[0]} has shape {tuple(state[differ[0]].shape)}, expected {tuple(own[differ[0]].shape)}"] if differ else []
+    parts += [f"{len(differ) - 1} more shapes differ"] if len(differ) > 1 else []
+    parts += [f"{len(keys)} tensors {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for word, keys in
+              (("missing", missing), ("too many", unexpected)) if keys]
+    if parts:
+        raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected.",
+                         hint="Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn")
     net.load_state_dict({k: t.to(own[k].dtype) for k, t in state.items()}, strict=False)
-    return net
-
-
-def _classes(net: nn.Module, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> int:
-    return int(options.get("num_classes") or _last_rows(state))
-
-
-def _tuple(value: Any) -> tuple | None:
-    return None if value is None else tuple(value)
 
 
 def _short(values: Sequence[float] | None) -> str:
     return ", ".join(f"{v:.4g}" for v in values or ())
 
 
-def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, shape: tuple[int, int, int] | None) -> None:
+def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, inside: Sequence[tuple[float, ...] | None],
+                   shape: tuple[int, int, int] | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) by channel: what the user says, else what the file has. Raises: InputError if they do not fit."""
+    if (mean is None) != (std is None):
+        raise InputError(f"--{'mean' if mean is None else 'std'} is missing.",
+                         hint="Normalisation needs both, for example: --mean 0.5 --std 0.5")
+    mean, std = inside if mean is None else (tuple(mean), tuple(std))
     if mean is None and std is None:
-        return
+        return None, None
     channels = shape[0] if shape else len(mean or std)
-    if mean is None or std is None or any(len(v) not in (1, channels) for v in (mean, std)) or any(s <= 0 for s in std):
-        raise InputError(f"normalisation mean {mean} and std {std} do not fit {channels} channels (std above 0).", hint="One number a channel: --mean A,B,C --std A,B,C")
+    if mean is None or std is None or any(len(v) not in (1, channels) for v in (mean, std)) or \
+            not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise InputError(f"normalisation mean {mean} and std {std} do not fit {channels} channels (std above 0).",
+                         hint="One number a channel: --mean A,B,C --std A,B,C")
+    return mean, std
 
 
 # --- the words that a pruned file carries -------------------------------------------------------------------------------
@@ -278,3 +349,27 @@ def to_metadata(loaded: Loaded) -> dict[str, str]:
     """What a pruned file must say for `load_model` to build the same model again: strings by name."""
     return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options), "num_classes": str(loaded.num_classes),
             "input_shape": json.dumps(loaded.input_shape), "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
+
+
+def _words(extra: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The inverse of `to_metadata`, checked, as others can write such a file too.
+
+    Of a library's model only the number of classes is taken: its other options may name files and addresses to read.
+    Raises: InputError naming the field.
+    """
+    fields = {key: json_field(extra, key) for key in ("arch_options", "input_shape", "mean", "std")}
+    arch, options = extra.get("arch"), fields["arch_options"]
+    numbers = {key: fields[key] is None or isinstance(fields[key], list) and all(type(v) in (int, float) for v in fields[key])
+               for key in ("input_shape", "mean", "std")}
+    fits = numbers | {
+        "arch": isinstance(arch, str),
+        "arch_options": isinstance(options, dict) and (arch in FAMILIES or set(options) <= {"num_classes"}),
+        "input_shape": numbers["input_shape"] and (fields["input_shape"] is None or len(fields["input_shape"]) == 3)}
+    for key in [k for k, good in fits.items() if not good]:
+        raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does not write.",
+                         hint="The file was changed after pwoa wrote it; prune again.")
+    return {"arch": arch, "arch_options": options, **{key: _tuple(fields[key]) for key in ("input_shape", "mean", "std")}}
+
+
+def _tuple(value: Any) -> tuple | None:
+    return None if value is None else tuple(value)

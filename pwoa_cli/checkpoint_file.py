@@ -6,7 +6,7 @@ an envelope or not; with prefixes of wrappers or not. weights_only is always on.
 import argparse
 import hashlib
 import json
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pwoa_cli import sparse_file
 from pwoa_cli.errors import InputError
 
 ENVELOPES = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema", "last", "best")
+SETTINGS = ("args", "config", "opt", "hparams", "hyper_parameters")  # where training scripts keep what they were called with
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "1.")
 HINT = "A checkpoint is what torch.save(model.state_dict(), 'model.pt') writes, or a .safetensors file."
 
@@ -63,13 +64,14 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle can raise anything; the cause is kept
-        wanted = _unsafe_globals(path)
+        wanted = _unsafe_globals(path) or re.findall(r"nsupported (?:global: )?GLOBAL (\S+)", str(error))  # the latter: legacy files
         if wanted:
             raise InputError(f"{path} holds more than tensors: it would run {', '.join(wanted[:4])} to be read; nothing was run.",
                              hint="Save its tensors alone where you trust it: torch.save(model.state_dict(), 'model.pt').") from error
-        if isinstance(error, pickle.UnpicklingError | UnicodeDecodeError) and not _torch_made(path):
+        if not _torch_made(path):
             raise InputError(f"{path} is not a checkpoint: neither a torch file nor safetensors.", hint=HINT) from error
-        raise InputError(f"{path} is broken or truncated: {str(error).splitlines()[0] if str(error) else type(error).__name__}", hint="Download or copy it again.") from error
+        why = re.split(r"\. |\n", str(error))[0] or type(error).__name__
+        raise InputError(f"{path} is broken or truncated: {why}.", hint="Download or copy it again.") from error
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict of tensors by name.", hint=HINT)
     return content
@@ -94,7 +96,7 @@ def _open_envelopes(content: Mapping[str, Any], where: str) -> tuple[dict[str, T
     while True:
         tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
         inner = [k for k in ENVELOPES if isinstance(content.get(k), Mapping) and content[k]]
-        extra |= {str(k): v for k, v in content.items() if not isinstance(v, Tensor | Mapping)}
+        extra |= {str(k): v for k, v in content.items() if k in SETTINGS or not isinstance(v, Tensor | Mapping)}
         if {"last", "best"} <= set(inner):
             raise InputError(f"{where} holds two models, 'last' and 'best'.", hint="Save the one that you want: torch.save(checkpoint['best'], 'model.pt').")
         if inner and len(tensors) < 2:  # an epoch or a step beside the model may be a tensor too
@@ -153,10 +155,10 @@ def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
         eps = float(eps)
     except (TypeError, ValueError):
         return None
-    eps = eps / 255 if eps > 1 else eps  # the common spelling 8 for 8/255
     norm = str(settings.get("norm", "linf")).lower().replace("l_", "l")
     norm = {"inf": "linf", "2": "l2"}.get(norm, norm)
-    return (norm, eps) if norm in ("linf", "l2") and 0 < eps else None
+    eps = eps / 255 if eps > 1 and norm == "linf" else eps  # the common spelling 8 for 8/255; an L2 ball may be larger than 1
+    return (norm, eps) if norm in ("linf", "l2") and 1e-5 < eps < float("inf") else None  # 1e-8 is Adam's eps
 
 
 def json_field(metadata: Mapping[str, Any], key: str) -> Any:

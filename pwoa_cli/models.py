@@ -5,7 +5,7 @@ name, `Normalized` puts the normalisation inside, so that every model takes (B, 
 """
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ class Normalized(nn.Module):
         super().__init__()
         self.net = net
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+            by_channel = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, by_channel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x if self.mean is None else (x - self.mean) / self.std)
@@ -29,6 +30,12 @@ def _named(name: str, module: nn.Module) -> tuple[str, nn.Module]:
     """A child for a key prefix that may have a dot in it: l1.fc is a Sequential l1 with a child fc."""
     first, _, rest = name.partition(".")
     return first, nn.Sequential(OrderedDict({rest: module})) if rest else module
+
+
+def lenet_side(size: int, *, kernel: int, padded: bool) -> int:
+    """Side of the image that reaches the linear layers of `LeNet`, for inputs of side `size`."""
+    cut = 0 if padded else kernel - 1
+    return ((size - cut) // 2 - cut) // 2
 
 
 class LeNet(nn.Module):
@@ -42,14 +49,14 @@ class LeNet(nn.Module):
                  hidden: int = 200, kernel: int = 3, padded: bool = True, heads: Sequence[str] = ("linear1", "linear2")):
         super().__init__()
         padding = kernel // 2 if padded else 0
-        left = size if padded else ((size - kernel + 1) // 2 - kernel + 1) * 2  # side before the last pooling, halved twice below
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, padding=padding)
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2)
         self.conv2 = nn.Conv2d(widths[0], widths[1], kernel, padding=padding)
         self.relu2 = nn.ReLU()
         self.pool2 = nn.MaxPool2d(2)
-        first, second = _named(heads[0], nn.Linear(widths[1] * (left // 4) ** 2, hidden)), _named(heads[1], nn.Linear(hidden, num_classes))
+        features = widths[1] * lenet_side(size, kernel=kernel, padded=padded) ** 2
+        first, second = _named(heads[0], nn.Linear(features, hidden)), _named(heads[1], nn.Linear(hidden, num_classes))
         self.add_module(*first)
         self.relu3 = nn.ReLU()
         self.add_module(*second)
@@ -68,21 +75,26 @@ class SmallCNN(nn.Module):
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1):
         super().__init__()
         self.feature_extractor = nn.Sequential(OrderedDict(
-            conv1=nn.Conv2d(in_channels, 32, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(32, 32, 3), relu2=nn.ReLU(), maxpool1=nn.MaxPool2d(2),
+            conv1=nn.Conv2d(in_channels, 32, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(32, 32, 3), relu2=nn.ReLU(),
+            maxpool1=nn.MaxPool2d(2),
             conv3=nn.Conv2d(32, 64, 3), relu3=nn.ReLU(), conv4=nn.Conv2d(64, 64, 3), relu4=nn.ReLU(), maxpool2=nn.MaxPool2d(2)))
         self.classifier = nn.Sequential(OrderedDict(
-            fc1=nn.Linear(64 * 16, 200), relu1=nn.ReLU(), drop=nn.Dropout(0.5), fc2=nn.Linear(200, 200), relu2=nn.ReLU(), fc3=nn.Linear(200, num_classes)))
+            fc1=nn.Linear(64 * 16, 200), relu1=nn.ReLU(), drop=nn.Dropout(0.5), fc2=nn.Linear(200, 200), relu2=nn.ReLU(),
+            fc3=nn.Linear(200, num_classes)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.feature_extractor(x).flatten(1))
 
 
 # key names of the CIFAR ResNets in circulation; {} is the number of a stage (from 1) or the letter or number of a layer
+_PLAIN = {"stem": "conv1", "stem_bn": "bn1", "stage": "layer{}", "conv": "conv{}", "bn": "bn{}", "layers": "123"}
 STYLES: dict[str, dict[str, str]] = {
-    "linear": {"stem": "conv1", "stem_bn": "bn1", "stage": "layer{}", "conv": "conv{}", "bn": "bn{}", "layers": "123", "shortcut": "shortcut", "head": "linear"},
-    "fc": {"stem": "conv1", "stem_bn": "bn1", "stage": "layer{}", "conv": "conv{}", "bn": "bn{}", "layers": "123", "shortcut": "downsample", "head": "fc"},
-    "stage_ab": {"stem": "conv_1_3x3", "stem_bn": "bn_1", "stage": "stage_{}", "conv": "conv_{}", "bn": "bn_{}", "layers": "abc", "shortcut": "downsample",
-                 "head": "classifier"},
+    "linear": _PLAIN | {"shortcut": "shortcut", "head": "linear"},
+    "fc": _PLAIN | {"shortcut": "downsample", "head": "fc"},
+    "linear-downsample": _PLAIN | {"shortcut": "downsample", "head": "linear"},
+    "fc-shortcut": _PLAIN | {"shortcut": "shortcut", "head": "fc"},
+    "stage_ab": {"stem": "conv_1_3x3", "stem_bn": "bn_1", "stage": "stage_{}", "conv": "conv_{}", "bn": "bn_{}", "layers": "abc",
+                 "shortcut": "downsample", "head": "classifier"},
 }
 
 
@@ -107,7 +119,8 @@ class ResidualBlock(nn.Module):
         self.stride, self.extra = stride, outside - inside
         self.changes = stride != 1 or inside != outside
         if self.changes and shortcut == "conv":
-            self.add_module(style["shortcut"], nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)))
+            projection = nn.Conv2d(inside, outside, 1, stride, bias=False)
+            self.add_module(style["shortcut"], nn.Sequential(projection, nn.BatchNorm2d(outside)))
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -133,8 +146,8 @@ class CifarResNet(nn.Module):
     Input (B, in_channels, H, W), any H and W of at least 8.
     """
 
-    def __init__(self, *, num_classes: int = 10, in_channels: int = 3, blocks: Sequence[int] = (3, 3, 3), widths: Sequence[int] = (16, 32, 64),
-                 bottleneck: bool = False, shortcut: str = "pad", style: str = "linear"):
+    def __init__(self, *, num_classes: int = 10, in_channels: int = 3, blocks: Sequence[int] = (3, 3, 3),
+                 widths: Sequence[int] = (16, 32, 64), bottleneck: bool = False, shortcut: str = "pad", style: str = "linear"):
         super().__init__()
         names = STYLES[style]
         self.names = names
@@ -146,7 +159,8 @@ class CifarResNet(nn.Module):
         for i, (stage, count, width) in enumerate(zip(self.stages, blocks, widths, strict=True)):
             made = []
             for j in range(count):
-                made.append(ResidualBlock(inside, width, 2 if i and not j else 1, bottleneck=bottleneck, shortcut=shortcut, style=names))
+                stride = 2 if i and not j else 1
+                made.append(ResidualBlock(inside, width, stride, bottleneck=bottleneck, shortcut=shortcut, style=names))
                 inside = 4 * width if bottleneck else width
             self.add_module(stage, nn.Sequential(*made))
         self.add_module(names["head"], nn.Linear(inside, num_classes))
@@ -158,14 +172,12 @@ class CifarResNet(nn.Module):
         return getattr(self, self.names["head"])(x.mean((2, 3)))
 
 
-def _resnet(**fixed: Any) -> Callable[..., nn.Module]:
-    return lambda **options: CifarResNet(**(fixed | options))
-
-
+# a family by its class, a member of fixed depth as a partial of it: `.keywords` says what the name fixes
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet, "smallcnn": SmallCNN, "cifar-resnet": CifarResNet,
-    **{f"cifar-resnet{6 * n + 2}": _resnet(blocks=(n, n, n)) for n in (3, 5, 7, 9, 18)},
-    **{f"cifar-resnet{depth}": _resnet(blocks=blocks, widths=(64, 128, 256, 512), bottleneck=depth == 50, shortcut="conv")
+    **{f"cifar-resnet{6 * n + 2}": partial(CifarResNet, blocks=(n, n, n)) for n in (3, 5, 7, 9, 18)},
+    **{f"cifar-resnet{depth}": partial(CifarResNet, blocks=blocks, widths=(64, 128, 256, 512), bottleneck=depth == 50,
+                                        shortcut="conv")
        for depth, blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3)), (50, (3, 4, 6, 3)))},
 }
 
@@ -177,7 +189,7 @@ def live_parameters(model: nn.Module, x: Tensor) -> set[str]:
     """
     named = dict(model.named_parameters())
     trained = {name: p.requires_grad for name, p in named.items()}
-    training = model.training
+    training = {m: m.training for m in model.modules()}
     model.eval()
     try:
         with torch.enable_grad():
@@ -185,7 +197,8 @@ def live_parameters(model: nn.Module, x: Tensor) -> set[str]:
                 p.requires_grad_(True)
             grads = torch.autograd.grad(model(x).sum(), list(named.values()), allow_unused=True)
     finally:
-        model.train(training)
+        for module, was in training.items():  # one by one: a frozen batch norm stays frozen
+            module.training = was
         for name, p in named.items():
             p.requires_grad_(trained[name])
     return {name for name, g in zip(named, grads, strict=True) if g is not None}
