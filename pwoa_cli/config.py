@@ -33,6 +33,7 @@ class Recipe:
     method: str = "ramp"
     allocation: str = "lamp"
     epochs: float = 4.0  # sparsify and finetune together
+    stretch: float = 0.0  # epochs grow with difficulty: times max(1, log10(1 / (1 - sparsity)))^stretch; 1 doubles them at 99%
     sparsify: float = 0.5  # fraction of the epochs in the sparsify phase
     batch_size: int = 128
     optimizer: str = "adam"
@@ -86,7 +87,10 @@ def read_recipe(name_or_file: str, *, data: str = "", overrides: Mapping[str, An
     per_data = table.pop("data", {})
     values = {"name": path.stem} | table | per_data.get(data, {})
     recipe = _with(Recipe(), values, where=name_or_file)
-    return _with(recipe, overrides or {}, where="command line")
+    overrides = dict(overrides or {})
+    if "epochs" in overrides:  # somebody who names the epochs means just these
+        overrides.setdefault("stretch", 0)
+    return _with(recipe, overrides, where="command line")
 
 
 def _with(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pwoa_cli import admm, allocation, data, distill, hsic, schedule, structure
 from pwoa_cli.config import Recipe
+from pwoa_cli.cpu import keep_freed_memory
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.layers import capture
 
@@ -58,10 +59,11 @@ class State:
     step: int
 
 
-def plan_steps(recipe: Recipe, images: int) -> tuple[int, int, int]:
+def plan_steps(recipe: Recipe, images: int, sparsity: float) -> tuple[int, int, int]:
     """(steps per epoch, steps of the sparsify phase, steps of both) for a training set of `images`."""
     per_epoch = max(1, images // recipe.batch_size)
-    steps = max(2, round(recipe.epochs * per_epoch))
+    epochs = recipe.epochs * max(1.0, -math.log10(1 - sparsity)) ** recipe.stretch
+    steps = max(2, round(epochs * per_epoch))
     return per_epoch, min(steps - 1, max(1, round(recipe.sparsify * steps))), steps
 
 
@@ -120,6 +122,7 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
 
     Raises: PwoaError when a loss is no longer finite, naming the step and the terms.
     """
+    keep_freed_memory()
     sums: dict[str, Tensor] = {}
     count = 0
     while state.step < plan.steps:

@@ -23,6 +23,12 @@ def test_what_is_nearer_to_the_user_wins(tmp_path):
     assert read_recipe(str(file), data="cifar10").lr == 0.1
 
 
+def test_epochs_on_the_command_line_are_meant_as_they_are():
+    assert read_recipe("default").stretch == 1
+    assert read_recipe("default", overrides={"epochs": 2}).stretch == 0
+    assert read_recipe("default", overrides={"epochs": 2, "stretch": 1}).stretch == 1
+
+
 @pytest.mark.parametrize("name", shipped())
 @pytest.mark.parametrize("data", ["", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_shipped_recipes_are_valid(name, data):

@@ -70,7 +70,7 @@ def test_the_28_step_trajectory(monkeypatch, figures):
         models[-1].load_state_dict(torch.load(SHARED / "checkpoints/mnist_lenet5_advtrained.pt", map_location="cpu", weights_only=True))
     teacher, student = models
     recipe = read_recipe("paper", data="mnist", overrides={"optimizer": "sgd", "lr": 1e-3, "epochs": 8, "sparsify": 0.875})
-    per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(split))
+    per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(split), 0.9)
     assert (per_epoch, sparsify_steps) == (4, 28)
     plan = training.Plan(recipe=recipe, teacher=teacher.eval(), hidden=("relu1", "relu2", "relu3"),
                          weights=tuple(f"{n}.weight" for n in ("conv1", "conv2", "linear1", "linear2")), companions={}, sparsity=0.9,

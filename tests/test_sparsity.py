@@ -149,6 +149,14 @@ def test_hidden_error_is_relative():
     assert distill.hidden_error([torch.zeros(2, 2)], [torch.zeros(2, 2)]).item() == 0.0
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_hidden_error_gradient(layout):
+    z, t = (torch.randn(2, 3, 4, 4, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a: distill.hidden_error([a], [t]), (z.requires_grad_(),))
+    want = F.mse_loss(z, t) / t.square().mean()
+    assert distill.hidden_error([z], [t]).item() == pytest.approx(want.item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", distill.NOISES)
 def test_noise_stays_in_range_and_repeats(kind):
     x = torch.rand(4, 1, 5, 5)

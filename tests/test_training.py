@@ -28,7 +28,7 @@ def make_plan(*, structure="unstructured", sparsity=0.8, **fields):
     recipe = replace(Recipe(batch_size=16, epochs=4, noise="sign", lr=1e-2, mask_updates=4), **fields)
     model = Net().eval()
     split = data.Split(images=torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), labels=torch.arange(64) % 3)
-    per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(split))
+    per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(split), sparsity)
     weights = ("conv.weight",) if structure == "filter" else ("conv.weight", "fc.weight")
     plan = training.Plan(recipe=recipe, teacher=model, hidden=("relu",), weights=weights, companions={"conv.weight": ("bn.weight", "bn.bias")},
                          sparsity=sparsity, structure=structure, num_classes=3, eps=0.1, split=split, augment="none", seed=0,
@@ -132,6 +132,11 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 
 def test_steps_of_short_runs():
-    assert training.plan_steps(Recipe(epochs=4, sparsify=0.5, batch_size=128), 60000) == (468, 936, 1872)
-    assert training.plan_steps(Recipe(epochs=0.001, batch_size=128), 60000) == (468, 1, 2)
-    assert training.plan_steps(Recipe(epochs=1, batch_size=128), 50) == (1, 1, 2)
+    assert training.plan_steps(Recipe(epochs=4, sparsify=0.5, batch_size=128), 60000, 0.9) == (468, 936, 1872)
+    assert training.plan_steps(Recipe(epochs=0.001, batch_size=128), 60000, 0.9) == (468, 1, 2)
+    assert training.plan_steps(Recipe(epochs=1, batch_size=128), 50, 0.9) == (1, 1, 2)
+
+
+def test_a_stretched_recipe_takes_its_time_for_high_sparsities():
+    recipe = Recipe(epochs=4, stretch=1, batch_size=128)
+    assert [training.plan_steps(recipe, 12800, s)[2] for s in (0.5, 0.9, 0.99, 0.999)] == [400, 400, 800, 1200]
