@@ -3,188 +3,289 @@
 0 done, 1 a gate failed or a run broke, 2 wrong use or input, 130 interrupted. torch is imported inside the commands, so
 that --help answers at once.
 """
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
 
-from pwoa_cli import __version__
+from pwoa_cli import __version__, run
+from pwoa_cli.console import Console
 from pwoa_cli.errors import InputError, PwoaError
 
-app = typer.Typer(name="pwoa", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Compress adversarially robust image classifiers without generating adversarial examples.")
-
-Data = Annotated[Optional[str], typer.Option("--data", metavar="NAME|PATH", help="mnist, fashion-mnist, cifar10, cifar100, svhn, a folder or an .npz file. Default: the known one that fits.")]
-Arch = Annotated[Optional[str], typer.Option("--arch", metavar="NAME|FILE.py:FN", help="Architecture, where the file does not tell.")]
-Teacher = Annotated[Optional[str], typer.Option("--teacher", metavar="FILE", help="Another checkpoint with the same classes.")]
-Classes = Annotated[Optional[int], typer.Option("--num-classes", metavar="K", help="Classes of the model.")]
-Mean = Annotated[Optional[str], typer.Option("--mean", metavar="A,B,C", help="Normalisation mean of inputs in [0,1].")]
-Std = Annotated[Optional[str], typer.Option("--std", metavar="A,B,C", help="Normalisation deviation.")]
-Norm = Annotated[Optional[str], typer.Option("--norm", metavar="linf|l2", help="Norm of the threat model.")]
-Eps = Annotated[Optional[str], typer.Option("--eps", metavar="E", help="Radius, such as 8/255 or 0.3, for inputs in [0,1].")]
-N = Annotated[int, typer.Option("--n", min=1, help="Test samples, stratified by class.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and the result.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, do nothing.")]
+UsageError = typer.BadParameter.__base__  # of click, which typer carries inside itself since 0.27
 
 
-@app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        print(f"pwoa {__version__}")
-        raise typer.Exit
+class Interrupted(PwoaError):
+    """Ctrl-C or SIGTERM; the message says what was kept."""
+
+    exit_code = 130
 
 
-@app.command(epilog="""\b
+class Command(TyperCommand):
+    """Help as plain text, options under the headings of their `rich_help_panel`, all in one column."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """MODEL or [MODEL], without the braces of newer typers."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments and options by heading, in the order of the function's parameters."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            name, text = param.get_help_record(ctx)
+            argument = param.param_type_name == "argument"
+            heading = "Arguments" if argument else getattr(param, "rich_help_panel", None) or RUN
+            groups.setdefault(heading, []).append((param.metavar if argument else name, text))
+        width = max(len(name) for records in groups.values() for name, _ in records)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in records])
+
+
+def _whole(flag: str, least: int) -> Callable[[Any], int]:
+    """Parser of a whole number >= least. It raises InputError naming the flag."""
+    def parse(text: Any) -> int:
+        if not str(text).strip().isdecimal() or int(text) < least:
+            raise InputError(f"{flag} {text} is not a whole number of at least {least}.",
+                             hint=f"For example: {flag} {max(least, 100)}")
+        return int(text)
+
+    return parse
+
+
+PRUNING, MODEL, DATA, RUN = "Pruning", "Model", "Data and attacks", "Run"
+
+
+def _option(flag: str, heading: str, text: str, *, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(flag, rich_help_panel=heading, help=text, metavar=metavar, **more)
+
+
+Sparsity = Annotated[str, _option("--sparsity", PRUNING, "Fraction of weights to zero, between 0 and 1.", metavar="S")]
+Structure = Annotated[str, _option("--structure", PRUNING, "unstructured, filter or column.", metavar="KIND")]
+RecipeName = Annotated[str, _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
+Settings = Annotated[Optional[list[str]], _option(
+    "--set", PRUNING, "Override a field of the recipe, such as lr=1e-3 (repeatable).", metavar="FIELD=VALUE")]
+Epochs = Annotated[Optional[str], _option(
+    "--epochs", PRUNING, "Epochs of both phases together. Default: the recipe's.", metavar="E")]
+TrainingBatch = Annotated[Optional[str], _option(
+    "--batch-size", PRUNING, "Images in a training step. Default: the recipe's.", metavar="B")]
+Arch = Annotated[Optional[str], _option(
+    "--arch", MODEL, "Architecture, where the file does not tell.", metavar="NAME|FILE.py:FN")]
+Teacher = Annotated[Optional[str], _option("--teacher", MODEL, "Another checkpoint with the same classes.", metavar="FILE")]
+Classes = Annotated[Optional[int], _option(
+    "--num-classes", MODEL, "Classes of the model.", metavar="K", parser=_whole("--num-classes", 2))]
+Mean = Annotated[Optional[str], _option("--mean", MODEL, "Normalisation mean of inputs in [0,1].", metavar="A,B,C")]
+Std = Annotated[Optional[str], _option("--std", MODEL, "Normalisation deviation.", metavar="A,B,C")]
+Data = Annotated[Optional[str], _option(
+    "--data", DATA, "mnist, fashion-mnist, cifar10, cifar100, svhn, a folder or an .npz file. Default: the known one that fits.",
+    metavar="NAME|PATH")]
+Norm = Annotated[Optional[str], _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2")]
+Eps = Annotated[Optional[str], _option(
+    "--eps", DATA, "Its radius, such as 8/255 or 0.3, for inputs in [0,1]. Default: the file's, else the data set's convention.",
+    metavar="E")]
+ReportAttacks = Annotated[str, _option("--attacks", DATA, "Attacks of the report.", metavar="A,B")]
+Attacks = Annotated[str, _option(
+    "--attacks", DATA, "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast.", metavar="A,B")]
+N = Annotated[int, _option("--n", DATA, "Test samples, stratified by class.", metavar="N", parser=_whole("--n", 1))]
+PassBatch = Annotated[Optional[int], _option(
+    "--batch-size", RUN, "Most images in one pass; results do not depend on it.", metavar="B", parser=_whole("--batch-size", 1))]
+Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N", parser=_whole("--seed", 0))]
+Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
+RunFolder = Annotated[Optional[Path], _option("--out", RUN, "Run folder. Default: pwoa-runs/MODEL-S-TIME.", metavar="DIR")]
+ReportFolder = Annotated[Optional[Path], _option("--out", RUN, "Also write report.json and report.md here.", metavar="DIR")]
+Json = Annotated[bool, _option("--json", RUN, "One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, _option("--quiet", RUN, "Only warnings, errors and the result.")]
+DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
+
+app = typer.Typer(name="pwoa", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback(invoke_without_command=True, epilog="""\b
 Examples:
   pwoa prune model.pt --sparsity 0.9
-  pwoa prune model.pt --sparsity 0.95 --data cifar10 --eps 8/255 --epochs 10
-  pwoa prune model.pt --sparsity 0.5 --structure filter --recipe paper --set lr=1e-3""")
+  pwoa eval --attacks pgd,cw,aa
+  pwoa prune --help""")
+def _main(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Compress adversarially robust image classifiers without generating adversarial examples."""
+    if version:
+        print(f"pwoa {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+@app.command(cls=Command, epilog="""\b
+Examples:
+  pwoa prune model.pt --sparsity 0.9
+  pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
+  pwoa prune model.pt --sparsity 0.5 --structure filter""")
 def prune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: .pt, .pth or .safetensors.")],
-    sparsity: Annotated[str, typer.Option("--sparsity", metavar="S", help="Fraction of weights to zero, between 0 and 1.")],
-    structure: Annotated[str, typer.Option("--structure", metavar="KIND", help="unstructured, filter or column.")] = "unstructured",
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="default, paper, or a TOML file.")] = "default",
-    settings: Annotated[Optional[list[str]], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe (repeatable).")] = None,
-    epochs: Annotated[Optional[float], typer.Option("--epochs", metavar="E", help="Epochs of both phases together.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option("--batch-size", metavar="B", help="Images in a training step.")] = None,
-    data: Data = None, arch: Arch = None, teacher: Teacher = None, num_classes: Classes = None, mean: Mean = None, std: Std = None,
-    norm: Norm = None, eps: Eps = None,
-    attacks: Annotated[str, typer.Option("--attacks", metavar="A,B", help="Attacks of the report.")] = "fgsm,pgd-10,pgd-20,cw",
-    n: N = 1000, seed: Seed = 0, device: Device = "auto",
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder. Default: pwoa-runs/MODEL-S-TIME.")] = None,
-    json: Json = False, quiet: Quiet = False, dry_run: DryRun = False,
+    sparsity: Sparsity, structure: Structure = "unstructured", recipe: RecipeName = "default", settings: Settings = None,
+    epochs: Epochs = None, batch_size: TrainingBatch = None,
+    arch: Arch = None, teacher: Teacher = None, num_classes: Classes = None, mean: Mean = None, std: Std = None,
+    data: Data = None, norm: Norm = None, eps: Eps = None, attacks: ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: N = 1000,
+    seed: Seed = 0, device: Device = "auto", out: RunFolder = None, json: Json = False, quiet: Quiet = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Prune a robust model and write a sparse file and a robustness report."""
-    from pwoa_cli.console import Console
-
-    wanted = parse_sparsity(sparsity)
+    """Prune a model and report what it cost."""
+    wanted, created = parse_sparsity(sparsity), datetime.now()
     overrides = _overrides(settings, epochs=epochs, batch_size=batch_size)
     console = Console(json=json, quiet=quiet)
-    console.say("loading torch")
-    from pwoa_cli import prune as workflow
-    from pwoa_cli import report, run
-    from pwoa_cli.config import read_recipe
-    from pwoa_cli.structure import STRUCTURES
+    with _run_folder(console, out, model=model, sparsity=wanted, created=created) as folder:
+        console.say("loading torch")
+        from pwoa_cli import prune as workflow
+        from pwoa_cli import report
 
-    if structure not in STRUCTURES:
-        raise InputError(f"--structure {structure!r}, expected one of {', '.join(STRUCTURES)}.", hint="For example: --structure filter")
-    read_recipe(recipe, overrides=overrides)
-    created = datetime.now()
-    request = workflow.Request(
-        _source(model, arch, num_classes, mean, std), wanted, structure=structure, recipe=recipe, overrides=overrides, teacher=teacher,
-        data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, out=out)
-    job = workflow.prepare(request, say=console.say)
-    folder = run.create(out, model_name=Path(model).stem, sparsity=wanted, now=created)
-    if dry_run:
-        run.discard_empty(folder)
-        console.result(f"Everything checked; a run would write {folder}.", {"dry_run": True, "out": str(folder), "steps": job.plan.steps})
-        return
-    try:
+        job = workflow.prepare(workflow.Request(
+            _source(model, arch, num_classes, mean, std), wanted, structure=structure, recipe=recipe, overrides=overrides,
+            teacher=teacher, data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device), say=console.say)
+        if dry_run:
+            console.result(f"Everything checked; a run would write {folder}.",
+                           {"dry_run": True, "out": str(folder), "steps": job.plan.steps})
+            return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
-    except (KeyboardInterrupt, PwoaError) as error:
-        kept = sorted(p.name for p in folder.iterdir())
-        console.warn(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'stopped'}; kept in {folder}: {', '.join(kept) or 'nothing'}."
-                     + ("" if "model.safetensors" in kept else " No pruned model was written."))
-        if "model.safetensors" in kept:
-            console.warn(f"the pruned model is whole; measure it: pwoa eval {folder / 'model.safetensors'}")
-        run.discard_empty(folder)
-        raise
     console.result(report.markdown(result), result, table=report.table(result))
-    console.say(f"wrote {folder}\nnext: pwoa eval --attacks pgd,cw,aa")
+    console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}--attacks pgd,cw,aa")
 
 
-@app.command("eval", epilog="""\b
+@app.command("eval", cls=Command, epilog="""\b
 Examples:
   pwoa eval --attacks pgd,cw,aa
   pwoa eval model.pt --attacks fgsm,pgd,cw,aa --n 1000
-  pwoa eval pruned.safetensors --teacher model.pt --attacks pgd-40-s0.01 --json""")
+  pwoa eval pruned.safetensors --teacher model.pt --json""")
 def evaluate(
-    model: Annotated[Optional[str], typer.Argument(metavar="[MODEL]", help="Checkpoint or pruned file. Default: the newest run, beside its teacher.")] = None,
-    attacks: Annotated[str, typer.Option("--attacks", metavar="A,B", help="fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast.")] = "fgsm,pgd,cw",
-    data: Data = None, arch: Arch = None, teacher: Teacher = None, num_classes: Classes = None, mean: Mean = None, std: Std = None,
-    norm: Norm = None, eps: Eps = None, n: N = 1000,
-    batch_size: Annotated[Optional[int], typer.Option("--batch-size", metavar="B", help="Most images in one pass.")] = None,
-    seed: Seed = 0, device: Device = "auto",
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Also write report.json and report.md here.")] = None,
-    json: Json = False, quiet: Quiet = False, dry_run: DryRun = False,
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
+        "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its teacher."))] = "",
+    arch: Arch = None, teacher: Teacher = None, num_classes: Classes = None, mean: Mean = None, std: Std = None,
+    data: Data = None, norm: Norm = None, eps: Eps = None, attacks: Attacks = "fgsm,pgd,cw", n: N = 1000,
+    batch_size: PassBatch = None, seed: Seed = 0, device: Device = "auto", out: ReportFolder = None, json: Json = False,
+    quiet: Quiet = False, dry_run: DryRun = False,
 ) -> None:
-    """Measure accuracy under attack of one model, or of the newest pruned one beside its teacher."""
-    from pwoa_cli.console import Console
-
+    """Measure accuracy under attack."""
     console = Console(json=json, quiet=quiet)
-    console.say("loading torch")
-    from pwoa_cli import assess, report, run
+    with _run_folder(console, out, model=model) if out else _no_folder() as folder:
+        console.say("loading torch")
+        from pwoa_cli import assess, report
+        from pwoa_cli.evaluate import BLOCK
 
-    source = None if model is None else _source(model, arch, num_classes, mean, std)
-    size = {} if batch_size is None else {"batch_size": batch_size}
-    job = assess.prepare(assess.Request(source, attacks=attacks, teacher=teacher, data=data, norm=norm, eps=eps, n=n, seed=seed, device=device, **size),
-                         say=console.say)
-    folder = run.create(out, model_name="eval", sparsity=0, now=datetime.now()) if out else None
-    if dry_run:
+        job = assess.prepare(assess.Request(
+            _source(model, arch, num_classes, mean, std), teacher=teacher, data=data, norm=norm, eps=eps, attacks=attacks, n=n,
+            seed=seed, batch_size=batch_size or BLOCK, device=device), say=console.say)
+        if dry_run:
+            console.result("Everything checked; nothing was attacked.", {"dry_run": True, "out": str(out) if out else None})
+            return
+        with console.progress() as progress:
+            result = assess.execute(job, progress=progress.update)
         if folder:
-            run.discard_empty(folder)
-        console.result("Everything checked; nothing was attacked.", {"dry_run": True})
-        return
-    with console.progress() as progress:
-        result = assess.execute(job, progress=progress.update)
-    if folder:
-        run.write_text_atomic(folder / "report.md", report.markdown(result))
-        run.write_json(folder / "report.json", result)
-        console.say(f"wrote {folder}")
+            assess.write(folder, result)
     console.result(report.markdown(result), result, table=report.table(result))
+    if folder:
+        console.say(f"wrote {folder}")
 
 
 def parse_sparsity(text: str) -> float:
     """Fraction in (0, 1) from text. Raises: InputError, with what was meant where that can be guessed."""
+    example = "Nine weights in ten: --sparsity 0.9"
     try:
-        value = float(text)
+        value = float(text.strip().removesuffix("%").replace(",", "."))
     except ValueError:
-        raise InputError(f"--sparsity {text!r} is not a number.", hint="Nine weights in ten: --sparsity 0.9") from None
-    if 1 < value < 100:
-        raise InputError(f"--sparsity {text} is not between 0 and 1. Did you mean {value / 100:g}?", hint=f"--sparsity {value / 100:g}")
+        raise InputError(f"--sparsity {text} is not a number.", hint=example) from None
+    percent = text.strip().endswith("%") or value > 1
+    if percent and 0 < value < 100 or "," in text and 0 < value < 1:
+        meant = f"{value / 100 if percent else value:g}"
+        raise InputError(f"--sparsity {text} is not a number between 0 and 1. Did you mean {meant}?", hint=f"--sparsity {meant}")
     if not 0 < value < 1:
-        raise InputError(f"--sparsity {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).", hint="Nine weights in ten: --sparsity 0.9")
+        raise InputError(f"--sparsity {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).", hint=example)
     return value
 
 
 def _overrides(settings: list[str] | None, **direct: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {key: value for key, value in direct.items() if value is not None}
+    """Fields of the recipe from --set FIELD=VALUE and from options of their own, which win."""
+    values: dict[str, Any] = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise InputError(f"--set {setting!r} is not FIELD=VALUE.", hint="For example: --set lr=1e-3")
+            raise InputError(f"--set {setting} is not FIELD=VALUE.", hint="For example: --set lr=1e-3")
         values[key.strip()] = value.strip()
-    return values
+    return values | {key: value for key, value in direct.items() if value is not None}
 
 
 def _source(model: str, arch: str | None, num_classes: int | None, mean: str | None, std: str | None) -> Any:
     from pwoa_cli.subject import Source, parse_numbers
 
-    return Source(model, arch=arch, num_classes=num_classes, mean=parse_numbers(mean, flag="--mean"), std=parse_numbers(std, flag="--std"))
+    return Source(model, arch=arch, num_classes=num_classes, mean=parse_numbers(mean, flag="--mean"),
+                  std=parse_numbers(std, flag="--std"))
+
+
+@contextmanager
+def _run_folder(console: Console, out: Path | None, *, model: str, sparsity: float = 0.0,
+                created: datetime | None = None) -> Iterator[Path]:
+    """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is said."""
+    with run.opened(out, model_name=Path(model).stem, sparsity=sparsity, now=created or datetime.now()) as folder:
+        try:
+            yield folder
+        except (KeyboardInterrupt, PwoaError) as error:
+            kept = _kept(folder)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"interrupted; {kept}") from None
+            if any(folder.iterdir()):
+                console.warn(f"stopped; {kept}")
+            raise
+
+
+def _kept(folder: Path) -> str:
+    """What a run that did not finish leaves, in a sentence or two."""
+    names = sorted(p.name for p in folder.iterdir())
+    if not names:
+        return "nothing was written."
+    kept = f"kept in {folder}: {', '.join(names)}."
+    if "model.safetensors" in names:
+        return f"{kept}\nThe pruned model is whole; measure it: pwoa eval {folder / 'model.safetensors'}"
+    return f"{kept} No pruned model was written." if "config.toml" in names else kept
+
+
+@contextmanager
+def _no_folder() -> Iterator[None]:
+    try:
+        yield None
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written.") from None
 
 
 def main() -> None:
     """Entry point of `pwoa`: run, and turn what went wrong into a sentence and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and CI time limits end a run as Ctrl-C does
     try:
-        app()
+        sys.exit(app(prog_name="pwoa", standalone_mode=False))
+    except Interrupted as stop:
+        Console().say(stop.message)
+        sys.exit(stop.exit_code)
     except PwoaError as error:
-        from pwoa_cli.console import Console
+        _fail(error)
+    except UsageError as error:
+        _fail(InputError(error.format_message(), hint=f"See {error.ctx.command_path if error.ctx else 'pwoa'} --help"))
+    except OSError as error:
+        _fail(PwoaError(f"{error.filename or 'A file'}: {error.strerror or error}.",
+                        hint="Free disk space and permissions are the usual causes."))
+    except (MemoryError, RuntimeError) as error:  # torch has no common class for CPU and GPU
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in ("out of memory", "allocate memory")):
+            raise
+        _fail(PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
+                        hint="A smaller --batch-size, or another --device."))
 
-        Console().error(error)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe has gone; what it wanted, it has
-        sys.stdout = None
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+
+def _fail(error: PwoaError) -> None:
+    Console().error(error)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ class Console:
         self.quiet = quiet
 
     def say(self, text: str) -> None:
-        """A line for people on stderr; quiet leaves it out."""
-        if not self.quiet:
+        """A line for people on stderr; quiet leaves it out, unless it is a `warning: TEXT` of a workflow."""
+        if not self.quiet or text.startswith("warning: "):
             _to_stderr(text)
 
     def warn(self, text: str) -> None:
@@ -47,13 +47,14 @@ class Console:
         renderable for a terminal (default: the text there too).
         """
         if self.json:
-            print(dumps(json_object), flush=True)
+            _write(sys.stdout, dumps(json_object))
         elif table is not None and sys.stdout.isatty():
             from rich.console import Console as RichConsole
 
-            RichConsole(file=sys.stdout).print(table)
+            # without a height rich takes 80 columns on a dumb terminal
+            RichConsole(file=sys.stdout, width=_width(sys.stdout), height=25).print(table)
         else:
-            print(visible(text.rstrip("\n")), flush=True)
+            _write(sys.stdout, visible(text.rstrip("\n")))
 
     @contextmanager
     def progress(self) -> Iterator["Progress"]:
@@ -163,15 +164,28 @@ def _to_stderr(text: str) -> None:
     """One write, so that lines of threads do not mix; broken between words on a terminal, never where it is read by a program."""
     text = visible(text)
     if sys.stderr.isatty():
-        wrapper = textwrap.TextWrapper(_width(), break_long_words=False, break_on_hyphens=False)  # paths stay whole
-        text = "\n".join(wrapper.fill(line) for line in text.split("\n"))
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+        text = "\n".join(_wrapped(line, _width(sys.stderr)) for line in text.split("\n"))
+    _write(sys.stderr, text)
 
 
-def _width() -> int:
-    """Columns of the terminal behind stderr (stdout may be a pipe), $COLUMNS first."""
+def _write(stream: Any, text: str) -> None:
+    """A reader of a pipe that has gone (`| head -1`) has what it wanted, and does not end a run of hours."""
     try:
-        return max(20, int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.stderr.fileno()).columns))
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains about the rest at its exit
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Broken between words, paths stay whole; what is indented stays indented."""
+    indent = line[:len(line) - len(line.lstrip())]
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _width(stream: Any) -> int:
+    """Columns of the terminal behind a stream, $COLUMNS first."""
+    try:
+        return max(20, int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns))
     except (OSError, ValueError):
         return 80

@@ -268,7 +268,9 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def headline(report: Mapping[str, Any]) -> str:
     """What this is about, in a line."""
-    source = os.path.basename(report["model"]["source"]) or "Model"
+    path = report["model"]["source"]
+    in_run = os.path.basename(path) == "model.safetensors"  # the same name in every run: the folder's says more
+    source = os.path.basename(os.path.dirname(path) if in_run else path) or os.path.basename(path) or "Model"
     if "sparsity" in report:
         return f"{source} pruned to {percent_of_weights(report['sparsity']['achieved'])}% sparsity"
     return f"{source} under attack"

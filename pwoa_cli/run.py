@@ -43,7 +43,7 @@ def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime,
     free = shutil.disk_usage(path).free
     if free < need_bytes:
         if made:
-            discard_empty(path)
+            _remove_empty(path, *([ROOT] if out is None else []))
         raise InputError(f"the disk of {out or ROOT} has {free / 1e6:.0f} MB free, this run needs {need_bytes / 1e6:.0f} MB.",
                          hint="Free some space, or name a folder on another disk: --out DIR")
     return path
@@ -74,12 +74,24 @@ def _new_default(model_name: str, sparsity: float, now: datetime) -> Path:
             attempt += 1
 
 
-def discard_empty(path: Path) -> None:
-    """Remove a run folder in which nothing was written (a dry run, a set-up that failed), and an empty pwoa-runs."""
-    with suppress(OSError):
-        path.rmdir()
-        if path.parent.name == ROOT.name:
-            path.parent.rmdir()
+@contextmanager
+def opened(out: Path | None, **options: Any) -> Iterator[Path]:
+    """`create` as a block: folders that it made and in which nothing was written are gone afterwards (a dry run, a set-up
+    that failed); a folder that was there before stays. Raises: InputError as `create`."""
+    top = ROOT if out is None else out
+    made = [p for p in (top, *top.parents) if not os.path.exists(p)]  # Path.exists raises for a name that is too long
+    try:
+        path = create(out, **options)
+        made = [path, *made] if out is None else made
+        yield path
+    finally:
+        _remove_empty(*made)
+
+
+def _remove_empty(*folders: Path) -> None:
+    with suppress(OSError):  # the first that holds something ends it
+        for folder in folders:
+            folder.rmdir()
 
 
 def newest(root: Path = ROOT) -> Path:

@@ -1,6 +1,9 @@
 """What a command works on: a model, the data that fits it and the threat it was trained against; inferred things are said."""
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,7 +15,9 @@ from pwoa_cli.evaluate import parse_eps, parse_norm
 from pwoa_cli.report import radius
 
 PROBE = 500  # training images that tell whether model and data belong together
-Say = Callable[[str], None]
+LOW = 0.5  # accuracy on training images that makes one doubt the data or the normalisation
+Say = Callable[[str], None]  # a line for people
+Progress = Callable[[str, int, int, str], None]  # phase, steps done, steps in all, more
 
 
 @dataclass(frozen=True)
@@ -43,111 +48,172 @@ class Subject:
 
 def device_named(text: str) -> torch.device:
     """The torch device of --device: auto (cuda, else mps, else cpu) or a name. Raises: InputError if it is not here."""
-    here = ["cpu"]
-    if torch.backends.mps.is_available():
-        here.insert(0, "mps")
-    if torch.cuda.is_available():
-        here.insert(0, "cuda")
+    here = [f"cuda:{index}" for index in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if text == "auto":
-        return torch.device(here[0])
-    if text.split(":")[0] not in here:
-        raise InputError(f"--device {text} is not on this machine, which has {', '.join(here)}.", hint="Leave it out, or: --device auto")
+        return torch.device(here[0].split(":")[0])
+    if text not in (*here, "cuda" if "cuda:0" in here else "cpu"):
+        raise InputError(f"--device {text} is not on this machine, which has {', '.join(here)}.",
+                         hint="Leave it out, or: --device auto")
     return torch.device(text)
 
 
 def open_model(source: Source, *, device: torch.device, say: Say) -> Loaded:
     """Load a model to the device and say what was inferred about it. Raises: InputError as `load_model`."""
     loaded = load_model(source.path, arch=source.arch, num_classes=source.num_classes, mean=source.mean, std=source.std)
-    say(f"{source.path}: {loaded.arch}, {loaded.num_classes} classes")
+    return _introduced(loaded, device=device, say=say)
+
+
+def _introduced(loaded: Loaded, *, device: torch.device, say: Say) -> Loaded:
+    say(f"{loaded.source}: {loaded.arch}, {loaded.num_classes} classes")
     for note in loaded.notes:
         say(f"  {note}")
     return replace(loaded, model=loaded.model.to(device).eval())
 
 
-def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device, say: Say) -> Subject:
+def open_teacher(path: str, subject: Subject, *, device: torch.device, say: Say) -> Loaded:
+    """The model of --teacher, for the images and classes of the subject.
+
+    What its file does not tell is taken from the subject's model: the architecture, and the normalisation if the teacher
+    is right more often with it. Raises: InputError as `load_model`, or if it does not fit the subject's images and classes.
+    """
+    like = subject.loaded
+    teacher = _introduced(_load_like(path, like), device=device, say=say)
+    if teacher.num_classes != like.num_classes:
+        raise InputError(f"--teacher {path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
+                         hint="A teacher must know the same classes in the same order.")
+    right = probe(teacher.model, subject.dataset, classes=like.num_classes, what=f"--teacher {path}")
+    if teacher.mean is None and like.mean is not None:
+        other = load_model(path, arch=teacher.arch, num_classes=like.num_classes, mean=like.mean, std=like.std)
+        other = replace(other, model=other.model.to(device))
+        right_so = probe(other.model, subject.dataset, classes=like.num_classes, what=f"--teacher {path}")
+        if right_so > right:
+            say(f"  it is right more often with the normalisation of {like.source} ({100 * right:.1f}% without): taken")
+            teacher, right = other, right_so
+    say(f"  it is right on {100 * right:.1f}% of the same training images")
+    return teacher
+
+
+def _load_like(path: str, like: Loaded) -> Loaded:
+    """The model in a file; if its own keys do not tell the architecture, that of `like`."""
+    try:
+        return load_model(path)
+    except InputError:
+        with suppress(InputError):
+            return load_model(path, arch=like.arch, num_classes=like.num_classes)
+        raise  # what the file itself lacks
+
+
+def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device, say: Say,
+                 near_chance: Literal["refused", "doubted", "possible"] = "refused") -> Subject:
     """Model, data and threat of one command; everything that can be wrong with them is found here, before any work.
 
     Args: data: --data, None: the known data set on this machine on which the model is right most often.
-    norm, eps: as typed, None: from the file, else the convention of the data set.
+    norm, eps: as typed, None: from the file, else the convention of the data set. near_chance: what such a model is;
+    "doubted" gives a warning, "possible" (pruned on this very data) none.
     Raises: InputError if model and data do not belong together or the threat cannot be known.
     """
+    asked = norm and parse_norm(norm)  # a typing mistake is told before a large file is read
     if eps is not None:
-        parse_eps(eps, norm=parse_norm(norm or "linf"))  # a typing mistake is told before a large file is read
+        parse_eps(eps, norm=asked or "l2")  # the file may say l2, where more is possible
     loaded = open_model(source, device=device, say=say)
-    dataset = _fitting_data(loaded, data, device=device, say=say)
-    return Subject(loaded, dataset, *_threat(loaded, dataset, norm, eps, say=say))
+    dataset = _fitting_data(loaded, data, device=device, say=say, near_chance=near_chance)
+    return Subject(loaded, dataset, *_threat(loaded, dataset, asked, eps, say=say))
 
 
-def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say) -> datasets.Dataset:
+def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say, near_chance: str) -> datasets.Dataset:
+    """The data set that was named or that fits best. Raises: InputError if the model is near chance on it and may not be."""
     size = loaded.input_shape[1:] if loaded.input_shape else None
     if data is not None:
         dataset = datasets.load(data, device=device, size=size)
         accuracy = probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source)
     else:
         dataset, accuracy = _guess_data(loaded, size, device=device, say=say)
-    say(f"data set: {dataset.name} from {dataset.where}, {len(dataset.train)} training and {len(dataset.test)} test images; "
-        f"the model is right on {100 * accuracy:.1f}% of {min(PROBE, len(dataset.train))} training images")
-    chance = 1 / loaded.num_classes
-    if accuracy < chance + 5 * (chance * (1 - chance) / PROBE) ** 0.5:  # five standard deviations
-        raise InputError(f"{loaded.source} is right on {100 * accuracy:.1f}% of {PROBE} images of {dataset.name}, near chance ({100 * chance:.1f}%).",
-                         hint="Another data set (--data), or the normalisation that the model was trained with (--mean, --std)?")
+    images, chance = min(PROBE, len(dataset.train)), 1 / loaded.num_classes
+    right = f"right on {100 * accuracy:.1f}% of {images} training images"
+    say(f"data set: {dataset.name} from {short_path(dataset.where)}, {len(dataset.train)} training and "
+        f"{len(dataset.test)} test images; the model is {right}")
+    hint = "Another data set (--data), or the normalisation that the model was trained with (--mean, --std)?"
+    deviation = (chance * (1 - chance) / images) ** 0.5
+    if accuracy < chance + 5 * deviation and near_chance == "refused":
+        raise InputError(f"{loaded.source} is {right} of {dataset.name}, near chance ({100 * chance:.1f}%).", hint=hint)
+    if accuracy < LOW and near_chance != "possible":
+        say(f"warning: {loaded.source} is {right} of {dataset.name}. {hint}")
     return dataset
 
 
-def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.device, say: Say) -> tuple[datasets.Dataset, float]:
+def short_path(path: str) -> str:
+    """A path with ~ for the home folder: shorter, and without the user's name in reports."""
+    home = str(Path.home())
+    return "~" + path.removeprefix(home) if path.startswith(home + "/") else path
+
+
+def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.device,
+                say: Say) -> tuple[datasets.Dataset, float]:
     """The fitting known data set with the highest clean accuracy among those that are here (or the first, downloaded)."""
     fitting = datasets.candidates(loaded.input_shape, loaded.num_classes)
     if not fitting:
-        raise InputError(f"No known data set has inputs {loaded.input_shape} and {loaded.num_classes} classes, as {loaded.source} has.",
-                         hint="Name yours: --data FILE.npz (x_train, y_train, x_test, y_test) or --data FOLDER (train/CLASS/*.png, test/CLASS/*.png).")
+        shape = "x".join(map(str, loaded.input_shape)) if loaded.input_shape else "its"
+        raise InputError(f"No known data set has {shape} inputs and {loaded.num_classes} classes, as {loaded.source} has.",
+                         hint="Name yours: --data FILE.npz (x_train, y_train, x_test, y_test) or --data FOLDER "
+                              "(train/CLASS/*.png, test/CLASS/*.png).")
     here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
     tried = {}
     for name in here:
         dataset = datasets.load(name, device=device, size=size)
         tried[name] = (probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source), dataset)
-    best = max(tried, key=lambda name: tried[name][0])
+    best = sorted(tried, key=lambda name: -tried[name][0])
     if len(tried) > 1:
-        say("data sets that fit its shape, by accuracy: " + ", ".join(f"{name} {100 * tried[name][0]:.1f}%" for name in sorted(tried, key=lambda n: -tried[n][0])))
-    return tried[best][1], tried[best][0]
+        shown = ", ".join(f"{name} {100 * tried[name][0]:.1f}%" for name in best)
+        say(f"data sets that fit its shape, by accuracy: {shown}")
+    return tried[best[0]][1], tried[best[0]][0]
 
 
 def probe(model: nn.Module, dataset: datasets.Dataset, *, classes: int, what: str) -> float:
-    """Clean accuracy in 0..1 on the first PROBE training images (spread over the set).
+    """Clean accuracy in 0..1 on PROBE training images, spread over the set.
 
-    Raises: InputError if the classes differ or the model cannot take the images.
+    Raises: InputError if the classes differ, the model cannot take the images, or does not return finite logits.
     """
     if classes != dataset.num_classes:
         raise InputError(f"{what} has {classes} classes, the data set {dataset.name} has {dataset.num_classes}.",
-                         hint="Name the data that the model was trained on: --data NAME, FILE.npz or FOLDER.")
+                         hint="Name the data that it was trained on (--data), or the classes that it really has (--num-classes).")
     index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()
-    x, y = dataset.train.batch(index)
     right = 0
-    with torch.no_grad():
-        for start in range(0, len(x), 100):
-            try:
-                logits = model(x[start:start + 100])
-            except RuntimeError as error:
-                raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {dataset.name}: {str(error).splitlines()[0]}",
-                                 hint="Name the data that the model was trained on (--data), or its architecture (--arch).") from error
-            if not isinstance(logits, torch.Tensor) or logits.shape != (len(x[start:start + 100]), classes):
-                got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise InputError(f"{what} returns {got} for {len(x[start:start + 100])} images, expected logits ({len(x[start:start + 100])}, {classes}).",
-                                 hint="Wrap it in a module that returns the logits: --arch file.py:fn")
-            right += int((logits.argmax(1) == y[start:start + 100]).sum())
-    return right / len(x)
+    for part in index.split(100):
+        x, y = dataset.train.batch(part)
+        try:
+            with torch.no_grad():
+                logits = model(x)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0].rstrip(".")
+            raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {dataset.name}: {why}.",
+                             hint="Name the data that it was trained on (--data), or its architecture (--arch).") from error
+        _check_logits(logits, (len(x), classes), what)
+        right += int((logits.argmax(1) == y).sum())
+    return right / len(index)
+
+
+def _check_logits(logits: object, expected: tuple[int, int], what: str) -> None:
+    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise InputError(f"{what} returns {got} for {expected[0]} images, expected logits {expected}.",
+                         hint="Wrap it in a module that returns the logits: --arch file.py:fn")
+    if not logits.isfinite().all():
+        raise InputError(f"{what} returns NaN or infinite logits.",
+                         hint="Check its weights and its normalisation (--mean, --std).")
 
 
 def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: str | None, *, say: Say) -> tuple[str, float]:
     """(norm, eps): what the user says, else what the file says, else the data set's convention; the last two are said."""
-    asked = parse_norm(norm) if norm is not None else None
     if eps is not None:
-        return asked or "linf", parse_eps(eps, norm=asked or "linf")
+        norm = norm or (loaded.threat[0] if loaded.threat else "linf")
+        return norm, parse_eps(eps, norm=norm)
     for where, threat in (("the model file", loaded.threat), (f"the convention for {dataset.name}", dataset.threat)):
-        if threat and asked in (None, threat[0]):
+        if threat and norm in (None, threat[0]):
             say(f"threat model: {threat[0]}, eps {radius(threat[1])} ({where}; --norm and --eps change it)")
             return threat
-    raise InputError(f"The threat model of {loaded.source} is not known: neither the file nor {dataset.name} gives an eps{f' for {asked}' if asked else ''}.",
-                     hint="Say it: --norm linf --eps 8/255")
+    which = f"an eps for {norm}" if norm else "an eps"
+    raise InputError(f"The threat model of {loaded.source} is not known: neither the file nor {dataset.name} gives {which}.",
+                     hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
 
 
 def samples(dataset: datasets.Dataset, n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,4 +228,5 @@ def parse_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{flag} {text!r} is not a list of numbers.", hint=f"One a channel, for example: {flag} 0.491,0.482,0.447") from None
+        raise InputError(f"{flag} {text} is not a list of numbers.",
+                         hint=f"One a channel, for example: {flag} 0.491,0.482,0.447") from None

@@ -2,6 +2,7 @@
 import io
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -71,8 +72,9 @@ def test_quiet_keeps_warnings_and_errors(capsys):
     with out.progress() as progress:
         progress.update("prune", 1, 2)
     out.warn("w")
+    out.say("warning: of a workflow")
     out.error(InputError("e"))
-    assert capsys.readouterr().err == "warning: w\nerror: e\n"
+    assert capsys.readouterr().err == "warning: w\nwarning: of a workflow\nerror: e\n"
 
 
 def test_control_characters_and_broken_names_are_made_visible(capsys):
@@ -90,6 +92,31 @@ def test_messages_wrap_between_words_on_a_terminal_and_not_elsewhere(capsys, mon
     monkeypatch.undo()
     Console().error(error)
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_wrapped_lines_keep_their_indent(monkeypatch):
+    stream = _terminal(monkeypatch)
+    Console().say("  " + "word " * 20)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2 and all(line.startswith("  word") and len(line) <= 60 for line in lines)
+
+
+def test_the_table_takes_the_width_of_a_dumb_terminal_too(capsys, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    Console().result("", {}, table=Text("word " * 30))
+    assert max(map(len, stream.getvalue().splitlines())) <= 60 and "\x1b" not in stream.getvalue()
+
+
+def test_a_pipe_whose_reader_has_gone_is_no_error(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        Console().result("# a result", {})
+        Console(json=True).result("", {"more": 1})  # and so are the next lines
 
 
 def test_json_is_one_object_and_nothing_else(capsys, monkeypatch):

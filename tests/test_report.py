@@ -162,6 +162,11 @@ def test_evaluation_shows_in_the_same_style():
     assert _evaluation().keys() >= {"results"} and _evaluation(teacher=TEACHER).keys() >= {"teacher", "student", "drop"}
 
 
+def test_headline_of_a_run_names_its_folder():
+    assert report.headline({"model": {"source": "pwoa-runs/lenet-0.9/model.safetensors"}}) == "lenet-0.9 under attack"
+    assert report.headline({"model": {"source": "model.safetensors"}}) == "model.safetensors under attack"
+
+
 def test_evaluation_of_clean_accuracy_alone():
     shown = _evaluation(norm=None, eps=None, results={"clean": STUDENT["clean"]})
     assert "attacks within" not in report.markdown(shown) and "clean 98.7%." in report.markdown(shown)

@@ -86,12 +86,30 @@ def test_full_disk_is_refused_before_work_and_leaves_no_folder(monkeypatch):
     assert Path("mine").is_dir()  # was there before
 
 
-def test_discard_empty_takes_no_folder_with_content():
-    first, second = _create(), _create()
-    (first / "model.safetensors").write_bytes(b"x")
-    run.discard_empty(first)
-    run.discard_empty(second)
-    assert first.is_dir() and not second.exists()
+def _opened(out=None, *, write=False):
+    with run.opened(out, model_name="lenet", sparsity=0.9, now=NOW) as path:
+        assert path.is_dir()
+        if write:
+            (path / "model.safetensors").write_bytes(b"x")
+    return path
+
+
+def test_an_opened_folder_stays_if_something_was_written():
+    assert _opened(write=True).is_dir() and _opened(Path("a/b"), write=True).is_dir()
+    assert not _opened().exists() and run.ROOT.is_dir()  # the other run is in there
+
+
+def test_an_opened_folder_that_stays_empty_goes_with_the_parents_made_for_it():
+    assert not _opened().exists() and not run.ROOT.exists()
+    Path("mine").mkdir()
+    _opened(Path("mine"))
+    _opened(Path("mine/a/b"))
+    assert Path("mine").is_dir() and not Path("mine/a").exists()  # mine was there before
+    with pytest.raises(ValueError), run.opened(None, model_name="lenet", sparsity=0.9, now=NOW):
+        raise ValueError
+    with pytest.raises(InputError), run.opened(Path("x" * 300), model_name="lenet", sparsity=0.9, now=NOW):
+        pass
+    assert [p.name for p in Path().iterdir()] == ["mine"]
 
 
 def test_newest_goes_by_time_not_by_name():

@@ -1,0 +1,379 @@
+"""Pruning from a checkpoint to a report on small networks, and every input that must be refused."""
+import json
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_models as small
+import torch
+from torch import nn
+
+import pwoa_cli
+from pwoa_cli import checkpoint, data, prune, sparse_file
+from pwoa_cli.errors import InputError, PwoaError
+from pwoa_cli.subject import Source
+
+FAST = {"epochs": "2", "batch_size": "32"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Trained networks with and without batch norm, and data for them."""
+    folder = tmp_path_factory.mktemp("world")
+    small.save(small.learn(small.lenet()), folder / "lenet.pt")
+    small.save(small.learn(small.resnet(), channels=3), folder / "resnet.pt")
+    small.write_npz(folder / "grey.npz")
+    small.write_npz(folder / "colour.npz", channels=3)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(world, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.chdir(world)
+    yield world
+    torch.set_num_threads(threads)
+
+
+def request(model="lenet.pt", *, sparsity=0.7, **options):
+    source = Source(model, **{k: options.pop(k) for k in ("arch", "num_classes", "mean", "std") if k in options})
+    fields = {"data": "colour.npz" if model == "resnet.pt" else "grey.npz", "eps": "0.1", "n": 20, "attacks": "fgsm"}
+    fields |= {"overrides": FAST}
+    return prune.Request(source, sparsity, **fields | options)
+
+
+def run_in(folder, *args, **options):
+    """(report, what was said) of a run; its files are in the folder."""
+    said = []
+    folder.mkdir()
+    job = prune.prepare(request(*args, **options), say=said.append)
+    made = prune.execute(job, folder, say=said.append, progress=lambda *_: None, created=datetime(2026, 1, 2))
+    return made, "\n".join(said)
+
+
+def refused(*args, **options):
+    """The error that a request gives before any work."""
+    with pytest.raises(InputError) as caught:
+        prune.prepare(request(*args, **options), say=lambda text: None)
+    assert caught.value.hint and "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_end_to_end(tmp_path):
+    made, said = run_in(tmp_path / "run", sparsity=0.7)
+    state = pwoa_cli.load_state_dict(tmp_path / "run/model.safetensors")
+    weights = {name: t for name, t in state.items() if t.ndim > 1}
+    assert sum(int((t == 0).sum()) for t in weights.values()) == round(0.7 * 900) == 630  # exactly
+    assert not any(t[t == 0].signbit().any() for t in weights.values())  # +0.0
+    assert all(t.count_nonzero() == t.numel() for name, t in state.items() if t.ndim == 1)  # biases are not pruned
+    layers = {layer.pop("name"): layer for layer in made["sparsity"]["layers"]}
+    assert layers == {name: {"shape": list(t.shape), "nonzero": int(t.count_nonzero()), "total": t.numel()}
+                      for name, t in weights.items()}
+    assert made["sparsity"]["nonzero"] == 270 and made["sparsity"]["total"] == 900 and made["sparsity"]["achieved"] == 0.7
+    assert made["size"]["dense_bytes"] == sparse_file.dense_bytes(state) and made["macs"]["nonzero"] < made["macs"]["dense"]
+    assert made["student"]["clean"]["accuracy"] > 0.6  # far above chance: it learned
+    assert "prune 900 weights in 4 layers to 70% zeros (unstructured), recipe default: 16 steps, 2 epochs" in said
+
+
+def test_macs_by_hand(tmp_path):
+    made, _ = run_in(tmp_path / "run")
+    positions = {"conv1.weight": 64, "conv2.weight": 16, "linear1.weight": 1, "linear2.weight": 1}
+    for kind, field in (("dense", "total"), ("nonzero", "nonzero")):
+        assert made["macs"][kind] == sum(layer[field] * positions[layer["name"]] for layer in made["sparsity"]["layers"])
+
+
+@pytest.mark.parametrize("model", ["lenet.pt", "resnet.pt"])
+def test_the_file_gives_the_measured_model_again_bit_for_bit(tmp_path, monkeypatch, model):
+    students = []
+    fit = prune.fit
+    monkeypatch.setattr(prune, "fit", lambda *args, **options: students.append(fit(*args, **options)) or students[0])
+    run_in(tmp_path / "run", model)
+    again = pwoa_cli.load(tmp_path / "run/model.safetensors")
+    x = data.load("colour.npz" if model == "resnet.pt" else "grey.npz").test.batch(torch.arange(64))[0]
+    with torch.no_grad():
+        assert torch.equal(again(x), students[0](x)) and not again.training
+
+
+def test_a_file_that_differs_when_it_is_read_again_is_no_success(tmp_path, monkeypatch):
+    load = pwoa_cli.load
+
+    def changed(*args, **options):
+        model = load(*args, **options)
+        with torch.no_grad():
+            model.net.linear2.bias[0] += 1e-3
+        return model
+
+    monkeypatch.setattr(pwoa_cli, "load", changed)
+    with pytest.raises(PwoaError, match="does not give the pruned model's logits"):
+        run_in(tmp_path / "run")
+    assert not (tmp_path / "run/report.json").exists()
+
+
+def test_the_seed_decides_the_bytes(tmp_path):
+    files = [tmp_path / name / "model.safetensors" for name in "abc"]
+    for file, seed in zip(files, (0, 0, 1), strict=True):
+        run_in(file.parent, seed=seed)
+    a, b, c = (file.read_bytes() for file in files)
+    assert a == b != c
+
+
+def test_the_model_and_its_file_stay_as_they_were(tmp_path):
+    before = Path("lenet.pt").read_bytes()
+    job = prune.prepare(request(), say=lambda text: None)
+    weights = {name: t.clone() for name, t in job.subject.model.state_dict().items()}
+    prune.fit(job, note=lambda *_: None)
+    assert all(torch.equal(t, weights[name]) for name, t in job.subject.model.state_dict().items())
+    assert Path("lenet.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+def test_filters_are_silent_with_their_batch_norms(tmp_path, sparsity):
+    made, _ = run_in(tmp_path / "run", "resnet.pt", sparsity=sparsity, structure="filter")
+    net = pwoa_cli.load(tmp_path / "run/model.safetensors").net
+    outputs, modules = {}, dict(net.named_modules())
+    for name, m in modules.items():
+        m.register_forward_hook(lambda _m, _a, out, name=name: outputs.update({name: out}))
+    net(torch.rand(4, 3, 8, 8))
+    silent = 0
+    for conv in [name for name, m in modules.items() if isinstance(m, nn.Conv2d)]:
+        norm = conv.replace("conv", "bn").replace("shortcut.0", "shortcut.1")
+        zero = modules[conv].weight.flatten(1).count_nonzero(1) == 0
+        assert not outputs[norm][:, zero].any() and outputs[norm][:, ~zero].any()
+        silent += int(zero.sum())
+    assert silent and abs(made["sparsity"]["achieved"] - sparsity) < 0.05
+    assert "linear.weight" not in [layer["name"] for layer in made["sparsity"]["layers"]]
+    for layer in made["sparsity"]["layers"]:
+        assert layer["nonzero"] % (layer["total"] // layer["shape"][0]) == 0  # whole filters
+    assert any("keeps all its rows" in note for note in made["notes"])
+
+
+def test_a_sparsity_that_whole_groups_cannot_reach():
+    message = refused("resnet.pt", structure="filter", sparsity=0.95)
+    assert message == "resnet.pt: 95% cannot be reached with whole filters, as one must stay in each of 9 layers: at most 85.53%."
+    with pytest.raises(InputError) as caught:
+        prune.prepare(request(structure="column", sparsity=0.99), say=lambda text: None)
+    assert "whole columns" in caught.value.message and caught.value.hint.startswith("--sparsity 0.9")
+
+
+def test_columns_fall_as_a_whole(tmp_path):
+    made, _ = run_in(tmp_path / "run", structure="column", sparsity=0.5)
+    state = pwoa_cli.load_state_dict(tmp_path / "run/model.safetensors")
+    for name, t in state.items():
+        if t.ndim > 1:
+            left = t.flatten(1).count_nonzero(0)
+            assert ((left == 0) | (left == t.shape[0])).all(), name
+    assert abs(made["sparsity"]["achieved"] - 0.5) < 0.02
+
+
+def test_the_paper_recipe_end_to_end(tmp_path):
+    fields = {"epochs": "6", "batch_size": "64", "sparsify": "0.7"}
+    made, _ = run_in(tmp_path / "run", recipe="paper", overrides=fields, sparsity=0.5)
+    assert made["recipe"]["method"] == "admm" and made["sparsity"]["nonzero"] == 450
+    assert {layer["nonzero"] / layer["total"] for layer in made["sparsity"]["layers"]} == {0.5}  # the same in every layer
+    assert {"kl", "admm", "hsic_x", "hsic_y"} < json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]).keys()
+
+
+def test_pruning_a_pruned_file_further_and_not_less(tmp_path):
+    run_in(tmp_path / "one", sparsity=0.5)
+    file = str(tmp_path / "one/model.safetensors")
+    made, _ = run_in(tmp_path / "two", file, sparsity=0.8)
+    assert made["sparsity"]["nonzero"] == 180
+    assert refused(file, sparsity=0.4).endswith("is pruned already: 50% of its weights are zero, 40% were asked for.")
+
+
+# --- another teacher ---------------------------------------------------------------------------------------------------
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, small.CLASSES))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+WIDE = """
+from torch import nn
+def net(classes=4):
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, classes))
+        def forward(self, x):
+            return self.body(x)
+    return Wide()
+"""
+
+
+def test_another_teacher(tmp_path):
+    teacher = small.save(small.learn(small.lenet(), seed=1), tmp_path / "teacher.pt")
+    made, said = run_in(tmp_path / "run", teacher=teacher)
+    assert made["model"]["teacher"] == teacher
+    assert made["model"]["teacher_sha256"] == checkpoint.file_sha256(teacher) != made["model"]["sha256"]
+    assert "it is right on 100.0% of the same training images" in said
+    own, _ = run_in(tmp_path / "own")
+    assert own["model"]["teacher"] == "lenet.pt"
+    assert (tmp_path / "own/model.safetensors").read_bytes() != (tmp_path / "run/model.safetensors").read_bytes()
+
+
+def test_a_teacher_must_fit(tmp_path):
+    teacher = small.save(small.lenet(num_classes=5), tmp_path / "five.pt")
+    assert refused(teacher=teacher) == f"--teacher {teacher} has 5 classes, lenet.pt has 4."
+    assert refused(teacher="resnet.pt").startswith("--teacher resnet.pt cannot take images (1, 8, 8) of grey")
+    assert refused(teacher="absent.pt").startswith("absent.pt: there is no such file")
+    narrow = small.save(small.learn(small.LeNet(size=8, widths=(2, 8), hidden=16, num_classes=4)), tmp_path / "narrow.pt")
+    message = refused(teacher=narrow, overrides=FAST | {"hidden_weight": "1"})
+    assert message == "Hidden layers of the model and of --teacher differ, so they cannot be matched."
+
+
+def test_a_teacher_without_normalisation_in_its_file_gets_the_models(tmp_path):
+    """`--mean` and `--std` describe the images, and the teacher is often the model itself, before it was pruned."""
+    shifted = small.lenet()
+    shifted.load_state_dict(torch.load("lenet.pt", weights_only=True))
+    with torch.no_grad():  # conv1((x - 0.4) / 0.1) in place of conv1(x), but for the border
+        shifted.conv1.weight *= 0.1
+        shifted.conv1.bias += 4 * shifted.conv1.weight.sum((1, 2, 3))
+    file = small.save(shifted, tmp_path / "shifted.pt")
+    made, said = run_in(tmp_path / "run", file, mean=(0.4,), std=(0.1,), teacher=file)
+    assert "right more often with the normalisation" in said and made["teacher"]["clean"]["accuracy"] > 0.9
+
+
+def test_a_network_from_a_file_of_code(tmp_path):
+    Path("wide.py").write_text(WIDE)
+    small.save(small.learn(Wide()), "wide.pt")
+    made, _ = run_in(tmp_path / "run", "wide.pt", arch="wide.py:net", overrides=FAST | {"hidden": "body.2"})
+    assert made["model"]["arch"] == "wide.py:net" and made["sparsity"]["total"] == 64 * 40 + 40 * 4
+    pruned = str(tmp_path / "run/model.safetensors")
+    again, _ = run_in(tmp_path / "again", pruned, arch="wide.py:net", sparsity=0.9, teacher="wide.pt")  # whose keys say nothing
+    assert again["teacher"]["clean"]["accuracy"] == 1 and again["model"]["teacher"] == "wide.pt"
+    assert "code is not run" in refused(pruned)
+
+
+def test_dead_weights_are_left_out_and_said(tmp_path):
+    Path("dead.py").write_text(WIDE.replace("super().__init__()", "super().__init__(); self.never = nn.Linear(7, 3)"))
+    model = small.learn(Wide())
+    torch.save({"never.weight": torch.ones(3, 7), "never.bias": torch.ones(3), **model.state_dict()}, "dead.pt")
+    made, said = run_in(tmp_path / "run", "dead.pt", arch="dead.py:net", data="grey.npz", sparsity=0.5)
+    total = 64 * 40 + 40 * 4
+    assert made["sparsity"]["total"] == total and made["sparsity"]["nonzero"] == total // 2
+    assert "21 weights never reach the logits; they are not pruned and do not count." in made["notes"]
+    assert pwoa_cli.load_state_dict(tmp_path / "run/model.safetensors")["never.weight"].eq(1).all()
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+def test_files_that_are_no_model(tmp_path):
+    names = "text.pt", "empty.pt", "cut.pt", "cut.safetensors", "nan.pt", "inf.pt", "nothing.pt"
+    files = {name: tmp_path / name for name in names}
+    files["text.pt"].write_text("not a checkpoint\n" * 100)
+    files["empty.pt"].write_bytes(b"")
+    files["cut.pt"].write_bytes(Path("lenet.pt").read_bytes()[:2000])
+    sparse_file.save(torch.load("lenet.pt", weights_only=True), tmp_path / "whole.safetensors")
+    files["cut.safetensors"].write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-50])
+    for name, value in (("nan.pt", np.nan), ("inf.pt", np.inf)):
+        state = torch.load("lenet.pt", weights_only=True)
+        state["conv2.weight"][0, 0, 0, :2] = value
+        torch.save(state, files[name])
+    torch.save({"epoch": 3}, files["nothing.pt"])
+    messages = {name: refused(str(file)) for name, file in files.items()}
+    words = ("not a checkpoint", "is empty", "truncated", "", "conv2.weight has 2 NaN or infinite values of 288",
+             "conv2.weight has 2 NaN or infinite", "holds no weights; it has: epoch")
+    for name, expected in zip(names, words, strict=True):
+        assert name in messages[name] and expected in messages[name]
+
+
+def test_wrong_architecture_names_the_tensor():
+    message = refused(arch="resnet18")
+    assert message.startswith("lenet.pt as resnet18: conv1.weight has shape (4, 1, 3, 3), expected (64, ")
+    assert "resnt18" in refused(arch="resnt18")
+    assert refused(arch="absent.py:net").startswith("--arch absent.py:net: there is no file absent.py")
+    assert "--num-classes" in (message := refused(num_classes=7)) and "7" in message and "4" in message
+
+
+def test_data_that_does_not_fit(tmp_path):
+    small.write_npz("six.npz", classes=6)
+    assert refused(data="six.npz") == "lenet.pt has 4 classes, the data set six has 6."
+    assert refused(data="colour.npz").startswith("lenet.pt cannot take images (3, 8, 8) of colour: ")
+    assert refused("resnet.pt", data="grey.npz").startswith("resnet.pt cannot take images (1, 8, 8) of grey: ")
+    x, y = small.images(64)
+    np.savez("shuffled.npz", x_train=x, y_train=np.roll(y, 1), x_test=x, y_test=y)
+    assert "is right on 0.0% of 64 training images of shuffled, near chance (25.0%)" in refused(data="shuffled.npz")
+    assert "No known data set has 1x8x8 inputs and 4 classes" in refused(data=None)
+    assert "absent.npz: no such file or folder" in refused(data="absent.npz")
+    assert "Did you mean mnist?" in refused(data="minst")
+
+
+def test_a_doubtful_model_is_warned_of(tmp_path):
+    x, y = small.images(200)
+    half = np.where(np.arange(200) % 20 < 11, (y + 1) % 4, y)  # right on 9 of 20
+    np.savez("doubtful.npz", x_train=x, y_train=half, x_test=x, y_test=y)
+    said = []
+    prune.prepare(request(data="doubtful.npz"), say=said.append)
+    assert [line for line in said if line.startswith("warning: lenet.pt is right on 45.0% of 200 training images of doubtful.")]
+
+
+def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "places", lambda: (tmp_path / "place",))
+    monkeypatch.setattr(data, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(data, "_fetch", lambda kind, into: (_ for _ in ()).throw(OSError("no route to host")))
+    with pytest.raises(InputError) as caught:
+        prune.prepare(request(data="mnist"), say=lambda text: None)
+    assert str(tmp_path / "place") in caught.value.message and "the network (no route to host)" in caught.value.message
+    assert "--data DIR" in caught.value.hint and "PWOA_DATA" in caught.value.hint
+
+
+def test_more_samples_than_there_are():
+    assert refused(n=65) == "65 samples were asked for, but the data has 64: expected 1..64."
+
+
+def test_threat_models():
+    assert "is not known: neither the file nor grey gives an eps." in refused(eps=None)
+    assert "gives an eps for l2." in refused(eps=None, norm="l2")
+    with pytest.raises(InputError) as caught:
+        prune.prepare(request(eps=None, norm="l2"), say=lambda text: None)
+    assert caught.value.hint == "Say it: --norm l2 --eps 0.5"
+    assert prune.prepare(request(eps="3", norm="l2"), say=lambda text: None).subject.eps == 3
+    assert "eps is 3" in refused(eps="3") and "0/0" in refused(eps="0/0")
+
+
+def test_the_threat_of_a_pruned_file_is_that_of_its_run(tmp_path):
+    run_in(tmp_path / "run", norm="l2", eps="1.5")
+    said = []
+    subject = prune.prepare(request(str(tmp_path / "run/model.safetensors"), sparsity=0.9, eps=None), say=said.append).subject
+    assert (subject.norm, subject.eps) == ("l2", 1.5) and "threat model: l2, eps 1.5 (the model file" in "\n".join(said)
+    subject = prune.prepare(request(str(tmp_path / "run/model.safetensors"), sparsity=0.9, eps="2"), say=said.append).subject
+    assert (subject.norm, subject.eps) == ("l2", 2)  # the file's norm, the user's radius
+
+
+def test_nothing_to_prune(tmp_path):
+    Path("one.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n")
+    model = small.learn(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+    small.save(model, "one.pt")
+    assert "no convolution or linear layer that could be pruned" in refused("one.pt", arch="one.py:net", structure="filter")
+    assert "no hidden layer" in refused("one.pt", arch="one.py:net")
+
+
+def test_models_that_answer_nonsense(tmp_path):
+    file = small.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), "one.pt")
+    answers = {"(x, x)": "returns a tuple for 100 images, expected logits (100, 4)",
+               "x[:, :2]": "returns (100, 2) for 100 images", "x / 0": "returns NaN or infinite logits",
+               "x.reshape(3, -1)": "cannot take images (1, 8, 8) of grey"}
+    for body, words in answers.items():
+        Path("odd.py").write_text(f"""
+from torch import nn
+class Net(nn.Sequential):
+    def forward(self, x):
+        x = super().forward(x)
+        return {body}
+def net():
+    return Net(nn.Flatten(), nn.Linear(64, 4))""")
+        assert words in refused(file, arch="odd.py:net"), body
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
+    with pytest.raises(PwoaError, match=r"The loss is not finite by step \d+ of 16: kl") as caught:
+        run_in(tmp_path / "run", overrides=FAST | {"lr": "1e30", "optimizer": "sgd"})
+    assert caught.value.exit_code == 1 and "lr" in caught.value.hint
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
