@@ -2,17 +2,12 @@
 
 What keys and shapes cannot tell is an argument: --arch, --num-classes, --mean, --std win over what the file says.
 """
-import difflib
-import importlib.util
-import inspect
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +15,7 @@ from torch import Tensor, nn
 
 from pwoa_cli.checkpoint_file import file_sha256, json_field, read_state_dict, take_normalisation, threat_of
 from pwoa_cli.errors import InputError
-from pwoa_cli.models import FAMILIES, STYLES, Normalized, lenet_side
+from pwoa_cli.models import FAMILIES, STYLES, Normalized, build, lenet_side
 
 HEAD = re.compile(r"(fc|linear|heads?|classifier|last_linear|output|logits)(\d|\.|$)")  # how a last layer's name begins
 TORCHVISION_TRIED = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg16", "vgg16_bn", "densenet121", "mobilenet_v2")
@@ -30,7 +25,8 @@ TORCHVISION_TRIED = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg
 class Loaded:
     """A model with its origin. build(arch, arch_options) and the state dict of model.net give the model again.
 
-    model: takes (B, C, H, W) in [0,1], eval mode, on the CPU. input_shape: (C, H, W), or None where it is not known.
+    model: takes (B, C, H, W) in [0,1], eval mode, on the CPU. input_shape: (C, H, W), or None where the file does not tell.
+    default_size: (H, W) for images that come in any size: input_shape's, else what the library's model is made for.
     mean, std: by channel, None: inputs are taken as they are. threat: (norm, eps) if the file names it. notes: what was
     inferred and from what.
     """
@@ -40,6 +36,7 @@ class Loaded:
     arch_options: dict[str, Any]
     num_classes: int
     input_shape: tuple[int, int, int] | None
+    default_size: tuple[int, int] | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     threat: tuple[str, float] | None
@@ -55,10 +52,10 @@ def load_model(path: str | Path, *, arch: str | None = None, num_classes: int | 
     Args: arch: a name of ours, of timm or of torchvision (timm:NAME, torchvision:NAME), or file.py:fn; None: from the keys.
     mean, std: normalisation by channel; both or neither. Raises: InputError naming the tensor, got and expected.
     """
-    raw, extra = read_state_dict(path)
+    raw, extra, found = read_state_dict(path)
     state, *inside = take_normalisation(raw)
     if "arch_options" in extra:
-        extra = extra | _words(extra, str(path))
+        extra = extra | _words(extra, raw, str(path))
         inside = [extra["mean"], extra["std"]]
     arch_name, options, shape, notes = _architecture(state, extra, arch, num_classes, str(path))
     net = _build_for(arch_name, options, str(path))
@@ -67,14 +64,18 @@ def load_model(path: str | Path, *, arch: str | None = None, num_classes: int | 
     _fill(net, _aligned(state, net), f"{path} as {arch_name}")
     classes = int(options.get("num_classes") or _classes(state))
     if num_classes not in (None, classes):
-        raise InputError(f"{path} has {classes} classes, --num-classes says {num_classes}.",
-                         hint=f"Leave it out, or: --num-classes {classes}")
-    mean, std = _normalisation(mean, std, inside, shape)
+        head = _head(state, classes)
+        got = tuple(state[head].shape) if head else (classes,)
+        raise InputError(f"{path}: {head or 'the last layer'} has shape {got}, --num-classes {num_classes} expects "
+                         f"{(num_classes, *got[1:])}.", hint=f"Leave it out, or: --num-classes {classes}")
+    channels = shape[0] if shape else None if ".py:" in arch_name else options.get("in_chans", 3)
+    mean, std = _normalisation(mean, std, inside, channels, str(path))
     notes.append(f"normalisation: mean {_short(mean)}, std {_short(std)}" if mean else
                  "normalisation: inside the network" if itself else
                  "normalisation: none in the file, inputs are taken in [0,1] as they are (--mean, --std change it)")
-    return Loaded(Normalized(net, mean, std).eval(), arch_name, options, classes, shape, mean, std, threat_of(extra),
-                  tuple(notes), str(path), file_sha256(path))
+    size = tuple(shape[1:]) if shape else _default_size(arch_name)
+    return Loaded(Normalized(net, mean, std).eval(), arch_name, options, classes, shape, size, mean, std, threat_of(extra),
+                  (*found, *notes), str(path), file_sha256(path))
 
 
 def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], arch: str | None, num_classes: int | None,
@@ -100,8 +101,11 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], arch: str 
     channels = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
     if arch in FAMILIES and arch != "lenet5" and channels:
         options["in_channels"] = channels
-    shape = guess[2] if guess else _timm_shape(arch)
-    return arch, options, shape, [f"architecture: {arch} from --arch, {options['num_classes']} classes"]
+    first = getattr(_timm_config(arch), "first_conv", None)
+    stem = state.get(f"{first}.weight")
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != 3:
+        options["in_chans"] = stem.shape[1]
+    return arch, options, guess[2] if guess else None, [f"architecture: {arch} from --arch, {options['num_classes']} classes"]
 
 
 def _agrees(arch: str, family: str, options: Mapping[str, Any]) -> bool:
@@ -123,6 +127,8 @@ def _build_for(arch: str, options: Mapping[str, Any], where: str) -> nn.Module:
 
 def identify(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], tuple[int, int, int] | None, str] | None:
     """(arch, options, input shape, evidence) of a state dict, by keys and shapes alone; None if no family fits."""
+    if any(t.ndim == 0 or t.numel() == 0 for k, t in state.items() if k.endswith(".weight")):
+        return None
     for family in (_lenet, _small_cnn, _cifar_resnet, _torchvision):
         found = family(state)
         if found:
@@ -134,7 +140,7 @@ def _lenet(state: Mapping[str, Tensor]) -> tuple | None:
     convs = ("conv1", "conv2")
     heads = [k.removesuffix(".weight") for k, t in state.items() if k.endswith(".weight") and t.ndim == 2]
     keys = {f"{name}.{kind}" for name in (*convs, *heads) for kind in ("weight", "bias")}
-    if len(heads) != 2 or keys != set(state):
+    if len(heads) != 2 or keys != set(state) or len({name.split(".")[0] for name in heads}) == 1:  # fc.0, fc.2: what is fc.1?
         return None
     if state[f"{heads[1]}.weight"].shape[1] != state[f"{heads[0]}.weight"].shape[0]:  # a .safetensors file sorts its keys
         heads.reverse()
@@ -155,7 +161,8 @@ def _lenet(state: Mapping[str, Tensor]) -> tuple | None:
 
 
 def _small_cnn(state: Mapping[str, Tensor]) -> tuple | None:
-    if not {"feature_extractor.conv1.weight", "feature_extractor.conv4.weight", "classifier.fc3.weight"} <= set(state):
+    needed = {"feature_extractor.conv1.weight": 4, "feature_extractor.conv4.weight": 4, "classifier.fc3.weight": 2}
+    if any(k not in state or state[k].ndim != n for k, n in needed.items()):
         return None
     channels, classes = state["feature_extractor.conv1.weight"].shape[1], state["classifier.fc3.weight"].shape[0]
     evidence = "the keys feature_extractor.conv1..4, classifier.fc1..3 (TRADES)"
@@ -165,18 +172,20 @@ def _small_cnn(state: Mapping[str, Tensor]) -> tuple | None:
 def _cifar_resnet(state: Mapping[str, Tensor]) -> tuple | None:
     for style, names in STYLES.items():
         stem, head = state.get(f"{names['stem']}.weight"), state.get(f"{names['head']}.weight")
-        if stem is None or head is None or stem.shape[2:] != (3, 3) or stem.ndim != 4:
+        if stem is None or head is None or stem.shape[2:] != (3, 3) or head.ndim != 2:
             continue
-        stage = re.compile(re.escape(names["stage"]).replace(r"\{\}", r"(\d)") + r"\.(\d+)\.")
+        if f"{names['stem_bn']}.weight" not in state:  # pre-activation ResNets have the same keys but this
+            continue
+        stage = re.compile(re.escape(names["stage"]).replace(r"\{\}", r"(\d)") + r"\.(\d{1,4})\.")
         seen = {(int(m[1]), int(m[2])) for m in map(stage.match, state) if m}
         stages = max((i for i, _ in seen), default=0)
         blocks = [1 + max((j for i, j in seen if i == number), default=-1) for number in range(1, stages + 1)]
-        if stages not in (3, 4) or 0 in blocks:
+        if stages not in (3, 4) or 0 in blocks or sum(blocks) != len(seen):
             continue
         conv = names["stage"] + ".0." + names["conv"].format(names["layers"][0]) + ".weight"
         bottleneck = names["stage"].format(1) + ".0." + names["conv"].format(names["layers"][2]) + ".weight" in state
-        widths = [state[conv.format(i)].shape[0] for i in range(1, stages + 1)]
-        if stem.shape[0] != widths[0]:
+        widths = [state[k].shape[0] for k in map(conv.format, range(1, stages + 1)) if k in state]
+        if len(widths) != stages or stem.shape[0] != widths[0]:
             continue
         projected = {word for word in ("shortcut", "downsample") if any(f".{word}.0.weight" in k for k in state)}
         if projected - {names["shortcut"]}:
@@ -199,7 +208,7 @@ def _torchvision(state: Mapping[str, Tensor]) -> tuple | None:
             net = build(f"torchvision:{name}", {"num_classes": classes})
         if _shapes(net.state_dict()) == shapes:
             evidence = f"{len(state)} keys and shapes of torchvision's {name}"
-            return f"torchvision:{name}", {"num_classes": classes}, (3, 224, 224), evidence
+            return f"torchvision:{name}", {"num_classes": classes}, None, evidence
     return None
 
 
@@ -207,95 +216,37 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {k: t.shape for k, t in state.items() if not k.endswith("num_batches_tracked")}  # older files lack the counters
 
 
-def _classes(state: Mapping[str, Tensor]) -> int:
-    """Rows of the classifier's matrix, found by the usual names of a last layer, else the last matrix in the file (else 10)."""
-    matrices = {k: t for k, t in state.items() if t.ndim in (2, 4) and t.is_floating_point() and k.endswith("weight")}
+def _head(state: Mapping[str, Tensor], rows: int | None = None) -> str | None:
+    """The classifier's matrix (of so many rows) by the usual names of a last layer, else the last matrix in the file."""
+    matrices = [k for k, t in state.items() if t.ndim in (2, 4) and t.is_floating_point() and k.endswith("weight")
+                and rows in (None, t.shape[0])]
     named = sorted(k for k in matrices if HEAD.match(k))
-    last = named[-1] if named else next(reversed(matrices), None)
-    return matrices[last].shape[0] if last else 10
+    return (named or matrices or [None])[-1]
 
 
-def _timm_shape(arch: str) -> tuple[int, int, int] | None:
-    if ".py:" in arch or arch in FAMILIES:
+def _classes(state: Mapping[str, Tensor]) -> int:
+    head = _head(state)
+    return state[head].shape[0] if head else 10
+
+
+def _timm_config(arch: str) -> Any:
+    """timm's own description of a model (input_size, first_conv), or None."""
+    house, _, name = arch.rpartition(":")
+    if ".py" in arch or arch in FAMILIES or house not in ("", "timm"):
         return None
     import timm
 
-    name = arch.removeprefix("timm:")
-    if not arch.startswith("torchvision:") and timm.is_model(name):
-        config = timm.models.get_pretrained_cfg(name)
-        return tuple(config.input_size) if config else None
-    return (3, 224, 224)
+    return timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 
-# --- building ---------------------------------------------------------------------------------------------------------
-
-def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
-    """A bare network by name, with random weights: ours, timm:NAME, torchvision:NAME, a bare name of either, or file.py:fn.
-
-    Raises: InputError for an unknown name (did you mean), a file or function that is not there or returns no module.
-    """
-    if ".py:" in arch or arch.endswith(".py"):
-        return _from_file(arch, options)
-    if arch in FAMILIES:
-        return FAMILIES[arch](**options)
-    import torchvision
-
-    house, colon, name = arch.rpartition(":")
-    ours = torchvision.models.list_models(torchvision.models) if house in ("", "torchvision") else []
-    timm = importlib.import_module("timm") if house in ("", "timm") else None  # seconds to import: only where it may be meant
-    if timm and timm.is_model(name):
-        return timm.create_model(name, pretrained=False, **options)
-    if name in ours:
-        extra = {"init_weights": False} if name.startswith(("googlenet", "inception", "densenet0")) else {}
-        return torchvision.models.get_model(name, weights=None, **extra, **options)
-    known = dict.fromkeys([*FAMILIES, *(timm.list_models() if timm else []), *ours])
-    near = difflib.get_close_matches(name, known, n=3)
-    raise InputError(f"--arch {arch!r} is no architecture of pwoa, timm or torchvision.",
-                     hint=f"Did you mean {', '.join(near)}?" if near else
-                     f"Ours: {', '.join(FAMILIES)}; or your own: --arch file.py:fn")
+def _default_size(arch: str) -> tuple[int, int] | None:
+    if ".py" in arch or arch in FAMILIES:
+        return None
+    config = _timm_config(arch)
+    return tuple(config.input_size[1:]) if config else (224, 224)
 
 
-def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
-    """The module that function fn of file.py returns; it is given the options that its signature has."""
-    file, _, function = arch.rpartition(":") if ".py:" in arch else (arch, "", "")
-    if not Path(file).is_file():
-        raise InputError(f"--arch {arch}: there is no file {file}.",
-                         hint="--arch path/to/file.py:fn, where fn() returns the network.")
-    module = _run_file(arch, Path(file))
-    make = getattr(module, function, None)
-    if not callable(make):
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        near = difflib.get_close_matches(function, names, n=1)
-        raise InputError(f"--arch {arch}: {file} has no function {function!r}.",
-                         hint=f"Did you mean {near[0]}?" if near else f"It has: {', '.join(names[:8]) or 'none'}.")
-    takes = inspect.signature(make).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    try:
-        net = make(**{k: v for k, v in options.items() if anything or k in takes})
-    except (Exception, SystemExit) as error:  # the user's own code, again
-        raise InputError(f"--arch {arch}: {function} raises {type(error).__name__}: {error}",
-                         hint="It is called with num_classes, if it takes it, and nothing else.") from error
-    if not isinstance(net, nn.Module):
-        raise InputError(f"--arch {arch}: {function} returns a {type(net).__name__}, expected a torch.nn.Module.",
-                         hint="Return the network, not its weights.")
-    return net
-
-
-def _run_file(arch: str, file: Path) -> ModuleType:
-    """Import a Python file as `python FILE` would: what lies beside it can be imported too."""
-    spec = importlib.util.spec_from_file_location("pwoa_user_arch", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up there
-    sys.path.insert(0, str(file.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise InputError(f"--arch {arch}: {file} raises {type(error).__name__}: {error}",
-                         hint=f"It must import by itself: python {file}") from error
-    finally:
-        sys.path.remove(str(file.resolve().parent))
-    return module
-
+# --- filling ----------------------------------------------------------------------------------------------------------
 
 def _aligned(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """The state under the network's own keys, if it has a prefix before all of them that was taken for a wrapper's."""
@@ -327,19 +278,25 @@ def _short(values: Sequence[float] | None) -> str:
 
 
 def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, inside: Sequence[tuple[float, ...] | None],
-                   shape: tuple[int, int, int] | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+                   channels: int | None, where: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """(mean, std) by channel: what the user says, else what the file has. Raises: InputError if they do not fit."""
     if (mean is None) != (std is None):
         raise InputError(f"--{'mean' if mean is None else 'std'} is missing.",
                          hint="Normalisation needs both, for example: --mean 0.5 --std 0.5")
+    whose = f"{where}: its normalisation" if mean is None else "normalisation"
     mean, std = inside if mean is None else (tuple(mean), tuple(std))
     if mean is None and std is None:
         return None, None
-    channels = shape[0] if shape else len(mean or std)
-    if mean is None or std is None or any(len(v) not in (1, channels) for v in (mean, std)) or \
-            not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise InputError(f"normalisation mean {mean} and std {std} do not fit {channels} channels (std above 0).",
-                         hint="One number a channel: --mean A,B,C --std A,B,C")
+    hint = "One number a channel: --mean A,B,C --std A,B,C"
+    if mean is None or std is None:
+        here, lacks = ("std", "mean") if mean is None else ("mean", "std")
+        raise InputError(f"{whose} has {here} {_short(mean or std)} and no {lacks}.", hint=hint)
+    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0) <= 0:
+        raise InputError(f"{whose} has mean {_short(mean)} and std {_short(std)}, expected finite numbers, std above 0.",
+                         hint=hint)
+    channels = channels or len(mean)
+    if any(len(v) not in (1, channels) for v in (mean, std)):
+        raise InputError(f"{whose} mean {_short(mean)} and std {_short(std)} do not fit {channels} channels.", hint=hint)
     return mean, std
 
 
@@ -351,10 +308,10 @@ def to_metadata(loaded: Loaded) -> dict[str, str]:
             "input_shape": json.dumps(loaded.input_shape), "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
 
 
-def _words(extra: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """The inverse of `to_metadata`, checked, as others can write such a file too.
 
-    Of a library's model only the number of classes is taken: its other options may name files and addresses to read.
+    Of a library's model only the numbers of classes and channels are taken: its other options may name files to read.
     Raises: InputError naming the field.
     """
     fields = {key: json_field(extra, key) for key in ("arch_options", "input_shape", "mean", "std")}
@@ -363,12 +320,22 @@ def _words(extra: Mapping[str, Any], where: str) -> dict[str, Any]:
                for key in ("input_shape", "mean", "std")}
     fits = numbers | {
         "arch": isinstance(arch, str),
-        "arch_options": isinstance(options, dict) and (arch in FAMILIES or set(options) <= {"num_classes"}),
+        "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
+            arch in FAMILIES or set(options) <= {"num_classes", "in_chans"} and all(type(v) is int for v in options.values())),
         "input_shape": numbers["input_shape"] and (fields["input_shape"] is None or len(fields["input_shape"]) == 3)}
     for key in [k for k, good in fits.items() if not good]:
         raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does not write.",
                          hint="The file was changed after pwoa wrote it; prune again.")
     return {"arch": arch, "arch_options": options, **{key: _tuple(fields[key]) for key in ("input_shape", "mean", "std")}}
+
+
+def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether a file of these tensors can be of a network of these sizes; a network of any size would take forever to build."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    numbers = {key: [n for n in values if isinstance(n, int)] for key, values in lists.items()}
+    largest = max((side for t in state.values() for side in t.shape), default=0)
+    sizes = [n for values in numbers.values() for n in values]
+    return sum(numbers.get("blocks", [])) <= len(state) and all(0 <= n <= max(largest, 64) for n in sizes)
 
 
 def _tuple(value: Any) -> tuple | None:

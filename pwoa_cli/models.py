@@ -3,13 +3,24 @@
 One parametric definition a family; depth, width, classes and channels are arguments. `build` makes a bare network by
 name, `Normalized` puts the normalisation inside, so that every model takes (B, C, H, W) in [0,1].
 """
+import contextlib
+import difflib
+import importlib.util
+import inspect
+import os
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pwoa_cli.errors import InputError
 
 
 class Normalized(nn.Module):
@@ -180,6 +191,75 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
                                         shortcut="conv")
        for depth, blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3)), (50, (3, 4, 6, 3)))},
 }
+
+
+def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
+    """A bare network by name, with random weights: ours, timm:NAME, torchvision:NAME, a bare name of either, or file.py:fn.
+
+    Raises: InputError for an unknown name (did you mean), a file or function that is not there or returns no module.
+    """
+    if ".py:" in arch or arch.endswith(".py"):
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            return _from_file(arch, options)
+    if arch in FAMILIES:
+        return FAMILIES[arch](**options)
+    import torchvision
+
+    house, colon, name = arch.rpartition(":")
+    ours = torchvision.models.list_models(torchvision.models) if house in ("", "torchvision") else []
+    timm = importlib.import_module("timm") if house in ("", "timm") else None  # seconds to import: only where it may be meant
+    if timm and timm.is_model(name):
+        return timm.create_model(name, pretrained=False, **options)
+    if name in ours:
+        extra = {"init_weights": False} if name.startswith(("googlenet", "inception", "densenet0")) else {}
+        return torchvision.models.get_model(name, weights=None, **extra, **options)
+    known = dict.fromkeys([*FAMILIES, *(timm.list_models() if timm else []), *ours])
+    near = difflib.get_close_matches(name, known, n=3)
+    raise InputError(f"--arch {arch!r} is no architecture of pwoa, timm or torchvision.",
+                     hint=f"Did you mean {', '.join(near)}?" if near else
+                     f"Ours: {', '.join(FAMILIES)}; or your own: --arch file.py:fn")
+
+
+def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
+    """The module that function fn of file.py returns; it is given the options that its signature has."""
+    file, _, function = arch.rpartition(":") if ".py:" in arch else (arch, "", "")
+    if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
+        raise InputError(f"--arch {arch}: there is no file {file}.",
+                         hint="--arch path/to/file.py:fn, where fn() returns the network.")
+    module = _run_file(arch, Path(file))
+    make = getattr(module, function, None)
+    if not callable(make):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        near = difflib.get_close_matches(function, names, n=1)
+        raise InputError(f"--arch {arch}: {file} has no function {function!r}.",
+                         hint=f"Did you mean {near[0]}?" if near else f"It has: {', '.join(names[:8]) or 'none'}.")
+    takes = inspect.signature(make).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    try:
+        net = make(**{k: v for k, v in options.items() if anything or k in takes})
+    except (Exception, SystemExit) as error:  # the user's own code, again
+        raise InputError(f"--arch {arch}: {function} raises {type(error).__name__}: {error}",
+                         hint="It is called with num_classes, if it takes it, and nothing else.") from error
+    if not isinstance(net, nn.Module):
+        raise InputError(f"--arch {arch}: {function} returns a {type(net).__name__}, expected a torch.nn.Module.",
+                         hint="Return the network, not its weights.")
+    return net
+
+
+def _run_file(arch: str, file: Path) -> ModuleType:
+    """Import a Python file as `python FILE` would: what lies beside it can be imported too."""
+    spec = importlib.util.spec_from_file_location("pwoa_user_arch", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise InputError(f"--arch {arch}: {file} raises {type(error).__name__}: {error}",
+                         hint=f"It must import by itself: python {file}") from error
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    return module
 
 
 def live_parameters(model: nn.Module, x: Tensor) -> set[str]:

@@ -21,6 +21,9 @@ from pwoa_cli.structure import STRUCTURES, keep_mask
 from pwoa_cli.subject import Progress, Say, Source, Subject, device_named, open_subject, open_teacher, samples, short_path
 
 
+LOGITS_ALONE = "Distilled from the logits of --teacher alone: its hidden layers are not those of the model, or not asked for."
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1). eps as typed ("8/255")."""
@@ -80,6 +83,8 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "
         f"recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} epoch{'s' * (epochs != 1)}; "
         f"hidden layers: {', '.join(_public(plan.hidden))}")
+    if teacher is not subject.loaded and not plan.recipe.hidden_weight:
+        say(LOGITS_ALONE)
     return Job(request, subject, teacher, plan, device, dead, seconds)
 
 
@@ -99,8 +104,11 @@ def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weight
         hidden = tuple(layers.hidden_layers(subject.model, x, recipe.hidden))
     except ValueError as error:
         raise InputError(f"{where}: {error}.", hint="Another pattern of module names: --set hidden=PATTERN") from None
-    if recipe.hidden_weight and teacher is not subject.loaded:
-        _check_hidden(subject.model, teacher.model, hidden, x)
+    if recipe.hidden_weight and teacher is not subject.loaded and not _same_hidden(subject.model, teacher.model, hidden, x):
+        if "hidden_weight" in request.overrides:
+            raise InputError("Hidden layers of the model and of --teacher differ, so they cannot be matched.",
+                             hint="Distil from the logits alone: --set hidden_weight=0")
+        recipe = replace(recipe, hidden_weight=0.0)
     per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(subject.dataset.train), request.sparsity)
     return training.Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, weights=tuple(weights), companions=_companions(subject.model, x),
@@ -149,17 +157,15 @@ def _check_reachable(weights: Mapping[str, Tensor], request: Request, recipe: Re
                          hint=f"--sparsity {int(100 * most) / 100:g}")
 
 
-def _check_hidden(student: nn.Module, teacher: nn.Module, hidden: tuple[str, ...], x: Tensor) -> None:
-    """Hidden layers can be matched: of the same names and shapes in both models."""
+def _same_hidden(student: nn.Module, teacher: nn.Module, hidden: tuple[str, ...], x: Tensor) -> bool:
+    """Whether hidden layers can be matched: of the same names and shapes in both models."""
     shapes = []
     for model in (student, teacher):
         names = dict(model.named_modules())
         with torch.no_grad(), layers.capture(model, [n for n in hidden if n in names]) as outputs:
             model(x)
             shapes.append([tuple(z.shape) for z in outputs])
-    if shapes[0] != shapes[1]:
-        raise InputError("Hidden layers of the model and of --teacher differ, so they cannot be matched.",
-                         hint="Distil from the logits alone: --set hidden_weight=0")
+    return shapes[0] == shapes[1]
 
 
 def _companions(model: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
@@ -301,5 +307,7 @@ def _notes(job: Job) -> list[str]:
         notes.append(f"{job.dead:,} weights never reach the logits; they are not pruned and do not count.")
     if job.request.structure == "filter":
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
+    if job.teacher is not job.subject.loaded and not job.plan.recipe.hidden_weight:
+        notes.append(LOGITS_ALONE)
     notes.append("No adversarial example was generated while pruning.")
     return notes

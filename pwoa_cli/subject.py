@@ -122,7 +122,7 @@ def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str
 
 def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say, near_chance: str) -> datasets.Dataset:
     """The data set that was named or that fits best. Raises: InputError if the model is near chance on it and may not be."""
-    size = loaded.input_shape[1:] if loaded.input_shape else None
+    size = loaded.default_size
     if data is not None:
         dataset = datasets.load(data, device=device, size=size)
         accuracy = probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source)
@@ -157,10 +157,15 @@ def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.d
                          hint="Name yours: --data FILE.npz (x_train, y_train, x_test, y_test) or --data FOLDER "
                               "(train/CLASS/*.png, test/CLASS/*.png).")
     here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
-    tried = {}
+    tried, refused = {}, None
     for name in here:
         dataset = datasets.load(name, device=device, size=size)
-        tried[name] = (probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source), dataset)
+        try:
+            tried[name] = (probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source), dataset)
+        except InputError as error:  # a model of three channels and a set of one; another may fit
+            refused = error
+    if refused and not tried:
+        raise refused
     best = sorted(tried, key=lambda name: -tried[name][0])
     if len(tried) > 1:
         shown = ", ".join(f"{name} {100 * tried[name][0]:.1f}%" for name in best)
@@ -183,7 +188,7 @@ def probe(model: nn.Module, dataset: datasets.Dataset, *, classes: int, what: st
         try:
             with torch.no_grad():
                 logits = model(x)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError, ValueError) as error:  # what networks raise for a wrong size
             why = str(error).splitlines()[0].rstrip(".")
             raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {dataset.name}: {why}.",
                              hint="Name the data that it was trained on (--data), or its architecture (--arch).") from error

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pwoa_cli import models
-from pwoa_cli.checkpoint import build
-from pwoa_cli.models import CifarResNet, LeNet, Normalized, ResidualBlock, lenet_side, live_parameters
+from pwoa_cli.errors import InputError
+from pwoa_cli.models import CifarResNet, LeNet, Normalized, ResidualBlock, build, lenet_side, live_parameters
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,21 @@ def test_every_family_gives_logits_for_any_classes_and_channels(name):
     size = 28 if name in ("lenet5", "smallcnn") else 32
     with torch.device("meta"):
         assert build(name, {"num_classes": 7, "in_channels": 2})(torch.empty(2, 2, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("arch", "meant"), [("lenett5", "lenet5"), ("resent18", "resnet18"),
+                                             ("cifar-resnet200", "cifar-resnet20")])
+def test_unknown_arch_asks_did_you_mean(arch, meant):
+    with pytest.raises(InputError, match=arch) as caught:
+        build(arch, {})
+    assert meant in caught.value.hint and caught.value.hint.count(f" {meant},") <= 1
+
+
+def test_what_the_user_s_own_code_prints_is_not_a_result(tmp_path, capsys):
+    code = "import torch\nprint('imported')\ndef net():\n    print('called')\n    return torch.nn.ReLU()\n"
+    (tmp_path / "own.py").write_text(code)
+    build(f"{tmp_path}/own.py:net", {})
+    assert capsys.readouterr() == ("", "imported\ncalled\n")
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

@@ -228,6 +228,12 @@ def test_a_teacher_must_fit(tmp_path):
     assert message == "Hidden layers of the model and of --teacher differ, so they cannot be matched."
 
 
+def test_a_teacher_with_other_hidden_layers_teaches_its_logits_and_that_is_said(tmp_path):
+    narrow = small.save(small.learn(small.LeNet(size=8, widths=(2, 8), hidden=16, num_classes=4)), tmp_path / "narrow.pt")
+    made, said = run_in(tmp_path / "run", teacher=narrow)
+    assert made["recipe"]["hidden_weight"] == 0 and prune.LOGITS_ALONE in made["notes"] and prune.LOGITS_ALONE in said
+
+
 def test_a_teacher_without_normalisation_in_its_file_gets_the_models(tmp_path):
     """`--mean` and `--std` describe the images, and the teacher is often the model itself, before it was pruned."""
     shifted = small.lenet()
