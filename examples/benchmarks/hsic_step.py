@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 import pwoa_cli
 from pwoa_cli import data, distill, hsic
+from pwoa_cli.cpu import keep_freed_memory
 from pwoa_cli.layers import capture
 
 EXAMPLES = Path(__file__).parents[1]
@@ -42,7 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--default-malloc", action="store_true", help="do not keep freed memory as pwoa prune does")
     args = parser.parse_args()
+    if not args.default_malloc:
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     x, y = data.load("mnist").train.batch(torch.arange(128))
