@@ -25,7 +25,8 @@ def quotas(weights: Mapping[str, Tensor], sparsity: float, *, method: str, struc
     Returns: {name: groups}, 0 <= groups <= groups of the layer - 1.
     Raises: ValueError for an unknown method, or if keeping a group in every layer forbids the sparsity.
     """
-    strength = {name: structures.strength(w, structure) for name, w in weights.items()}
+    # MPS has no float64: scores are made where they can be
+    strength = {name: structures.strength(w.cpu() if w.device.type == "mps" else w, structure) for name, w in weights.items()}
     size = {name: w.numel() // len(strength[name]) for name, w in weights.items()}  # weights in a group
     target = round(sparsity * sum(w.numel() for w in weights.values()))
     most = sum((len(s) - 1) * size[name] for name, s in strength.items())
@@ -46,10 +47,12 @@ def _by_score(strength: dict[str, Tensor], size: dict[str, int], target: int, *,
     if set(size.values()) == {1}:
         chosen = structures.smallest(everything, target)
     else:  # groups differ in size: the cheapest ones first, to the nearest group
-        order = torch.argsort(everything, stable=True)
-        cost = torch.cat([torch.full_like(scores[name], size[name], dtype=torch.double) for name in scores])[order]
-        taken = order[: int((cost.cumsum(0) <= target + (cost - 1) / 2).long().cumprod(0).sum())]
-        chosen = torch.zeros_like(everything, dtype=torch.bool).index_fill_(0, taken, True)
+        cost = [size[name] for name, s in scores.items() for _ in range(len(s))]
+        chosen = torch.zeros_like(everything, dtype=torch.bool)
+        for i in torch.argsort(everything, stable=True).tolist():
+            if cost[i] <= 2 * target:
+                chosen[i] = True
+                target -= cost[i]
     counts = [int(part.sum()) for part in chosen.split([len(s) for s in scores.values()])]
     return dict(zip(scores, counts, strict=True))
 

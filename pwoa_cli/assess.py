@@ -23,6 +23,7 @@ class Request:
     source: Source
     attacks: str = "fgsm,pgd,cw"
     teacher: str | None = None
+    teacher_is_source: bool = False  # the file that the model was pruned from
     data: str | None = None
     norm: str | None = None
     eps: str | None = None
@@ -54,7 +55,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
     models: dict[str, nn.Module] = {"model": subject.model}
     if request.teacher is not None:
-        models = {"teacher": open_teacher(request.teacher, subject, device=device, say=say).model, "pruned": subject.model}
+        models = {"teacher": open_teacher(request.teacher, subject, device=device, say=say, as_model=request.teacher_is_source).model, "pruned": subject.model}
     return Job(request, subject, models, str(device))
 
 
@@ -69,9 +70,11 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     model = made["model"]
     teacher = request.teacher or _same_file(model.get("teacher", model["source"]), model.get("teacher_sha256", model["sha256"]),
                                             say=say)
+    # the very file that was pruned is read as it was then, --arch, --mean and --std included
+    is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
     norm = request.norm or made["threat"]["norm"]
     eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
-    return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")), teacher=teacher, norm=norm,
+    return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")), teacher=teacher, teacher_is_source=is_source, norm=norm,
                    eps=eps, data=request.data or made["data"].get("argument", made["data"]["name"]))
 
 

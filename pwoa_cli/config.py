@@ -77,7 +77,7 @@ def read_recipe(name_or_file: str, *, data: str = "", overrides: Mapping[str, An
     if name_or_file in shipped():
         text = resources.files("pwoa_cli").joinpath("recipes", name_or_file + ".toml").read_text()
     elif path.is_file():
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")
     else:
         raise InputError(f"recipe {name_or_file!r} is neither shipped nor a file.", hint=f"Shipped recipes: {', '.join(shipped())}; or give the path of a TOML file.")
     try:
@@ -85,6 +85,8 @@ def read_recipe(name_or_file: str, *, data: str = "", overrides: Mapping[str, An
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name_or_file} is not a TOML file: {error}.", hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
     per_data = table.pop("data", {})
+    if not isinstance(per_data, dict) or not all(isinstance(t, dict) for t in per_data.values()):
+        raise InputError(f"{name_or_file}: data is not a table of tables.", hint="Fields that differ for a data set stand under [data.mnist].")
     values = {"name": path.stem} | table | per_data.get(data, {})
     recipe = _with(Recipe(), values, where=name_or_file)
     overrides = dict(overrides or {})
@@ -109,7 +111,7 @@ def _convert(key: str, value: Any, kind: type, where: str) -> Any:
         if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise InputError(f"{where}: {key} = {value!r}, expected a {kind.__name__}.", hint=f"For example: {key} = {getattr(Recipe, key)!r}.") from None
 
 

@@ -82,7 +82,7 @@ def _blocks(model: nn.Module) -> list[str]:
 def _execution_order(model: nn.Module, x: Tensor) -> list[str]:
     """Names of the modules that return one tensor (B, ...) in a forward pass, in the order in which they finish."""
     order: list[str] = []
-    handles = [m.register_forward_hook(lambda _m, _a, out, name=name: order.append(name) if isinstance(out, Tensor) and out.ndim >= 2 else None)
+    handles = [m.register_forward_hook(lambda _m, _a, out, name=name: order.append(name) if isinstance(out, Tensor) and out.ndim >= 2 and len(out) == len(x) else None)
                for name, m in model.named_modules() if name]
     _forward(model, x, handles)
     return order
@@ -126,7 +126,8 @@ def macs(model: nn.Module, x: Tensor) -> dict[str, int]:
     total = {"dense": 0, "nonzero": 0}
 
     def count(m, _args, out):
-        positions = out[0].numel() // (m.out_channels if isinstance(m, nn.modules.conv._ConvNd) else m.out_features)
+        positions = out.numel() // (  # one image, so a first dimension of windows counts too
+            m.out_channels if isinstance(m, nn.modules.conv._ConvNd) else m.out_features)
         total["dense"] += m.weight.numel() * positions
         total["nonzero"] += int(m.weight.count_nonzero()) * positions
 

@@ -70,14 +70,18 @@ def _introduced(loaded: Loaded, *, device: torch.device, say: Say) -> Loaded:
     return replace(loaded, model=loaded.model.to(device).eval())
 
 
-def open_teacher(path: str, subject: Subject, *, device: torch.device, say: Say) -> Loaded:
+def open_teacher(path: str, subject: Subject, *, device: torch.device, say: Say, as_model: bool = False) -> Loaded:
     """The model of --teacher, for the images and classes of the subject.
 
     What its file does not tell is taken from the subject's model: the architecture, and the normalisation if the teacher
     is right more often with it. Raises: InputError as `load_model`, or if it does not fit the subject's images and classes.
     """
     like = subject.loaded
-    teacher = _introduced(_load_like(path, like), device=device, say=say)
+    if as_model:
+        teacher = load_model(path, arch=like.arch, num_classes=like.num_classes, mean=like.mean, std=like.std)
+    else:
+        teacher = _load_like(path, like)
+    teacher = _introduced(teacher, device=device, say=say)
     if teacher.num_classes != like.num_classes:
         raise InputError(f"--teacher {path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
                          hint="A teacher must know the same classes in the same order.")
@@ -86,7 +90,7 @@ def open_teacher(path: str, subject: Subject, *, device: torch.device, say: Say)
         other = load_model(path, arch=teacher.arch, num_classes=like.num_classes, mean=like.mean, std=like.std)
         other = replace(other, model=other.model.to(device))
         right_so = probe(other.model, subject.dataset, classes=like.num_classes, what=f"--teacher {path}")
-        if right_so > right:
+        if right_so >= right:
             say(f"  it is right more often with the normalisation of {like.source} ({100 * right:.1f}% without): taken")
             teacher, right = other, right_so
     say(f"  it is right on {100 * right:.1f}% of the same training images")

@@ -100,6 +100,7 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
     state = _enter(plan, state)
     x, y, labels_hold = _inputs(plan, state.step)
     _train_mode(plan.recipe, state.student)
+    torch.manual_seed(_seed(plan.seed, "dropout", state.step))
     with torch.no_grad(), capture(plan.teacher, _teacher_hidden(plan)) as teacher_hidden:
         teacher_logits = plan.teacher(x)
         teacher_hidden = list(teacher_hidden)
@@ -127,7 +128,7 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
     count = 0
     while state.step < plan.steps:
         state, losses = step(plan, state)
-        sums = {name: value.double() + sums.get(name, 0) for name, value in losses.items()}
+        sums = {name: value + sums.get(name, 0) for name, value in losses.items()}
         count += 1
         if state.step % every == 0 or state.step in (plan.sparsify_steps, plan.steps):
             means = {name: value.item() / count for name, value in sums.items()}
@@ -169,7 +170,8 @@ def _masked(plan: Plan, state: State, sparsity: float) -> dict[str, Tensor]:
     masks = {name: structure.keep_mask(w, zero_groups[name], plan.structure) for name, w in weights.items()}
     for name in weights if plan.structure == "filter" else ():
         alive = masks[name].flatten(1).any(1)
-        masks |= {companion: alive for companion in plan.companions.get(name, ())}
+        for companion in plan.companions.get(name, ()):  # silent only where every filter that feeds it is
+            masks[companion] = masks[companion] | alive if companion in masks else alive
     apply_masks(state.student, masks)
     return masks
 
@@ -221,8 +223,11 @@ def _learning_rate(plan: Plan, now: int) -> float:
 
 def generator(seed: int, *use: Any, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one use, a pure function of the seed and the use's name and numbers."""
-    digest = hashlib.sha256(repr((seed, *use)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(_seed(seed, *use))
+
+
+def _seed(seed: int, *use: Any) -> int:
+    return int.from_bytes(hashlib.sha256(repr((seed, *use)).encode()).digest()[:8], "big") >> 1
 
 
 @lru_cache(maxsize=2)
@@ -277,14 +282,10 @@ def _terms(plan: Plan, logits: Tensor, teacher_logits: Tensor, hidden: list[Tens
 
 
 def _descend(plan: Plan, state: State, loss: Tensor) -> None:
-    """One optimiser step; masked entries get no gradient (momentum would carry it) and stay at +0.0."""
+    """One optimiser step, after which masked entries are +0.0 again, whatever momentum says."""
     for group in state.optimizer.param_groups:
         group["lr"] = _learning_rate(plan, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    parameters = dict(state.student.named_parameters())
-    for name, keep in state.masks.items():
-        if parameters[name].grad is not None:
-            parameters[name].grad.masked_fill_(~keep, 0.0)
     state.optimizer.step()
     apply_masks(state.student, state.masks)

@@ -82,7 +82,8 @@ def test_the_28_step_trajectory(monkeypatch, figures):
         assert got["hsic_x"].item() == pytest.approx(want["hsic_x"], rel=5e-3)
         assert got["hsic_y"].item() == pytest.approx(want["hsic_y"], rel=5e-3)
         assert got["admm"].item() == pytest.approx(want["admm_loss"], rel=1e-4)
-        # the KL of two nearly equal models is float32 rounding (1e-9) in both codes; it is compared to that size
+        # KL of two nearly equal models is float32 rounding (1e-9) in both codes, so this only says that it stays there;
+        # the KL term itself is held to its definition in test_sparsity.py
         assert got["kl"].item() == pytest.approx(want["kl_mean"], rel=1e-3, abs=3e-9)
     state = training._enter(plan, state)  # the hard prune at the end of the phase, whose norms the original printed
     parameters = dict(student.named_parameters())
