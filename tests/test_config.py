@@ -58,6 +58,15 @@ def test_wrong_files_get_a_sentence(tmp_path):
     (tmp_path / "x.toml").write_text("lr = = 3")
     with pytest.raises(InputError, match="not a TOML file"):
         read_recipe(str(tmp_path / "x.toml"))
+    for number, text in enumerate(('data = "mnist"', "[data]\nmnist = 3")):
+        (tmp_path / f"d{number}.toml").write_text(text)
+        with pytest.raises(InputError, match="data is not a table of tables"):
+            read_recipe(str(tmp_path / f"d{number}.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(InputError, match="not a TOML file"):
+        read_recipe(str(tmp_path / "binary.toml"))
+    with pytest.raises(InputError, match="batch_size = 'inf', expected a int"):
+        read_recipe("default", overrides={"batch_size": "inf"})
     (tmp_path / "y.toml").write_text("lr = true")
     with pytest.raises(InputError, match="lr = True, expected a float"):
         read_recipe(str(tmp_path / "y.toml"))

@@ -65,3 +65,18 @@ def test_macs_of_a_lenet():
 
 def test_the_logit_layer_is_the_last_that_runs():
     assert layers.logit_layer(resnet18(), X) == "fc"
+
+
+def test_macs_count_every_window_of_an_image():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def forward(self, x):  # (B, 1, 8, 8) -> four windows of 16 pixels, in the first dimension
+            return self.head(self.fc(x.reshape(-1, 16)).view(len(x), 4, 8).mean(1))
+
+    assert layers.macs(Windows(), torch.rand(1, 1, 8, 8))["dense"] == 4 * 16 * 8 + 24
+    assert layers.hidden_layers(Windows(), torch.rand(2, 1, 8, 8), "head") == ["head"]
+    with pytest.raises(ValueError, match="no hidden layer matches 'fc'"):  # its rows are windows, not images
+        layers.hidden_layers(Windows(), torch.rand(2, 1, 8, 8), "fc")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pwoa_cli
-from pwoa_cli import checkpoint, data, prune, sparse_file
+from pwoa_cli import assess, checkpoint, data, prune, sparse_file
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.subject import Source
 
@@ -383,3 +383,52 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
         run_in(tmp_path / "run", overrides=FAST | {"lr": "1e30", "optimizer": "sgd"})
     assert caught.value.exit_code == 1 and "lr" in caught.value.hint
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
+
+
+def test_eval_of_a_run_reads_its_source_as_the_run_did(tmp_path):
+    """A tie on the probe images must not lose the --mean and --std that the run was told."""
+    made, _ = run_in(tmp_path / "run", mean=(0.02,), std=(1.0,))
+    asked = assess.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=20)
+    found = assess.execute(assess.prepare(asked, say=lambda text: None), progress=lambda *_: None)
+    assert found["teacher"] == made["teacher"] and found["student"] == made["student"] and found["drop"] == made["drop"]
+
+
+def test_negative_zeros_of_a_checkpoint_become_positive(tmp_path):
+    state = torch.load("lenet.pt", weights_only=True)
+    state["conv2.weight"][0] = -0.0
+    torch.save(state, tmp_path / "minus.pt")
+    run_in(tmp_path / "run", str(tmp_path / "minus.pt"), overrides=FAST | {"allocation": "uniform"})
+    weight = sparse_file.load(tmp_path / "run/model.safetensors")["conv2.weight"]
+    assert not weight[weight == 0].signbit().any()
+
+
+FROZEN_AND_TIED = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mu = nn.Parameter(nn.init.constant_(__import__("torch").empty(1), 0.13), requires_grad=False)
+        self.flat, self.first, self.relu = nn.Flatten(), nn.Linear(64, 32), nn.ReLU()
+        self.a, self.b, self.last = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+        self.b.weight = self.a.weight
+    def forward(self, x):
+        x = self.relu(self.first(self.flat(x - self.mu)))
+        return self.last(self.relu(self.b(self.relu(self.a(x)))))
+def net():
+    return Net()
+"""
+
+
+def test_frozen_parameters_stay_and_tied_weights_are_not_dead(tmp_path):
+    (tmp_path / "own.py").write_text(FROZEN_AND_TIED)
+    names = {}
+    exec(FROZEN_AND_TIED, names)
+    model = small.save(small.learn(names["net"]()), tmp_path / "own.pt")
+    made, _ = run_in(tmp_path / "run", model, arch=f"{tmp_path}/own.py:net")
+    assert not any("never reach" in note for note in made["notes"])
+    assert torch.equal(sparse_file.load(tmp_path / "run/model.safetensors")["mu"], torch.load(model, weights_only=True)["mu"])
+
+
+def test_admm_without_an_update_is_said(tmp_path):
+    made, _ = run_in(tmp_path / "run", recipe="paper")
+    assert any("ADMM made no z/u update" in note for note in made["notes"])

@@ -73,6 +73,16 @@ def test_whole_groups_come_near_the_target(kind, method):
         assert all(row.all() or not row.any() for row in rows)
 
 
+@pytest.mark.parametrize("sparsity", [0.002, 0.3, 0.9])
+def test_group_quotas_pass_over_groups_that_are_too_large(sparsity):
+    """A group of 3136 weights is weakest; filling stops only when no smaller one comes nearer to the target."""
+    weights = {"fc": torch.randn(200, 3136) * 0.01, "conv": torch.randn(32, 1, 3, 3)}
+    for method in ("lamp", "global"):
+        quota = allocation.quotas(weights, sparsity, method=method, structure="filter")
+        zeros = quota["fc"] * 3136 + quota["conv"] * 9
+        assert abs(zeros - sparsity * (200 * 3136 + 288)) <= 3136 / 2
+
+
 def test_a_sparsity_that_empties_layers_is_refused():
     with pytest.raises(ValueError, match="a weight must stay in each of 3 layers"):
         allocation.quotas(random_weights(), 0.9999, method="lamp")

@@ -78,6 +78,15 @@ def test_silent_filters_take_their_batch_norm_along():
         assert not hidden[0][:, silent].any()
 
 
+def test_a_shared_batch_norm_is_silent_only_where_both_filters_are():
+    plan, student = make_plan(structure="filter", sparsity=0.5)
+    student.add_module("twin", nn.Conv2d(1, 6, 3, bias=False))
+    plan = replace(plan, weights=("conv.weight", "twin.weight"), companions={n: ("bn.weight",) for n in ("conv.weight", "twin.weight")})
+    masks = training._masked(plan, training.begin(plan, student), 0.5)
+    rows = [masks[n].flatten(1).any(1) for n in plan.weights]
+    assert torch.equal(masks["bn.weight"], rows[0] | rows[1])
+
+
 @pytest.mark.parametrize("fields", [{"method": "ramp", "optimizer": "adam"}, {"method": "admm", "optimizer": "sgd", "finetune_lr": 1e-3, "schedule": "admm"}])
 def test_a_stopped_state_goes_on_bit_for_bit(tmp_path, fields):
     """Student, optimiser, masks, ADMM and step are the whole state: saved, loaded into new objects, continued."""
