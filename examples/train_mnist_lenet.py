@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pwoa_cli import data
-from pwoa_cli.models import LeNet
+from pwoa_cli.families.small import LeNet
 
 EPS, RAMP_EPOCHS, HELD_OUT, BATCH = 0.3, 4, 5000, 128
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pwoa_cli import families
 from pwoa_cli.checkpoint_file import file_sha256, json_field, read_state_dict, take_normalisation, threat_of
 from pwoa_cli.errors import InputError
-from pwoa_cli.models import FAMILIES, STYLES, Normalized, build, lenet_side
+from pwoa_cli.families import MEMBERS, Guess
+from pwoa_cli.models import Normalized, build
 
 HEAD = re.compile(r"(fc|linear|heads?|classifier|last_linear|output|logits)(\d|\.|$)")  # how a last layer's name begins
 TORCHVISION_TRIED = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg16", "vgg16_bn", "densenet121", "mobilenet_v2")
@@ -93,26 +95,24 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], arch: str 
             shown = ", ".join(f"{k} {tuple(t.shape)}" for k, t in list(state.items())[:4])
             raise InputError(f"{where} is of no architecture that pwoa knows by its keys: {len(state)} tensors, first {shown}.",
                              hint="Name it: --arch resnet18 (any timm or torchvision name), or write it: --arch file.py:fn")
-        name, options, shape, evidence = guess
-        return name, options, shape, [f"architecture: {name} from {evidence}"]
-    if guess and _agrees(arch, guess[0], guess[1]):  # our own name: its sizes and key names are still in the file
-        return guess[0], guess[1], guess[2], [f"architecture: {arch} from --arch, sizes from {guess[3]}"]
+        return guess.arch, guess.options, guess.input_shape, [f"architecture: {guess.arch} from {guess.evidence}"]
+    if guess and _agrees(arch, guess):  # our own name: its sizes and key names are still in the file
+        return guess.arch, guess.options, guess.input_shape, [f"architecture: {arch} from --arch, sizes from {guess.evidence}"]
     options = {"num_classes": num_classes or _classes(state)}
     channels = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
-    if arch in FAMILIES and arch != "lenet5" and channels:
+    if arch in MEMBERS and arch != "lenet5" and channels:
         options["in_channels"] = channels
     first = getattr(_timm_config(arch), "first_conv", None)
     stem = state.get(f"{first}.weight")
     if stem is not None and stem.ndim == 4 and stem.shape[1] != 3:
         options["in_chans"] = stem.shape[1]
-    return arch, options, guess[2] if guess else None, [f"architecture: {arch} from --arch, {options['num_classes']} classes"]
+    return arch, options, guess.input_shape if guess else None, [f"architecture: {arch} from --arch, {options['num_classes']} classes"]
 
 
-def _agrees(arch: str, family: str, options: Mapping[str, Any]) -> bool:
-    """Whether one of our names, of a family or of a member of fixed depth, is what the keys say."""
-    maker = FAMILIES.get(arch)
-    fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in getattr(maker, "keywords", {}).items()}
-    return getattr(maker, "func", maker) is FAMILIES.get(family, family) and all(options[k] == v for k, v in fixed.items())
+def _agrees(arch: str, guess: Guess) -> bool:
+    """Whether one of our names, of a family or of a member of fixed size, is what the keys say."""
+    family, fixed = MEMBERS.get(arch, (None, {}))
+    return family == guess.arch and all(guess.options[k] == v for k, v in fixed.items())
 
 
 def _build_for(arch: str, options: Mapping[str, Any], where: str) -> nn.Module:
@@ -125,82 +125,12 @@ def _build_for(arch: str, options: Mapping[str, Any], where: str) -> nn.Module:
 
 # --- naming an architecture by its keys -------------------------------------------------------------------------------
 
-def identify(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], tuple[int, int, int] | None, str] | None:
-    """(arch, options, input shape, evidence) of a state dict, by keys and shapes alone; None if no family fits."""
-    if any(t.ndim == 0 or t.numel() == 0 for k, t in state.items() if k.endswith(".weight")):
-        return None
-    for family in (_lenet, _small_cnn, _cifar_resnet, _torchvision):
-        found = family(state)
-        if found:
-            return found
-    return None
+def identify(state: Mapping[str, Tensor]) -> Guess | None:
+    """What a state dict is by keys and shapes alone; None if nothing fits."""
+    return families.identify(state) or _torchvision(state)
 
 
-def _lenet(state: Mapping[str, Tensor]) -> tuple | None:
-    convs = ("conv1", "conv2")
-    heads = [k.removesuffix(".weight") for k, t in state.items() if k.endswith(".weight") and t.ndim == 2]
-    keys = {f"{name}.{kind}" for name in (*convs, *heads) for kind in ("weight", "bias")}
-    if len(heads) != 2 or keys != set(state) or len({name.split(".")[0] for name in heads}) == 1:  # fc.0, fc.2: what is fc.1?
-        return None
-    if state[f"{heads[1]}.weight"].shape[1] != state[f"{heads[0]}.weight"].shape[0]:  # a .safetensors file sorts its keys
-        heads.reverse()
-    conv1, conv2, first, second = (tuple(state[f"{name}.weight"].shape) for name in (*convs, *heads))
-    if len(conv1) != 4 or len(conv2) != 4 or second[1] != first[0]:
-        return None
-    kernel, guess = conv1[2], 4 * math.isqrt(first[1] // conv2[0])
-    tried = ((28, True), (32, True), (28, False), (32, False), (guess, True))  # (side of the images, padded)
-    fitting = [(s, p) for s, p in tried if kernel % 2 and conv2[0] * lenet_side(s, kernel=kernel, padded=p) ** 2 == first[1]]
-    if not fitting:
-        return None
-    size, padded = fitting[0]
-    options = {"num_classes": second[0], "in_channels": conv1[1], "size": size, "widths": [conv1[0], conv2[0]],
-               "hidden": first[0], "kernel": kernel, "padded": padded, "heads": heads}
-    evidence = f"the keys conv1, conv2, {', '.join(heads)}: {conv1[1]}-{conv1[0]}-{conv2[0]} {kernel}x{kernel}, " \
-        f"{first[1]}-{first[0]}-{second[0]}"
-    return "lenet5", options, (conv1[1], size, size), evidence
-
-
-def _small_cnn(state: Mapping[str, Tensor]) -> tuple | None:
-    needed = {"feature_extractor.conv1.weight": 4, "feature_extractor.conv4.weight": 4, "classifier.fc3.weight": 2}
-    if any(k not in state or state[k].ndim != n for k, n in needed.items()):
-        return None
-    channels, classes = state["feature_extractor.conv1.weight"].shape[1], state["classifier.fc3.weight"].shape[0]
-    evidence = "the keys feature_extractor.conv1..4, classifier.fc1..3 (TRADES)"
-    return "smallcnn", {"num_classes": classes, "in_channels": channels}, (channels, 28, 28), evidence
-
-
-def _cifar_resnet(state: Mapping[str, Tensor]) -> tuple | None:
-    for style, names in STYLES.items():
-        stem, head = state.get(f"{names['stem']}.weight"), state.get(f"{names['head']}.weight")
-        if stem is None or head is None or stem.shape[2:] != (3, 3) or head.ndim != 2:
-            continue
-        if f"{names['stem_bn']}.weight" not in state:  # pre-activation ResNets have the same keys but this
-            continue
-        stage = re.compile(re.escape(names["stage"]).replace(r"\{\}", r"(\d)") + r"\.(\d{1,4})\.")
-        seen = {(int(m[1]), int(m[2])) for m in map(stage.match, state) if m}
-        stages = max((i for i, _ in seen), default=0)
-        blocks = [1 + max((j for i, j in seen if i == number), default=-1) for number in range(1, stages + 1)]
-        if stages not in (3, 4) or 0 in blocks or sum(blocks) != len(seen):
-            continue
-        conv = names["stage"] + ".0." + names["conv"].format(names["layers"][0]) + ".weight"
-        bottleneck = names["stage"].format(1) + ".0." + names["conv"].format(names["layers"][2]) + ".weight" in state
-        widths = [state[k].shape[0] for k in map(conv.format, range(1, stages + 1)) if k in state]
-        if len(widths) != stages or stem.shape[0] != widths[0]:
-            continue
-        projected = {word for word in ("shortcut", "downsample") if any(f".{word}.0.weight" in k for k in state)}
-        if projected - {names["shortcut"]}:
-            continue
-        options = {"num_classes": head.shape[0], "in_channels": stem.shape[1], "blocks": blocks, "widths": widths,
-                   "bottleneck": bottleneck, "style": style,
-                   "shortcut": "conv" if projected else "pad-end" if style == "stage_ab" else "pad"}
-        depth = sum(blocks) * (3 if bottleneck else 2) + 2
-        evidence = f"the keys {names['stem']} (3x3), {conv.format(1).removesuffix('.weight')}, {names['head']}: depth {depth}, " \
-            f"blocks {'-'.join(map(str, blocks))}, widths {'-'.join(map(str, widths))}, {options['shortcut']} shortcuts"
-        return "cifar-resnet", options, (stem.shape[1], 32, 32), evidence
-    return None
-
-
-def _torchvision(state: Mapping[str, Tensor]) -> tuple | None:
+def _torchvision(state: Mapping[str, Tensor]) -> Guess | None:
     """One of the usual torchvision models, by exact keys and shapes (built without memory)."""
     classes, shapes = _classes(state), _shapes(state)
     for name in TORCHVISION_TRIED:
@@ -208,7 +138,7 @@ def _torchvision(state: Mapping[str, Tensor]) -> tuple | None:
             net = build(f"torchvision:{name}", {"num_classes": classes})
         if _shapes(net.state_dict()) == shapes:
             evidence = f"{len(state)} keys and shapes of torchvision's {name}"
-            return f"torchvision:{name}", {"num_classes": classes}, None, evidence
+            return Guess(f"torchvision:{name}", {"num_classes": classes}, None, evidence)
     return None
 
 
@@ -232,7 +162,7 @@ def _classes(state: Mapping[str, Tensor]) -> int:
 def _timm_config(arch: str) -> Any:
     """timm's own description of a model (input_size, first_conv), or None."""
     house, _, name = arch.rpartition(":")
-    if ".py" in arch or arch in FAMILIES or house not in ("", "timm"):
+    if ".py" in arch or arch in MEMBERS or house not in ("", "timm"):
         return None
     import timm
 
@@ -240,7 +170,7 @@ def _timm_config(arch: str) -> Any:
 
 
 def _default_size(arch: str) -> tuple[int, int] | None:
-    if ".py" in arch or arch in FAMILIES:
+    if ".py" in arch or arch in MEMBERS:
         return None
     config = _timm_config(arch)
     return tuple(config.input_size[1:]) if config else (224, 224)
@@ -321,7 +251,7 @@ def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) ->
     fits = numbers | {
         "arch": isinstance(arch, str),
         "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
-            arch in FAMILIES or set(options) <= {"num_classes", "in_chans"} and all(type(v) is int for v in options.values())),
+            arch in MEMBERS or set(options) <= {"num_classes", "in_chans"} and all(type(v) is int for v in options.values())),
         "input_shape": numbers["input_shape"] and (fields["input_shape"] is None or len(fields["input_shape"]) == 3)}
     for key in [k for k, good in fits.items() if not good]:
         raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does not write.",

@@ -3,7 +3,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pwoa_cli.models import CifarResNet, LeNet
+from pwoa_cli.families.resnet import CifarResNet
+from pwoa_cli.families.small import LeNet
 
 CLASSES = 4
 

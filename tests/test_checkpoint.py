@@ -12,7 +12,8 @@ import pwoa_cli
 from pwoa_cli import sparse_file
 from pwoa_cli.checkpoint import build, identify, load_model, to_metadata
 from pwoa_cli.errors import InputError
-from pwoa_cli.models import CifarResNet, LeNet, SmallCNN
+from pwoa_cli.families.resnet import CifarResNet
+from pwoa_cli.families.small import LeNet, SmallCNN
 
 THIRD, FIFTH = torch.full((1, 3, 1, 1), 1 / 3), torch.full((1, 3, 1, 1), 0.2)
 
@@ -382,7 +383,7 @@ def test_threat_from_the_file_s_settings(save, lenet):
 
 
 def test_whole_module_is_not_unpickled(save, lenet):
-    assert "pwoa_cli.models.LeNet" in refused(save(lenet))
+    assert "pwoa_cli.families.small.LeNet" in refused(save(lenet))
 
 
 def test_importing_the_package_does_not_import_torch():

@@ -91,6 +91,7 @@ def test_version_and_no_command(pwoa):
 
 ROWS = [  # lowest first; the package itself (pwoa_cli.load) is ""
     ["errors"],
+    ["families.base"], ["families.small", "families.resnet"], ["families"],
     ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "models", "data_formats",
      "attacks.base"],
     ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.autoattack"],

@@ -5,7 +5,7 @@ from torch import nn
 from torchvision.models import resnet18, vgg11_bn
 
 from pwoa_cli import layers
-from pwoa_cli.models import LeNet
+from pwoa_cli.families.small import LeNet
 
 X = torch.rand(2, 3, 32, 32)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import pwoa_cli
 from pwoa_cli import checkpoint, data, sparse_file
 from pwoa_cli.checkpoint import load_model
-from pwoa_cli.models import ResidualBlock
+from pwoa_cli.families.resnet import ResidualBlock
 
 CHECKPOINTS = Path(__file__).parents[2] / "shared/checkpoints"
 LENET, RESNET = CHECKPOINTS / "mnist_lenet5_advtrained.pt", CHECKPOINTS / "CIFAR10-resnet20-adv.pth"

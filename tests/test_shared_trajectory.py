@@ -8,7 +8,7 @@ import torch
 
 from pwoa_cli import allocation, data, hsic, structure, training
 from pwoa_cli.config import read_recipe
-from pwoa_cli.models import LeNet
+from pwoa_cli.families.small import LeNet
 
 SHARED = Path(__file__).parents[2] / "shared"
 RENAMED = {"conv1.weight": "conv1.weight", "conv2.weight": "conv2.weight", "l1.fc.weight": "linear1.weight", "l2.fc.weight": "linear2.weight",

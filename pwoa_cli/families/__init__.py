@@ -1,0 +1,30 @@
+"""Architectures of public robust checkpoints that neither timm nor torchvision defines, with their public key names.
+
+One parametric definition a family; depth, width, classes and channels are arguments, read from keys and shapes.
+"""
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pwoa_cli.families.base import Family, Guess, State
+from pwoa_cli.families.resnet import RESNET
+from pwoa_cli.families.small import LENET, SMALL_CNN
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LENET, SMALL_CNN, RESNET)}
+MEMBERS: dict[str, tuple[str, Mapping[str, Any]]] = {  # every name of ours: its family, and the options that it fixes
+    **{name: (name, {}) for name in FAMILIES},
+    **{name: (family.name, fixed) for family in FAMILIES.values() for name, fixed in family.members.items()}}
+
+
+def make(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """A bare network by one of our names. Args: options: win over what the name fixes. Raises: TypeError for an unknown one."""
+    family, fixed = MEMBERS[name]
+    return FAMILIES[family].make(**{**fixed, **options})
+
+
+def identify(state: State) -> Guess | None:
+    """The family of a state dict by keys and shapes alone; None if none fits."""
+    if any(t.ndim == 0 or t.numel() == 0 for k, t in state.items() if k.endswith(".weight")):
+        return None
+    return next(filter(None, (family.identify(state) for family in FAMILIES.values())), None)
