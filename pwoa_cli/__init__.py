@@ -14,9 +14,9 @@ def load(path: str | PathLike, *, arch: str | None = None) -> "nn.Module":
     Args: arch: needed where the model came from file.py:fn, as code is never run because a file names it.
     Raises: pwoa_cli.errors.InputError, one sentence, for anything that cannot be read.
     """
-    from pwoa_cli.checkpoint import load_model  # torch is imported when it is needed, not with the package
+    from pwoa_cli.checkpoint import Source, load_model  # torch is imported when it is needed, not with the package
 
-    return load_model(path, arch=arch).model
+    return load_model(Source(str(path), arch=arch)).model
 
 
 def load_state_dict(path: str | PathLike) -> "dict[str, Tensor]":

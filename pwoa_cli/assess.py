@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pwoa_cli import attacks, report, run
+from pwoa_cli import attacks, hub, report, run
+from pwoa_cli.checkpoint import Source
 from pwoa_cli.checkpoint_file import file_sha256
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluate import BLOCK, Result, evaluate, paired_drop, to_json
-from pwoa_cli.subject import Progress, Say, Source, Subject, device_named, open_subject, open_teacher, samples, short_path
+from pwoa_cli.subject import Progress, Say, Subject, device_named, open_subject, open_teacher, samples, short_path
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Request:
 
     source: Source
     attacks: str = "fgsm,pgd,cw"
-    teacher: str | None = None
-    teacher_is_source: bool = False  # the file that the model was pruned from
+    teacher: Source | None = None
+    teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
     data: str | None = None
     norm: str | None = None
     eps: str | None = None
@@ -55,7 +56,10 @@ def prepare(request: Request, *, say: Say) -> Job:
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
     models: dict[str, nn.Module] = {"model": subject.model}
     if request.teacher is not None:
-        models = {"teacher": open_teacher(request.teacher, subject, device=device, say=say, as_model=request.teacher_is_source).model, "pruned": subject.model}
+        like, teacher = subject.loaded, replace(request.teacher, trust_pickle=request.source.trust_pickle)
+        if request.teacher_is_source:
+            teacher = replace(teacher, arch=like.arch, options=like.arch_options, mean=like.mean or (), std=like.std or ())
+        models = {"teacher": open_teacher(teacher, subject, device=device, say=say).model, "pruned": subject.model}
     return Job(request, subject, models, str(device))
 
 
@@ -69,7 +73,7 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     say(f"run: {folder}")
     model = made["model"]
     teacher = request.teacher or _same_file(model.get("teacher", model["source"]), model.get("teacher_sha256", model["sha256"]),
-                                            say=say)
+                                            model.get("reading", {}), say=say)
     # the very file that was pruned is read as it was then, --arch, --mean and --std included
     is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
     norm = request.norm or made["threat"]["norm"]
@@ -78,14 +82,15 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
                    eps=eps, data=request.data or made["data"].get("argument", made["data"]["name"]))
 
 
-def _same_file(path: str, sha256: str, *, say: Say) -> str | None:
-    if not Path(path).is_file():
+def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) -> Source | None:
+    """The teacher of a run. Args: reading: which of several models in its file it was, and other choices of its reader."""
+    if not hub.is_name(path) and not Path(path).is_file():
         say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone (--teacher FILE names one)")
         return None
-    if file_sha256(path) != sha256:
+    if (hub.pretrained(path).sha256 if hub.is_name(path) else file_sha256(path)) != sha256:
         raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
                          hint="Name the teacher to compare with: --teacher FILE")
-    return path
+    return Source(path, entry=reading.get("entry"), keep=reading.get("keep"))
 
 
 def execute(job: Job, *, progress: Progress) -> dict[str, Any]:

@@ -1,26 +1,42 @@
 """A checkpoint as a ready model: read -> name the architecture -> build -> load -> normalise, with the evidence said.
 
-What keys and shapes cannot tell is an argument: --arch, --num-classes, --mean, --std win over what the file says.
+What keys and shapes cannot tell is the user's to say (`Source`), and wins over what the file says.
 """
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli import families
+from pwoa_cli import architecture, hub
+from pwoa_cli.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoint_file import file_sha256, json_field, read_state_dict, take_normalisation, threat_of
 from pwoa_cli.errors import InputError
-from pwoa_cli.families import MEMBERS, Guess
-from pwoa_cli.models import Normalized, build
+from pwoa_cli.models import Normalized, build, parts, tried
+from pwoa_cli.normalisation import Normalisation, Values, decide
 
-HEAD = re.compile(r"(fc|linear|heads?|classifier|last_linear|output|logits)(\d|\.|$)")  # how a last layer's name begins
-TORCHVISION_TRIED = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "vgg16", "vgg16_bn", "densenet121", "mobilenet_v2")
+
+@dataclass(frozen=True)
+class Source:
+    """A model and what the user said about it; None: to be inferred.
+
+    path: a file, or timm:NAME, hf-hub:ID. options: all of those of arch, as a pruned file has them. mean, std: (): inputs
+    are taken as they are. entry: which of several models of a file. keep: the fraction of weights that pruning scores in
+    the file keep. trust_pickle: may run code of the file.
+    """
+
+    path: str
+    arch: str | None = None
+    options: Mapping[str, Any] | None = None
+    num_classes: int | None = None
+    mean: Values | None = None
+    std: Values | None = None
+    entry: str | None = None
+    keep: float | None = None
+    trust_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,8 +45,9 @@ class Loaded:
 
     model: takes (B, C, H, W) in [0,1], eval mode, on the CPU. input_shape: (C, H, W), or None where the file does not tell.
     default_size: (H, W) for images that come in any size: input_shape's, else what the library's model is made for.
-    mean, std: by channel, None: inputs are taken as they are. threat: (norm, eps) if the file names it. notes: what was
-    inferred and from what.
+    threat: (norm, eps) if the file names it. others: options that its keys allow as well. unwrapped: what was removed
+    around the weights, and other choices of the reader. notes: all that was inferred, and from what.
+    extra: what else the file says (settings, a pruned file's metadata).
     """
 
     model: nn.Module
@@ -39,141 +56,157 @@ class Loaded:
     num_classes: int
     input_shape: tuple[int, int, int] | None
     default_size: tuple[int, int] | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    normalisation: Normalisation
     threat: tuple[str, float] | None
-    notes: tuple[str, ...]
+    evidence: str
+    others: tuple[dict[str, Any], ...]
+    unwrapped: tuple[str, ...]
     source: str
     sha256: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def mean(self) -> Values | None:
+        """By channel; None: inputs are taken as they are."""
+        return self.normalisation.mean or None
+
+    @property
+    def std(self) -> Values | None:
+        """By channel; None: inputs are taken as they are."""
+        return self.normalisation.std or None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was inferred, and from what, a line each."""
+        opened = tuple(f"others with the same keys: {said(other)}" for other in self.others)
+        return (*self.unwrapped, f"architecture: {self.arch} from {self.evidence}", *opened,
+                f"normalisation: {self.normalisation.words()}")
 
 
-def load_model(path: str | Path, *, arch: str | None = None, num_classes: int | None = None, mean: Sequence[float] | None = None,
-               std: Sequence[float] | None = None) -> Loaded:
-    """Read a checkpoint (.pt, .pth, .safetensors, pruned or not) and build its model.
+def said(options: Mapping[str, Any]) -> str:
+    """Options for people: activation=silu, padded=false."""
+    return ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items())
 
-    Args: arch: a name of ours, of timm or of torchvision (timm:NAME, torchvision:NAME), or file.py:fn; None: from the keys.
-    mean, std: normalisation by channel; both or neither. Raises: InputError naming the tensor, got and expected.
+
+def load_model(source: Source | str | Path) -> Loaded:
+    """Read a checkpoint (.pt, .pth, .safetensors, pruned or not; timm:NAME, hf-hub:ID) and build its model.
+
+    Raises: InputError naming the tensor, got and expected.
     """
-    raw, extra, found = read_state_dict(path)
+    source = source if isinstance(source, Source) else Source(str(source))
+    return _from_hub(source) if hub.is_name(source.path) else _from_file(source)
+
+
+def _from_file(source: Source) -> Loaded:
+    where = source.path
+    raw, extra, unwrapped = read_state_dict(where, entry=source.entry, keep=source.keep, trust_pickle=source.trust_pickle)
     state, *inside = take_normalisation(raw)
     if "arch_options" in extra:
-        extra = extra | _words(extra, raw, str(path))
+        extra = extra | _words(extra, raw, where)
         inside = [extra["mean"], extra["std"]]
-    arch_name, options, shape, notes = _architecture(state, extra, arch, num_classes, str(path))
-    net = _build_for(arch_name, options, str(path))
+    found = _architecture(state, extra, source)
+    net = _build_for(found, where)
     itself = len(state) < len(raw) and set(_aligned(raw, net)) <= set(net.state_dict())  # the network has the normalisation in it
-    state, inside = (raw, (None, None)) if itself else (state, inside)
-    _fill(net, _aligned(state, net), f"{path} as {arch_name}")
-    classes = int(options.get("num_classes") or _classes(state))
-    if num_classes not in (None, classes):
-        head = _head(state, classes)
+    state = {k.removeprefix(found.prefix): t for k, t in (raw if itself else state).items()}
+    _fill(net, _aligned(state, net), f"{where} as {found.arch}")
+    if itself:  # some keep mean and std as parameters: nobody trains or prunes those
+        parameters = dict(net.named_parameters())
+        for name in set(parameters) - set(take_normalisation(parameters)[0]):
+            parameters[name].requires_grad_(False)
+    normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
+        source.mean, source.std, inside=inside, channels=_channels(found), where=where)
+    return _loaded(net, found, state, normalisation, source, file_sha256(where), unwrapped=unwrapped, extra=extra)
+
+
+def _from_hub(source: Source) -> Loaded:
+    if source.arch or source.entry or source.keep is not None:
+        raise InputError(f"{source.path} says itself what it is; --arch, --entry and --keep are for files.", hint="Leave them out.")
+    made = hub.pretrained(source.path)
+    found = Architecture(made.arch, made.options, None, f"timm's description of {source.path}", made_for=made.size)
+    net = _build_for(found, source.path)
+    _fill(net, made.state, source.path)
+    normalisation = decide(source.mean, source.std, inside=(made.mean, made.std), channels=_channels(found), where=source.path)
+    if normalisation.said_by == "file":
+        normalisation = replace(normalisation, said_by="library")
+    return _loaded(net, found, made.state, normalisation, source, made.sha256)
+
+
+def _loaded(net: nn.Module, found: Architecture, state: Mapping[str, Tensor], normalisation: Normalisation, source: Source,
+            sha256: str, *, unwrapped: tuple[str, ...] = (), extra: Mapping[str, Any] | None = None) -> Loaded:
+    if is_file(found.arch):
+        found = replace(found, options=found.options | {"num_classes": source.num_classes or _answers(net, state)})
+    classes = int(found.options.get("num_classes") or architecture.classes(state))
+    if source.num_classes not in (None, classes):
+        head = architecture.head(state, classes)
         got = tuple(state[head].shape) if head else (classes,)
-        raise InputError(f"{path}: {head or 'the last layer'} has shape {got}, --num-classes {num_classes} expects "
-                         f"{(num_classes, *got[1:])}.", hint=f"Leave it out, or: --num-classes {classes}")
-    channels = shape[0] if shape else None if ".py:" in arch_name else options.get("in_chans", 3)
-    mean, std = _normalisation(mean, std, inside, channels, str(path))
-    notes.append(f"normalisation: mean {_short(mean)}, std {_short(std)}" if mean else
-                 "normalisation: inside the network" if itself else
-                 "normalisation: none in the file, inputs are taken in [0,1] as they are (--mean, --std change it)")
-    size = tuple(shape[1:]) if shape else _default_size(arch_name)
-    return Loaded(Normalized(net, mean, std).eval(), arch_name, options, classes, shape, size, mean, std, threat_of(extra),
-                  (*found, *notes), str(path), file_sha256(path))
+        raise InputError(f"{source.path}: {head or 'the last layer'} has shape {got}, --num-classes {source.num_classes} expects "
+                         f"{(source.num_classes, *got[1:])}.", hint=f"Leave it out, or: --num-classes {classes}")
+    unwrapped += (f"prefix {found.prefix} removed",) if found.prefix else ()
+    model = Normalized(net, normalisation.mean, normalisation.std, num_classes=classes).eval()
+    return Loaded(model, found.arch, found.options, classes, found.input_shape, found.default_size, normalisation,
+                  threat_of(extra or {}), found.evidence, found.others, unwrapped, source.path, sha256, extra or {})
 
 
-def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], arch: str | None, num_classes: int | None,
-                  where: str) -> tuple[str, dict[str, Any], tuple[int, int, int] | None, list[str]]:
-    """(arch, options, input shape, notes): from --arch, from a pruned file's own words, or from keys and shapes."""
-    if "arch_options" in extra and (arch is None or arch == extra["arch"] or ".py:" in arch):
+def _answers(net: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """Classes of a user's network: columns of what it returns for images that it takes, else by the last matrix in the file."""
+    guess = architecture.classes(state)
+    stem = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
+    for channels in (stem,) if stem else (3, 1):
+        made = tried(net.eval(), channels=channels)
+        if not isinstance(made, str):
+            out = made[1]
+            columns = [part.shape[1] for _, part in ([("", out)] if isinstance(out, Tensor) else parts(out)) if part.ndim == 2]
+            return guess if guess in columns or not columns else columns[0]
+    return guess
+
+
+def _channels(found: Architecture) -> int | None:
+    if found.input_shape:
+        return found.input_shape[0]
+    return None if is_file(found.arch) else found.options.get("in_chans", found.options.get("in_channels", 3))
+
+
+def read_as(loaded: Loaded, *, options: Mapping[str, Any] | None = None, normalisation: Normalisation | None = None) -> Loaded:
+    """The same weights under other options of the same keys (one of `others`) or another normalisation; the model is new."""
+    merged = loaded.arch_options | dict(options or {})
+    net = loaded.model.net
+    if options:
+        net = build(loaded.arch, merged)
+        net.load_state_dict(loaded.model.net.state_dict())
+    normalisation = normalisation or loaded.normalisation
+    shape = loaded.input_shape and (loaded.input_shape[0], *[merged.get("size", side) for side in loaded.input_shape[1:]])
+    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
+    model = Normalized(net, normalisation.mean, normalisation.std, num_classes=loaded.num_classes).eval().to(device)
+    return replace(loaded, model=model, arch_options=merged, input_shape=shape, default_size=shape[1:] if shape else loaded.default_size,
+                   normalisation=normalisation)
+
+
+def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: Source) -> Architecture:
+    """From --arch, from a pruned file's own words, or from keys and shapes."""
+    where, arch = source.path, source.arch
+    if arch and source.options is not None:
+        return Architecture(arch, dict(source.options), None, "the model that was pruned from it")
+    if "arch_options" in extra and (arch is None or arch == extra["arch"] or is_file(arch)):
         name = arch or extra["arch"]
-        if arch is None and ".py:" in name:
+        if arch is None and is_file(name):
             raise InputError(f"{where} was built by {name}, and a file's code is not run because the file names it.",
                              hint=f"If you trust it: --arch {name}")
-        return name, extra["arch_options"], extra["input_shape"], [f"architecture: {name}, as the pruned file says"]
-    guess = identify(state)
-    if arch is None:
-        if guess is None:
-            shown = ", ".join(f"{k} {tuple(t.shape)}" for k, t in list(state.items())[:4])
-            raise InputError(f"{where} is of no architecture that pwoa knows by its keys: {len(state)} tensors, first {shown}.",
-                             hint="Name it: --arch resnet18 (any timm or torchvision name), or write it: --arch file.py:fn")
-        return guess.arch, guess.options, guess.input_shape, [f"architecture: {guess.arch} from {guess.evidence}"]
-    if guess and _agrees(arch, guess):  # our own name: its sizes and key names are still in the file
-        return guess.arch, guess.options, guess.input_shape, [f"architecture: {arch} from --arch, sizes from {guess.evidence}"]
-    options = {"num_classes": num_classes or _classes(state)}
-    channels = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
-    if arch in MEMBERS and arch != "lenet5" and channels:
-        options["in_channels"] = channels
-    first = getattr(_timm_config(arch), "first_conv", None)
-    stem = state.get(f"{first}.weight")
-    if stem is not None and stem.ndim == 4 and stem.shape[1] != 3:
-        options["in_chans"] = stem.shape[1]
-    return arch, options, guess.input_shape if guess else None, [f"architecture: {arch} from --arch, {options['num_classes']} classes"]
+        return Architecture(name, extra["arch_options"], extra["input_shape"], "the pruned file's own words",
+                            made_for=extra["default_size"])
+    if arch is not None:
+        return architecture.of_user(arch, state, num_classes=source.num_classes, where=where)
+    found = architecture.identify(state, where=where)
+    if found is None:
+        raise architecture.unknown(state, where=where)
+    return found
 
 
-def _agrees(arch: str, guess: Guess) -> bool:
-    """Whether one of our names, of a family or of a member of fixed size, is what the keys say."""
-    family, fixed = MEMBERS.get(arch, (None, {}))
-    return family == guess.arch and all(guess.options[k] == v for k, v in fixed.items())
-
-
-def _build_for(arch: str, options: Mapping[str, Any], where: str) -> nn.Module:
+def _build_for(found: Architecture, where: str) -> nn.Module:
     try:
-        return build(arch, options)
+        return build(found.arch, found.options)
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{where}: {arch} cannot be built with {dict(options)}: {str(error).splitlines()[0]}",
+        raise InputError(f"{where}: {found.arch} cannot be built with {found.options}: {str(error).splitlines()[0]}",
                          hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
-
-
-# --- naming an architecture by its keys -------------------------------------------------------------------------------
-
-def identify(state: Mapping[str, Tensor]) -> Guess | None:
-    """What a state dict is by keys and shapes alone; None if nothing fits."""
-    return families.identify(state) or _torchvision(state)
-
-
-def _torchvision(state: Mapping[str, Tensor]) -> Guess | None:
-    """One of the usual torchvision models, by exact keys and shapes (built without memory)."""
-    classes, shapes = _classes(state), _shapes(state)
-    for name in TORCHVISION_TRIED:
-        with torch.device("meta"):
-            net = build(f"torchvision:{name}", {"num_classes": classes})
-        if _shapes(net.state_dict()) == shapes:
-            evidence = f"{len(state)} keys and shapes of torchvision's {name}"
-            return Guess(f"torchvision:{name}", {"num_classes": classes}, None, evidence)
-    return None
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {k: t.shape for k, t in state.items() if not k.endswith("num_batches_tracked")}  # older files lack the counters
-
-
-def _head(state: Mapping[str, Tensor], rows: int | None = None) -> str | None:
-    """The classifier's matrix (of so many rows) by the usual names of a last layer, else the last matrix in the file."""
-    matrices = [k for k, t in state.items() if t.ndim in (2, 4) and t.is_floating_point() and k.endswith("weight")
-                and rows in (None, t.shape[0])]
-    named = sorted(k for k in matrices if HEAD.match(k))
-    return (named or matrices or [None])[-1]
-
-
-def _classes(state: Mapping[str, Tensor]) -> int:
-    head = _head(state)
-    return state[head].shape[0] if head else 10
-
-
-def _timm_config(arch: str) -> Any:
-    """timm's own description of a model (input_size, first_conv), or None."""
-    house, _, name = arch.rpartition(":")
-    if ".py" in arch or arch in MEMBERS or house not in ("", "timm"):
-        return None
-    import timm
-
-    return timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
-
-
-def _default_size(arch: str) -> tuple[int, int] | None:
-    if ".py" in arch or arch in MEMBERS:
-        return None
-    config = _timm_config(arch)
-    return tuple(config.input_size[1:]) if config else (224, 224)
 
 
 # --- filling ----------------------------------------------------------------------------------------------------------
@@ -203,60 +236,37 @@ def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     net.load_state_dict({k: t.to(own[k].dtype) for k, t in state.items()}, strict=False)
 
 
-def _short(values: Sequence[float] | None) -> str:
-    return ", ".join(f"{v:.4g}" for v in values or ())
-
-
-def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, inside: Sequence[tuple[float, ...] | None],
-                   channels: int | None, where: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """(mean, std) by channel: what the user says, else what the file has. Raises: InputError if they do not fit."""
-    if (mean is None) != (std is None):
-        raise InputError(f"--{'mean' if mean is None else 'std'} is missing.",
-                         hint="Normalisation needs both, for example: --mean 0.5 --std 0.5")
-    whose = f"{where}: its normalisation" if mean is None else "normalisation"
-    mean, std = inside if mean is None else (tuple(mean), tuple(std))
-    if mean is None and std is None:
-        return None, None
-    hint = "One number a channel: --mean A,B,C --std A,B,C"
-    if mean is None or std is None:
-        here, lacks = ("std", "mean") if mean is None else ("mean", "std")
-        raise InputError(f"{whose} has {here} {_short(mean or std)} and no {lacks}.", hint=hint)
-    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0) <= 0:
-        raise InputError(f"{whose} has mean {_short(mean)} and std {_short(std)}, expected finite numbers, std above 0.",
-                         hint=hint)
-    channels = channels or len(mean)
-    if any(len(v) not in (1, channels) for v in (mean, std)):
-        raise InputError(f"{whose} mean {_short(mean)} and std {_short(std)} do not fit {channels} channels.", hint=hint)
-    return mean, std
-
-
 # --- the words that a pruned file carries -------------------------------------------------------------------------------
 
 def to_metadata(loaded: Loaded) -> dict[str, str]:
     """What a pruned file must say for `load_model` to build the same model again: strings by name."""
     return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options), "num_classes": str(loaded.num_classes),
-            "input_shape": json.dumps(loaded.input_shape), "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
+            "input_shape": json.dumps(loaded.input_shape), "default_size": json.dumps(loaded.default_size),
+            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
 
 
 def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """The inverse of `to_metadata`, checked, as others can write such a file too.
 
-    Of a library's model only the numbers of classes and channels are taken: its other options may name files to read.
+    Of a library's model only numbers are taken as options: the others may name files to read.
     Raises: InputError naming the field.
     """
-    fields = {key: json_field(extra, key) for key in ("arch_options", "input_shape", "mean", "std")}
+    keys = ("input_shape", "default_size", "mean", "std")
+    fields = {key: json_field(extra, key) for key in ("arch_options", *keys)}
     arch, options = extra.get("arch"), fields["arch_options"]
     numbers = {key: fields[key] is None or isinstance(fields[key], list) and all(type(v) in (int, float) for v in fields[key])
-               for key in ("input_shape", "mean", "std")}
+               for key in keys}
     fits = numbers | {
         "arch": isinstance(arch, str),
         "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
-            arch in MEMBERS or set(options) <= {"num_classes", "in_chans"} and all(type(v) is int for v in options.values())),
-        "input_shape": numbers["input_shape"] and (fields["input_shape"] is None or len(fields["input_shape"]) == 3)}
+            is_own(arch) or all(type(v) in hub.PLAIN for v in options.values())),
+        "input_shape": numbers["input_shape"] and len(fields["input_shape"] or "chw") == 3,
+        "default_size": numbers["default_size"] and len(fields["default_size"] or "hw") == 2}
     for key in [k for k, good in fits.items() if not good]:
         raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does not write.",
                          hint="The file was changed after pwoa wrote it; prune again.")
-    return {"arch": arch, "arch_options": options, **{key: _tuple(fields[key]) for key in ("input_shape", "mean", "std")}}
+    return {"arch": arch, "arch_options": options,
+            **{key: fields[key] and tuple(fields[key]) for key in keys}}
 
 
 def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
@@ -266,7 +276,3 @@ def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     largest = max((side for t in state.values() for side in t.shape), default=0)
     sizes = [n for values in numbers.values() for n in values]
     return sum(numbers.get("blocks", [])) <= len(state) and all(0 <= n <= max(largest, 64) for n in sizes)
-
-
-def _tuple(value: Any) -> tuple | None:
-    return None if value is None else tuple(value)

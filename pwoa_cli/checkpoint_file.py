@@ -1,15 +1,13 @@
 """From a file of somebody else's making to a plain {name: tensor}, without running anything that is in it.
 
 .pt, .pth (zip and legacy format, saved from any device) and .safetensors (dense, or sparse as pwoa writes it); wrapped in
-an envelope or not; with prefixes of wrappers or not. weights_only is always on.
+envelopes or not; with prefixes of wrappers or not; parametrised (fold.py) or not. weights_only, unless told to trust.
 """
 import argparse
 import hashlib
 import json
 import os
-import pickletools
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,33 +16,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pwoa_cli import sparse_file
+from pwoa_cli import pickles, sparse_file
 from pwoa_cli.errors import InputError
+from pwoa_cli.file_kinds import AGAIN, TEXT, refuse_others
+from pwoa_cli.fold import fold
 
-ENVELOPES = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema", "last", "best")
+# where training scripts keep a model, those first that are evaluated (of RobustBench, robustness, timm, Lightning, AWP, ...)
+ENVELOPES = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema", "last", "best",
+             "model_state", "model_dict", "net_state_dict", "network", "weights", "model_weights", "params", "parameters",
+             "module", "classifier_state_dict", "best_model", "best_state", "best_state_dict", "best_model_state_dict",
+             "ema_state_dict", "ema_model_state_dict", "model_ema_state_dict", "ema_model", "ema_net", "averaged_model",
+             "swa_model", "model_swa", "swa_state_dict", "swa_best", "swa_model_state_dict", "unaveraged_model_state_dict")
+CHOICES = ({"last", "best"}, {"last", "best_state"})  # of several epochs: which one is not for us to say
 SETTINGS = ("args", "config", "opt", "hparams", "hyper_parameters")  # where training scripts keep what they were called with
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "1.")
-# what weights_only does not know though it is data: settings that older code saved along, and NumPy's numbers (best_acc),
-# under the names of NumPy 1 and 2. No dtypes of objects or records: a pickle may set their flags, and bytes pass for addresses.
-_SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
-DATA = [argparse.Namespace, np.dtype, *_NUMBERS, *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
-HINT = "A checkpoint is what torch.save(model.state_dict(), 'model.pt') writes, or a .safetensors file."
+# side by side in one state dict these are whole models, not layers of one
+SIDES = ("student", "teacher", "model", "net", "ema", "model_ema", "ema_model", "swa_model", "encoder_q", "encoder_k", "netG",
+         "netD", "generator", "discriminator")
+NORMALISERS = ([], ["0"], ["normalize"], ["normalizer"], ["norm"], ["preprocess"])
+HINT = pickles.HINT
 
 
-def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    """(tensors by name, envelopes and wrapper prefixes removed; what else the file says; notes on a choice that was made).
+def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float | None = None,
+                    trust_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """(plain tensors by name; what else the file says; notes: choices made, wrappers undone, parametrisations folded).
 
+    Args: entry: which of several models, a path of names such as best or checkpoint.ema; None: the only one. keep: the
+    fraction of weights that HYDRA's and HARP's scores keep (fold.py). trust_pickle: run the file's code where it needs it.
     Raises: InputError, one sentence each, for what is missing, no checkpoint, truncated, ambiguous, or needs more than
     tensors (naming the globals it wants); for NaN or infinite weights (naming the tensor).
     """
+    if re.match(r"\w\w+:/", str(path)):  # a Path makes one slash of two
+        raise InputError(f"{path} is a URL, and pwoa downloads no checkpoints.",
+                         hint=f"Download it first: curl -L -o model.pt '{path}'; or name one of the hub: hf-hub:ID, timm:NAME")
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
-        url = re.match(r"\w+:/", str(path))
-        raise InputError(f"{path}: there is no such file.",
-                         hint="A URL must be downloaded first." if url else "Check the path of the checkpoint.")
-    content, metadata = _read(Path(path))
-    state, extra, notes = _open_envelopes(content, str(path))
-    return _finite(_strip(state), str(path)), metadata | extra, notes
+        raise InputError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
+    try:
+        content, metadata, warned = _read(Path(path), trust_pickle)
+        state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep)
+    except InputError as error:
+        raise InputError(_line(error.message), hint=_line(error.hint)) from error
+    return state, extra, tuple(map(_line, (*warned, *notes)))
+
+
+def _line(text: str) -> str:
+    """Names from a file as one line without control characters: they could hide or forge what a terminal shows."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, entry: str | None,
+           keep: float | None) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """(tensors, what else the file says, notes) of what was read: envelopes opened, prefixes removed, weights folded."""
+    state, extra, way, notes = _open_envelopes(content, where, entry)
+    extra = metadata | extra
+    state, prefix, dropped = _strip(state, where)
+    _check_numbers(state, where)
+    try:
+        state, folded = fold(state, extra, density=keep)
+    except InputError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+    undone = [" > ".join(way)] * bool(way) + [f"prefix {prefix}"] * bool(prefix) + dropped
+    unwrapped = [f"unwrapped: {'; '.join(undone)}"] * bool(undone)
+    return _finite(state, where), extra, [*notes, *unwrapped, *folded]
 
 
 def file_sha256(path: str | Path) -> str:
@@ -53,72 +86,33 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    if not path.is_file():
+def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
+    """(content, metadata of a safetensors file, warnings)."""
+    if not path.is_file():  # a pipe would wait for its writer
         raise InputError(f"{path} is not a file{', it is a folder' if path.is_dir() else ''}.",
                          hint="Name the checkpoint itself, such as model.pt.")
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if not head:
-        raise InputError(f"{path} is empty.", hint="Download or copy it again.")
-    counted = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size  # safetensors: header's size, header
-    if not counted and re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
-        raise InputError(f"{path} is an HTML page, not a checkpoint.", hint="Download the raw file, not the page about it.")
-    if counted or path.suffix == ".safetensors":
-        return sparse_file.load(path), sparse_file.load_metadata(path)
-    return _read_pickle(path), {}
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    """torch.load with weights_only, which lets in tensors, plain Python values and DATA."""
-    try:
-        with torch.serialization.safe_globals(DATA), warnings.catch_warnings(action="ignore"):  # of protocols and sparse tensors
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle can raise anything; the cause is kept
-        legacy = re.findall(r"nsupported (?:global: )?GLOBAL (\S+)", str(error))
-        wanted = _unsafe_globals(path) or legacy or _pickled_globals(path)
-        if wanted:
-            raise InputError(f"{path} holds more than tensors: it would run {', '.join(wanted[:4])} to be read; nothing was run.",
-                             hint="If you trust it, save its tensors: torch.save(model.state_dict(), 'new.pt')") from error
-        if not _torch_made(path):
-            raise InputError(f"{path} is not a checkpoint: neither a torch file nor safetensors.", hint=HINT) from error
-        why = re.split(r"\. |\n", str(error))[0] or type(error).__name__
-        raise InputError(f"{path} is broken or truncated: {why}.", hint="Download or copy it again.") from error
-    if isinstance(content, Tensor) or not isinstance(content, Mapping):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict of tensors by name.", hint=HINT)
-    return content
-
-
-def _torch_made(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(32)
-    return head.startswith((b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"))  # zip; the legacy format's number
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    try:
-        with torch.serialization.safe_globals(DATA):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not a zip file, or a broken one: then its globals are not what is wrong with it
-        return []
-
-
-def _pickled_globals(path: Path) -> list[str]:
-    """What a whole file of one pickle, of any protocol, would call, read off without running it; nothing for other files."""
-    texts, found = [], set()
     try:
         with open(path, "rb") as file:
-            for code, argument, _ in pickletools.genops(file):
-                if code.name in ("GLOBAL", "INST"):
-                    found.add(argument.replace(" ", "."))
-                elif code.name == "STACK_GLOBAL":
-                    found.add(".".join(texts[-2:]))
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    except Exception:  # no pickle, or a broken one
-        return []
-    return sorted(found - {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "_codecs.encode"})
+            head = file.read(TEXT)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
+    if not head:
+        raise InputError(f"{path} is empty.", hint=AGAIN)
+    counted = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size  # safetensors: header's size, header
+    if not counted:
+        refuse_others(path, head)
+    if counted or path.suffix == ".safetensors" and not pickles.torch_made(head):
+        return sparse_file.load(path), sparse_file.load_metadata(path), ()
+    if head[8:10] in (b'{"', b"{ "):  # what would be a header's size is larger than the file
+        claim = int.from_bytes(head[:8], "little")
+        raise InputError(f"{path} is broken or truncated: its safetensors header claims {claim} bytes.", hint=AGAIN)
+    content, warned = pickles.read(path, trust_pickle=trust_pickle)
+    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected a state dict of tensors by name.", hint=HINT)
+    return content, {}, warned
 
+
+# --- envelopes and prefixes ----------------------------------------------------------------------------------------------
 
 def _holds_weights(content: object, depth: int = 4) -> bool:
     """Whether it is a mapping with tensors, or has one in an envelope; a pickle may hold itself, so the depth ends."""
@@ -128,37 +122,114 @@ def _holds_weights(content: object, depth: int = 4) -> bool:
                for k, v in content.items())
 
 
-def _open_envelopes(content: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
-    """(the innermost mapping of tensors, what lay beside it on the way, which of several was taken)."""
+def _is_model(content: object, depth: int = 4) -> bool:
+    """Whether a mapping of unknown name is a model: weights by name, or such a mapping in it; no optimizer's state."""
+    if not isinstance(content, Mapping) or depth < 0 or "param_groups" in content:
+        return False
+    return any(isinstance(k, str) and (v.ndim >= 2 and v.is_floating_point() and "weight" in k if isinstance(v, Tensor)
+                                       else _is_model(v, depth - 1)) for k, v in content.items())
+
+
+def _open_envelopes(content: Mapping[str, Any], where: str,
+                    entry: str | None) -> tuple[dict[str, Tensor], dict[str, Any], list[str], list[str]]:
+    """(the innermost mapping of tensors, what lay beside it on the way, the names on the way, which of several was taken)."""
     extra: dict[str, Any] = {}
-    notes = []
-    for _ in range(5):
+    way, notes, asked = [], [], entry.split(".") if entry else []
+    for _ in range(6):
         extra |= {str(k): v for k, v in content.items() if k in SETTINGS or not isinstance(v, Tensor | Mapping)}
-        inner = [k for k in ENVELOPES if _holds_weights(content.get(k))]
-        if {"last", "best"} <= set(inner):
-            raise InputError(f"{where} holds two models, 'last' and 'best'.",
-                             hint="Save the one that you want: torch.save(checkpoint['best'], 'model.pt').")
-        if not inner:
+        known = [k for k in ENVELOPES if _holds_weights(content.get(k))]
+        others = [k for k, v in content.items() if isinstance(k, str) and k not in known and _is_model(v)]
+        name, asked = _asked(content, [*known, *others], asked, where, entry)
+        if name is None:
+            name, note = _chosen(content, known, others, where)
+            notes += note
+        if name is None:
             break
-        if len(inner) > 1:
-            notes.append(f"weights: {inner[0]!r} of the file; it also holds {', '.join(map(repr, inner[1:]))}, which is not used")
-        content = content[inner[0]]
+        content = content[name]
+        way.append(name)
+    if asked:
+        content = _side(content, ".".join(asked), where, entry)
+        way.append(".".join(asked) + ".*")
     if not _holds_weights(content):
-        shown = ", ".join(str(k) for k in list(content)[:6]) or "nothing"
+        shown = ", ".join(str(k)[:40] for k in list(content)[:6]) or "nothing"
         raise InputError(f"{where} holds no weights; it has: {shown}.", hint=HINT)
-    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}, extra, tuple(notes)
+    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}, extra, way, notes
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove wrapper prefixes as long as one is shared by every key; what MadryLab's attacker doubles is dropped first."""
-    doubles = tuple(p + "attacker." for p in ("module.", "")) if any("attacker." in k for k in state) else ()
-    state = {k: t for k, t in state.items() if not doubles or not k.startswith(doubles)}
+def _asked(content: Mapping[str, Any], there: list[str], asked: list[str], where: str,
+           entry: str | None) -> tuple[str | None, list[str]]:
+    """(the name at the beginning of what --entry asks for, what remains of it); names may have dots themselves."""
+    for count in range(len(asked), 0, -1):
+        name = ".".join(asked[:count])
+        if name in there:
+            return name, asked[count:]
+    if asked and there and not any(str(k).startswith(".".join(asked) + ".") for k in content):
+        wrapper = next((k for k in there if len(there) == 1), None)
+        if wrapper is None:
+            raise InputError(f"{where} has no entry {entry!r}; it has: {', '.join(there)}.", hint=f"--entry {there[0]}")
+        return wrapper, asked
+    return None, asked
+
+
+def _chosen(content: Mapping[str, Any], known: list[str], others: list[str], where: str) -> tuple[str | None, list[str]]:
+    """(the mapping to open next, a note if there were several); None: the tensors are here."""
+    if any(choice <= set(known) for choice in CHOICES):
+        pair = [k for k in known if any(k in choice for choice in CHOICES)]
+        raise InputError(f"{where} holds two models, {' and '.join(map(repr, sorted(pair, reverse=True)))}.",
+                         hint=f"Say which: --entry {min(pair)}")
+    if known:
+        beside = [*known[1:], *others]
+        note = f"weights: {known[0]!r} of the file; it also holds {', '.join(map(repr, beside))}, which " \
+            f"{'are' if len(beside) > 1 else 'is'} not used"
+        return known[0], [note] * bool(beside)
+    if _holds_weights(content) or not others:
+        return None, []
+    if len(others) > 1:
+        raise InputError(f"{where} holds {len(others)} models: {', '.join(map(repr, others[:6]))}.",
+                         hint=f"Say which: --entry {'student' if 'student' in others else others[0]}")
+    return others[0], []
+
+
+def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None) -> dict[str, Any]:
+    """The tensors whose keys begin with the prefix that --entry names, without it."""
+    for start in (prefix + ".", "module." + prefix + "."):
+        part = {str(k).removeprefix(start): v for k, v in content.items() if str(k).startswith(start)}
+        if _holds_weights(part):
+            return part
+    names = list(dict.fromkeys(str(k).removeprefix("module.").partition(".")[0] for k in content))
+    raise InputError(f"{where} has no entry {entry!r}; its tensors begin with: {', '.join(names[:8])}.",
+                     hint="Leave --entry out, or name one of these.")
+
+
+def _strip(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], str, list[str]]:
+    """(state without wrapper prefixes, the prefixes, what was dropped). A prefix is removed if every key has it.
+
+    Dropped first is what MadryLab's attacker doubles. One that is not in PREFIXES must have layers of several names in it.
+    """
+    start = next((p for p in ("module.attacker.", "attacker.") if any(k.startswith(p) for k in state)), None)
+    kept = {k: t for k, t in state.items() if not start or not k.startswith(start)}
+    dropped = [f"dropped {len(state) - len(kept)} tensors {start}*"] if 0 < len(kept) < len(state) else []
+    state, removed = kept or state, ""
     while True:
         weights = [k for k in state if not _normalisation(k)]
-        prefix = next((p for p in PREFIXES if weights and all(k.startswith(p) for k in weights)), None)
+        prefix = next((p for p in PREFIXES if weights and all(k.startswith(p) for k in weights)), None) or _shared(weights)
         if prefix is None:
-            return state
+            break
         state = {k.removeprefix(prefix): t for k, t in state.items()}
+        removed += prefix
+    sides = {k.partition(".")[0] for k in state if not _normalisation(k)}
+    if len(sides) > 1 and sides <= set(SIDES):
+        names = sorted(sides, key=SIDES.index)
+        raise InputError(f"{where} holds {len(sides)} models side by side: the keys begin with {', '.join(names)}.",
+                         hint=f"Say which: --entry {names[0]}")
+    return state, removed, dropped
+
+
+def _shared(keys: list[str]) -> str | None:
+    """The names that every key begins with, if layers of at least two names lie below them: an unknown wrapper's."""
+    shared = os.path.commonprefix([k.split(".") for k in keys])
+    prefix = "".join(name + "." for name in shared)
+    return prefix if shared and all(k.startswith(prefix) and "." in k.removeprefix(prefix) for k in keys) else None
 
 
 def _normalisation(key: str) -> str | None:
@@ -167,7 +238,7 @@ def _normalisation(key: str) -> str | None:
     while parts[0] in ("module", "model", "_orig_mod") and len(parts) > 1:
         parts = parts[1:]
     names = {"mean": "mean", "mu": "mean", "new_mean": "mean", "std": "std", "sigma": "std", "new_std": "std"}
-    holder = parts[:-1] in ([], ["0"], ["normalize"], ["normalizer"], ["norm"], ["preprocess"])
+    holder = parts[:-1] in NORMALISERS
     return names.get(parts[-1]) if holder else None
 
 
@@ -178,13 +249,25 @@ def take_normalisation(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tup
     return rest, found.get("mean"), found.get("std")
 
 
-def _finite(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _check_numbers(state: dict[str, Tensor], where: str) -> None:
+    """Dense tensors of ordinary numbers. Raises: InputError naming the tensor, for weights stored as integers too."""
     for name, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-            kind = "without values" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+        kind = "without values" if tensor.is_meta else "quantized" if tensor.is_quantized else None
+        if not kind and (tensor.layout is not torch.strided or tensor.is_nested):
+            kind = str(tensor.layout)
+        if kind:
             raise InputError(f"{where}: {name} is {kind}, expected a dense tensor of numbers.",
                              hint="Save it dense: tensor.to_dense(), or tensor.dequantize().")
-        bad = tensor.numel() - int(torch.isfinite(tensor).sum()) if tensor.is_floating_point() else 0
+        if name.endswith("weight") and tensor.ndim > 1 and not tensor.is_floating_point():
+            raise InputError(f"{where}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected floating point.",
+                             hint="A quantized model is no teacher or start of pruning: take the one it was made from.")
+
+
+def _finite(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    for name, tensor in state.items():
+        narrow = tensor.is_floating_point() and tensor.itemsize == 1  # float8 has no isfinite
+        finite = torch.isfinite(tensor.float() if narrow else tensor) if tensor.is_floating_point() else None
+        bad = tensor.numel() - int(finite.sum()) if finite is not None else 0
         if bad:
             raise InputError(f"{where}: {name} has {bad} NaN or infinite values of {tensor.numel()}.",
                              hint="The checkpoint is damaged or its training diverged; take another epoch.")

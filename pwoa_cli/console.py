@@ -40,11 +40,11 @@ class Console:
         if error.hint:
             _to_stderr(f"hint: {error.hint}")
 
-    def result(self, text: str, json_object: Mapping[str, Any], *, table: Any = None) -> None:
+    def result(self, text: str, json_object: Mapping[str, Any], *, table: Callable[[], Any] | None = None) -> None:
         """The result on stdout, in one of three forms of the same content.
 
-        Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null. table: a rich
-        renderable for a terminal (default: the text there too).
+        Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null. table: makes a
+        rich renderable for a terminal (default: the text there too).
         """
         if self.json:
             _write(sys.stdout, dumps(json_object))
@@ -52,7 +52,7 @@ class Console:
             from rich.console import Console as RichConsole
 
             # without a height rich takes 80 columns on a dumb terminal
-            RichConsole(file=sys.stdout, width=_width(sys.stdout), height=25).print(table)
+            RichConsole(file=sys.stdout, width=_width(sys.stdout), height=25).print(table())
         else:
             _write(sys.stdout, visible(text.rstrip("\n")))
 

@@ -11,13 +11,26 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CE
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-def prunable(model: nn.Module, live: set[str]) -> dict[str, nn.Parameter]:
-    """Weights of convolutions and linear layers by parameter name, in forward definition order, dead ones left out.
+def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's own weights by name: `weight` of a convolution or linear layer, the three projections of attention, and
+    of a layer of somebody's own class every matrix or larger (at least 2 x 2: no gains, tokens or constants by channel)."""
+    if isinstance(module, PRUNABLE):
+        return {"weight": module.weight} if isinstance(module.weight, nn.Parameter) else {}
+    own = dict(module.named_parameters(recurse=False))
+    if isinstance(module, nn.MultiheadAttention):
+        return {name: p for name, p in own.items() if name.endswith("proj_weight")}
+    if type(module).__module__.startswith(("torch.", "torchvision.", "timm.")):
+        return {}
+    return {name: p for name, p in own.items() if p.ndim >= 2 and min(p.shape[:2]) > 1 and p.is_floating_point()}
 
-    Args: live: names of the parameters that reach the logits.
+
+def prunable(model: nn.Module, live: set[str] | None) -> dict[str, nn.Parameter]:
+    """Weights of all modules (`weights_of`) by parameter name, in forward definition order, dead ones left out.
+
+    Args: live: names of the parameters that reach the logits; None: all.
     """
-    return {f"{name}.weight": m.weight for name, m in model.named_modules()
-            if isinstance(m, PRUNABLE) and f"{name}.weight" in live}
+    named = {f"{name}.{own}".lstrip("."): p for name, m in model.named_modules() for own, p in weights_of(m).items()}
+    return {name: p for name, p in named.items() if live is None or name in live}
 
 
 @contextmanager
@@ -53,7 +66,7 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
         found = [n for n in order if any(fnmatchcase(n, p) or fnmatchcase(n, "net." + p) for p in wanted)]
     else:
         modules = dict(model.named_modules())
-        weighted = [n for n in order if isinstance(modules[n], PRUNABLE)]
+        weighted = [n for n in order if weights_of(modules[n])]
         before_logits = order[: order.index(weighted[-1])] if weighted else order
         found = ([n for n in order if n in set(_blocks(model))]
                  or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
@@ -65,7 +78,7 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
 def logit_layer(model: nn.Module, x: Tensor) -> str:
     """Name of the weighted module that runs last on x (B, C, H, W): its rows are the classes."""
     modules = dict(model.named_modules())
-    return [n for n in _execution_order(model, x) if isinstance(modules[n], PRUNABLE)][-1]
+    return [n for n in _execution_order(model, x) if weights_of(modules[n])][-1]
 
 
 def _blocks(model: nn.Module) -> list[str]:
@@ -74,7 +87,7 @@ def _blocks(model: nn.Module) -> list[str]:
         if isinstance(parent, (nn.Sequential, nn.ModuleList)):
             for child_name, child in parent.named_children():
                 own_class = not type(child).__module__.startswith("torch.nn")
-                if own_class and sum(isinstance(m, PRUNABLE) for m in child.modules()) >= 2:
+                if own_class and sum(bool(weights_of(m)) for m in child.modules()) >= 2:
                     blocks.append(f"{name}.{child_name}")
     return [b for b in blocks if not any(other.startswith(b + ".") for other in blocks)]
 
@@ -122,7 +135,8 @@ def _forward(model: nn.Module, x: Tensor, handles: list) -> None:
 
 
 def macs(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """{"dense": ..., "nonzero": ...} multiply-accumulates for one image: of all weights, and of the nonzero ones alone."""
+    """{"dense": ..., "nonzero": ...} multiply-accumulates of convolutions and linear layers for one image: of all weights,
+    and of the nonzero ones alone."""
     total = {"dense": 0, "nonzero": 0}
 
     def count(m, _args, out):

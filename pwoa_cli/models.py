@@ -18,18 +18,49 @@ from pwoa_cli import families
 from pwoa_cli.errors import InputError
 
 
-class Normalized(nn.Module):
-    """net((x - mean) / std) for x (B, C, H, W) in [0,1]; net(x) if mean is None. Its state dict is that of `net`, prefixed."""
+SIZES = tuple((side, side) for side in (32, 28, 224, 64, 96, 16, 8))  # of images, tried in turn where nothing tells
 
-    def __init__(self, net: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
+
+class Normalized(nn.Module):
+    """net((x - mean) / std) for x (B, C, H, W) in [0,1]; net(x) if mean is empty. Its state dict is that of `net`, prefixed.
+
+    Args: num_classes: K of the logits; a network that returns several things, such as (features, logits), gives the
+    first that is a (B, K) tensor. None: what it returns is taken as it is.
+    """
+
+    def __init__(self, net: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, *,
+                 num_classes: int | None = None):
         super().__init__()
         self.net = net
+        self.num_classes = num_classes
         for name, values in (("mean", mean), ("std", std)):
-            by_channel = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            by_channel = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) if values else None
             self.register_buffer(name, by_channel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x if self.mean is None else (x - self.mean) / self.std)
+        out = self.net(x if self.mean is None else (x - self.mean) / self.std)
+        if isinstance(out, Tensor) or self.num_classes is None:
+            return out
+        return next((part for _, part in parts(out) if part.shape == (len(x), self.num_classes)), out)
+
+
+def parts(out: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a forward pass that returns several, in order, with what names each: 0, 1 or logits."""
+    named = out.items() if isinstance(out, Mapping) else enumerate(out) if isinstance(out, tuple | list) else ()
+    return [(str(name), part) for name, part in named if isinstance(part, Tensor)]
+
+
+def tried(net: nn.Module, *, channels: int, sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Tensor, Any] | str:
+    """(images (2, channels, H, W) of the first of `sizes` that the network takes, what it returns for them), or why it takes none."""
+    why = "it takes no images"
+    for size in sizes:
+        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                return x, net(x)
+        except (RuntimeError, AssertionError, ValueError, TypeError, LookupError) as error:  # what networks raise for a wrong size
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return why
 
 
 def build(arch: str, options: Mapping[str, Any]) -> nn.Module:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 import pwoa_cli
 from pwoa_cli import allocation, assess, attacks, checkpoint, layers, models, report, run, sparse_file, training
 from pwoa_cli import data as datasets
+from pwoa_cli.checkpoint import Source
 from pwoa_cli.config import Recipe, read_recipe
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.evaluate import BLOCK, to_json
 from pwoa_cli.structure import STRUCTURES, keep_mask
-from pwoa_cli.subject import Progress, Say, Source, Subject, device_named, open_subject, open_teacher, samples, short_path
+from pwoa_cli.subject import Progress, Say, Subject, device_named, open_subject, open_teacher, samples, short_path
 
 
 LOGITS_ALONE = "Distilled from the logits of --teacher alone: its hidden layers are not those of the model, or not asked for."
@@ -33,7 +34,7 @@ class Request:
     structure: str = "unstructured"
     recipe: str = "default"
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    teacher: str | None = None
+    teacher: Source | None = None
     data: str | None = None
     norm: str | None = None
     eps: str | None = None
@@ -119,15 +120,17 @@ def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weight
 
 def _prunable(model: nn.Module, x: Tensor, structure: str) -> tuple[dict[str, nn.Parameter], int]:
     """Weights that count, and the number of dead ones left out. With filters the logits' own layer keeps its rows."""
-    everything = {id(m.weight): m.weight for m in model.modules() if isinstance(m, layers.PRUNABLE)}  # tied ones once
-    live = models.live_parameters(model, x)
-    dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in layers.prunable(model, live).values())
-    weights = {name: w for name, w in layers.prunable(model, live).items() if w.requires_grad}  # the author's frozen ones stay
+    everything = {id(w): w for w in layers.prunable(model, None).values()}  # tied ones once
+    live = layers.prunable(model, models.live_parameters(model, x))
+    dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in live.values())
+    modules = dict(model.named_modules())
+    weights = {name: w for name, w in live.items() if w.requires_grad  # the author's frozen ones stay
+               and (structure == "unstructured" or isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE))}
     if structure == "filter" and weights:
         weights.pop(layers.logit_layer(model, x) + ".weight", None)
     if not weights:
-        raise InputError("The model has no convolution or linear layer that could be pruned.",
-                         hint="Another --structure, where the model has one layer only.")
+        raise InputError(f"The model has no weights that could be pruned ({structure}).",
+                         hint="Whole filters and columns are those of convolutions and linear layers: --structure unstructured")
     return weights, dead
 
 
@@ -256,7 +259,7 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
     state = {n.removeprefix("net."): t.detach().cpu() for n, t in student.state_dict().items() if n.startswith("net.")}
     metadata = checkpoint.to_metadata(subject.loaded) | {
         "data": subject.dataset.name, "norm": subject.norm, "eps": repr(subject.eps), "recipe": job.plan.recipe.name,
-        "source_sha256": subject.loaded.sha256, "pwoa_version": pwoa_cli.__version__, "seed": str(job.request.seed)}
+        "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256, "pwoa_version": pwoa_cli.__version__, "seed": str(job.request.seed)}
     file_bytes = sparse_file.save(state, path, metadata=metadata)
     arch = subject.loaded.arch if ".py:" in subject.loaded.arch else None  # the user named that file in this very command
     again = pwoa_cli.load(path, arch=arch).to(job.device)
@@ -293,9 +296,10 @@ def _config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _origin(job: Job) -> dict[str, Any]:
-    loaded = job.subject.loaded
-    return {"source": job.request.source.path, "sha256": loaded.sha256, "arch": loaded.arch, "num_classes": loaded.num_classes,
-            "teacher": job.teacher.source, "teacher_sha256": job.teacher.sha256}
+    loaded, source = job.subject.loaded, job.request.source
+    reading = {key: value for key, value in (("entry", source.entry), ("keep", source.keep)) if value is not None}
+    return {"source": source.path, "sha256": loaded.sha256, "arch": loaded.arch, "num_classes": loaded.num_classes,
+            "teacher": job.teacher.source, "teacher_sha256": job.teacher.sha256, "reading": reading}
 
 
 def _layers(job: Job, student: nn.Module) -> list[dict[str, Any]]:
@@ -309,6 +313,10 @@ def _notes(job: Job) -> list[str]:
     notes = list(job.subject.loaded.notes)
     if job.dead:
         notes.append(f"{job.dead:,} weights never reach the logits; they are not pruned and do not count.")
+    modules = dict(job.subject.model.named_modules())
+    own = [name for name in job.plan.weights if not isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE)]
+    if own:
+        notes.append(f"MACs are those of convolutions and linear layers; {', '.join(_public(own[:3]))} are weights of other layers.")
     if job.request.structure == "filter":
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
     if job.teacher is not job.subject.loaded and not job.plan.recipe.hidden_weight:

@@ -334,24 +334,25 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """A report or an evaluation as one Markdown document."""
-    lines = [f"# {_inline(headline(report))}", "", _inline(summary(report)), ""]
-    lines += _markdown_table(["", *columns(report)], rows(report)) + ["", _inline(caption(report)), ""]
-    lines += [f"- {label}: {_inline(text)}" for label, text in facts(report)]
-    lines += [f"- note: {_inline(note)}" for note in report["notes"]]
+    lines = [f"# {inline(headline(report))}", "", inline(summary(report)), ""]
+    lines += markdown_table(["", *columns(report)], rows(report)) + ["", inline(caption(report)), ""]
+    lines += [f"- {label}: {inline(text)}" for label, text in facts(report)]
+    lines += [f"- note: {inline(note)}" for note in report["notes"]]
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}", f"{layer['total']:,}",
                    percent_of_weights(1 - layer["nonzero"] / max(1, layer["total"]))) for layer in report["sparsity"]["layers"]]
-        lines += ["", "## Layers", "", *_markdown_table(["layer", "shape", "nonzero", "total", "sparsity %"], layers)]
+        lines += ["", "## Layers", "", *markdown_table(["layer", "shape", "nonzero", "total", "sparsity %"], layers)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; the first column holds names, the others figures."""
     rule = "|".join(["---"] + ["---:"] * (len(head) - 1))
-    lines = ["| " + " | ".join(_inline(cell) for cell in row) + " |" for row in [head, *body]]
+    lines = ["| " + " | ".join(inline(cell) for cell in row) + " |" for row in [head, *body]]
     return [lines[0], f"|{rule}|", *lines[1:]]
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """No line break and no cell border out of a name."""
     return " ".join(visible(text).split()).replace("|", "\\|")
 
@@ -367,17 +368,17 @@ def table(report: Mapping[str, Any]) -> Any:
         scores.add_column(heading, justify="right", no_wrap=True)
     for name, *cells in rows(report):
         stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]  # interval below, to fit
-        scores.add_row(_text(name), *map(_text, stacked))
+        scores.add_row(text_cell(name), *map(text_cell, stacked))
     costs = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     costs.add_column(no_wrap=True)
     costs.add_column(overflow="fold")
     for label, sentence in [*facts(report), *(("note", note) for note in report["notes"])]:
-        costs.add_row(label, _text(sentence))
-    return Group(_text(headline(report), "bold"), _text(summary(report)), "", scores, "",
-                 _text(caption(report), "dim"), "", costs)
+        costs.add_row(label, text_cell(sentence))
+    return Group(text_cell(headline(report), "bold"), text_cell(summary(report)), "", scores, "",
+                 text_cell(caption(report), "dim"), "", costs)
 
 
-def _text(content: str, style: str = "") -> Any:
+def text_cell(content: str, style: str = "") -> Any:
     """Content as it is: rich must not read markup such as [x] in a file name."""
     from rich.text import Text
 

@@ -258,7 +258,7 @@ def _opened(path: str | os.PathLike) -> Iterator[safe_open]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}), expected a readable safetensors file.",
                          hint="Check the file's permissions.") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: {_looks_like(path)}, expected a complete safetensors file ({error}).",
+        raise InputError(f"{path} {_looks_like(path)}, expected a complete safetensors file ({error}).",
                          hint=DAMAGED) from error
     except ValueError as error:
         raise InputError(f"{path}: {error}.", hint=DAMAGED) from error

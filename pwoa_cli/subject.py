@@ -9,26 +9,15 @@ import torch
 from torch import nn
 
 from pwoa_cli import data as datasets
-from pwoa_cli.checkpoint import Loaded, load_model
+from pwoa_cli.checkpoint import Loaded, Source, load_model, read_as
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluate import parse_eps, parse_norm
+from pwoa_cli.readings import Reading, hits, is_near_chance, outputs, settle, warn_of_code
 from pwoa_cli.report import radius
 
-PROBE = 500  # training images that tell whether model and data belong together
 LOW = 0.5  # accuracy on training images that makes one doubt the data or the normalisation
 Say = Callable[[str], None]  # a line for people
 Progress = Callable[[str, int, int, str], None]  # phase, steps done, steps in all, more
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model file and what the user said about it; None: to be inferred."""
-
-    path: str
-    arch: str | None = None
-    num_classes: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,52 +48,45 @@ def device_named(text: str) -> torch.device:
 
 def open_model(source: Source, *, device: torch.device, say: Say) -> Loaded:
     """Load a model to the device and say what was inferred about it. Raises: InputError as `load_model`."""
-    loaded = load_model(source.path, arch=source.arch, num_classes=source.num_classes, mean=source.mean, std=source.std)
-    return _introduced(loaded, device=device, say=say)
-
-
-def _introduced(loaded: Loaded, *, device: torch.device, say: Say) -> Loaded:
+    warn_of_code(source, say=say)
+    loaded = load_model(source)
     say(f"{loaded.source}: {loaded.arch}, {loaded.num_classes} classes")
     for note in loaded.notes:
         say(f"  {note}")
     return replace(loaded, model=loaded.model.to(device).eval())
 
 
-def open_teacher(path: str, subject: Subject, *, device: torch.device, say: Say, as_model: bool = False) -> Loaded:
+def open_teacher(source: Source, subject: Subject, *, device: torch.device, say: Say) -> Loaded:
     """The model of --teacher, for the images and classes of the subject.
 
     What its file does not tell is taken from the subject's model: the architecture, and the normalisation if the teacher
     is right more often with it. Raises: InputError as `load_model`, or if it does not fit the subject's images and classes.
     """
     like = subject.loaded
-    if as_model:
-        teacher = load_model(path, arch=like.arch, num_classes=like.num_classes, mean=like.mean, std=like.std)
-    else:
-        teacher = _load_like(path, like)
-    teacher = _introduced(teacher, device=device, say=say)
+    try:
+        teacher = open_model(source, device=device, say=say)
+    except InputError:
+        teacher = None
+        with suppress(InputError):
+            teacher = open_model(replace(source, arch=like.arch, num_classes=like.num_classes), device=device, say=say)
+        if teacher is None:
+            raise  # what the file itself lacks
     if teacher.num_classes != like.num_classes:
-        raise InputError(f"--teacher {path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
+        raise InputError(f"--teacher {source.path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
                          hint="A teacher must know the same classes in the same order.")
-    right = probe(teacher.model, subject.dataset, classes=like.num_classes, what=f"--teacher {path}")
-    if teacher.mean is None and like.mean is not None:
-        other = load_model(path, arch=teacher.arch, num_classes=like.num_classes, mean=like.mean, std=like.std)
-        other = replace(other, model=other.model.to(device))
-        right_so = probe(other.model, subject.dataset, classes=like.num_classes, what=f"--teacher {path}")
-        if right_so >= right:
-            say(f"  it is right more often with the normalisation of {like.source} ({100 * right:.1f}% without): taken")
+    right = hits(teacher, subject.dataset, what=f"--teacher {source.path}")
+    if teacher.normalisation.said_by == "nobody" and like.mean is not None:
+        other = read_as(teacher, normalisation=like.normalisation)
+        right_so = hits(other, subject.dataset)
+        if right_so.sum() >= right.sum():
+            say(f"  it is right more often with the normalisation of {like.source} ({_percent(right)} without): taken")
             teacher, right = other, right_so
-    say(f"  it is right on {100 * right:.1f}% of the same training images")
+    say(f"  it is right on {_percent(right)} of the same training images")
     return teacher
 
 
-def _load_like(path: str, like: Loaded) -> Loaded:
-    """The model in a file; if its own keys do not tell the architecture, that of `like`."""
-    try:
-        return load_model(path)
-    except InputError:
-        with suppress(InputError):
-            return load_model(path, arch=like.arch, num_classes=like.num_classes)
-        raise  # what the file itself lacks
+def _percent(right: torch.Tensor) -> str:
+    return f"{100 * right.double().mean().item():.1f}%"
 
 
 def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device, say: Say,
@@ -120,29 +102,34 @@ def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str
     if eps is not None:
         parse_eps(eps, norm=asked or "l2")  # the file may say l2, where more is possible
     loaded = open_model(source, device=device, say=say)
-    dataset = _fitting_data(loaded, data, device=device, say=say, near_chance=near_chance)
+    loaded, dataset = _fitting_data(loaded, data, device=device, say=say, near_chance=near_chance)
+    for sentence in outputs(loaded, dataset.train.batch(torch.arange(2))[0]):
+        say(sentence)
     return Subject(loaded, dataset, *_threat(loaded, dataset, asked, eps, say=say))
 
 
-def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say, near_chance: str) -> datasets.Dataset:
-    """The data set that was named or that fits best. Raises: InputError if the model is near chance on it and may not be."""
+def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say,
+                  near_chance: str) -> tuple[Loaded, datasets.Dataset]:
+    """The data set that was named or that fits best, and the reading of the model that is right on it.
+
+    Raises: InputError if the model is near chance on it and may not be.
+    """
     size = loaded.default_size
     if data is not None:
         dataset = datasets.load(data, device=device, size=size)
-        accuracy = probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source)
+        reading = settle(loaded, dataset, say=say)
     else:
-        dataset, accuracy = _guess_data(loaded, size, device=device, say=say)
-    images, chance = min(PROBE, len(dataset.train)), 1 / loaded.num_classes
-    right = f"right on {100 * accuracy:.1f}% of {images} training images"
+        dataset, reading = _guess_data(loaded, size, device=device, say=say)
+    right = f"right on {100 * reading.accuracy:.1f}% of {len(reading.hits)} training images"
     say(f"data set: {dataset.name} from {short_path(dataset.where)}, {len(dataset.train)} training and "
         f"{len(dataset.test)} test images; the model is {right}")
-    hint = "Another data set (--data), or the normalisation that the model was trained with (--mean, --std)?"
-    deviation = (chance * (1 - chance) / images) ** 0.5
-    if accuracy < chance + 5 * deviation and near_chance == "refused":
-        raise InputError(f"{loaded.source} is {right} of {dataset.name}, near chance ({100 * chance:.1f}%).", hint=hint)
-    if accuracy < LOW and near_chance != "possible":
+    hint = "Another data set (--data), or the normalisation that the model was trained with (--normalize, or --mean and --std)?"
+    if is_near_chance(reading, loaded.num_classes) and near_chance == "refused":
+        raise InputError(f"{loaded.source} is {right} of {dataset.name}, near chance ({100 / loaded.num_classes:.1f}%)"
+                         f"{reading.tried and f'; other readings, {reading.tried}'}.", hint=hint)
+    if reading.accuracy < LOW and near_chance != "possible":
         say(f"warning: {loaded.source} is {right} of {dataset.name}. {hint}")
-    return dataset
+    return reading.loaded, dataset
 
 
 def short_path(path: str) -> str:
@@ -152,7 +139,7 @@ def short_path(path: str) -> str:
 
 
 def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.device,
-                say: Say) -> tuple[datasets.Dataset, float]:
+                say: Say) -> tuple[datasets.Dataset, Reading]:
     """The fitting known data set with the highest clean accuracy among those that are here (or the first, downloaded)."""
     fitting = datasets.candidates(loaded.input_shape, loaded.num_classes)
     if not fitting:
@@ -165,50 +152,16 @@ def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.d
     for name in here:
         dataset = datasets.load(name, device=device, size=size)
         try:
-            tried[name] = (probe(loaded.model, dataset, classes=loaded.num_classes, what=loaded.source), dataset)
+            tried[name] = dataset, settle(loaded, dataset, say=say)
         except InputError as error:  # a model of three channels and a set of one; another may fit
             refused = error
     if refused and not tried:
         raise refused
-    best = sorted(tried, key=lambda name: -tried[name][0])
+    best = sorted(tried, key=lambda name: -tried[name][1].accuracy)
     if len(tried) > 1:
-        shown = ", ".join(f"{name} {100 * tried[name][0]:.1f}%" for name in best)
+        shown = ", ".join(f"{name} {100 * tried[name][1].accuracy:.1f}%" for name in best)
         say(f"data sets that fit its shape, by accuracy: {shown}")
-    return tried[best[0]][1], tried[best[0]][0]
-
-
-def probe(model: nn.Module, dataset: datasets.Dataset, *, classes: int, what: str) -> float:
-    """Clean accuracy in 0..1 on PROBE training images, spread over the set.
-
-    Raises: InputError if the classes differ, the model cannot take the images, or does not return finite logits.
-    """
-    if classes != dataset.num_classes:
-        raise InputError(f"{what} has {classes} classes, the data set {dataset.name} has {dataset.num_classes}.",
-                         hint="Name the data that it was trained on (--data), or the classes that it really has (--num-classes).")
-    index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()
-    right = 0
-    for part in index.split(100):
-        x, y = dataset.train.batch(part)
-        try:
-            with torch.no_grad():
-                logits = model(x)
-        except (RuntimeError, AssertionError, ValueError) as error:  # what networks raise for a wrong size
-            why = str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {dataset.name}: {why}.",
-                             hint="Name the data that it was trained on (--data), or its architecture (--arch).") from error
-        _check_logits(logits, (len(x), classes), what)
-        right += int((logits.argmax(1) == y).sum())
-    return right / len(index)
-
-
-def _check_logits(logits: object, expected: tuple[int, int], what: str) -> None:
-    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise InputError(f"{what} returns {got} for {expected[0]} images, expected logits {expected}.",
-                         hint="Wrap it in a module that returns the logits: --arch file.py:fn")
-    if not logits.isfinite().all():
-        raise InputError(f"{what} returns NaN or infinite logits.",
-                         hint="Check its weights and its normalisation (--mean, --std).")
+    return tried[best[0]]
 
 
 def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: str | None, *, say: Say) -> tuple[str, float]:
@@ -228,14 +181,3 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
 def samples(dataset: datasets.Dataset, n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same n stratified test samples for everyone who asks with this seed: images (n, C, H, W), labels (n,)."""
     return dataset.test.batch(datasets.stratified(dataset.test.labels, n, seed=seed))
-
-
-def parse_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
-    """(0.5, 0.5) from "0.5,0.5". Raises: InputError naming the flag."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{flag} {text} is not a list of numbers.",
-                         hint=f"One a channel, for example: {flag} 0.491,0.482,0.447") from None

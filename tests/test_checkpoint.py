@@ -9,11 +9,12 @@ import torch
 import torchvision
 
 import pwoa_cli
-from pwoa_cli import sparse_file
-from pwoa_cli.checkpoint import build, identify, load_model, to_metadata
+from pwoa_cli import architecture, sparse_file
+from pwoa_cli.checkpoint import Source, load_model, to_metadata
 from pwoa_cli.errors import InputError
 from pwoa_cli.families.resnet import CifarResNet
 from pwoa_cli.families.small import LeNet, SmallCNN
+from pwoa_cli.models import build
 
 THIRD, FIFTH = torch.full((1, 3, 1, 1), 1 / 3), torch.full((1, 3, 1, 1), 0.2)
 
@@ -46,6 +47,10 @@ def save(tmp_path):
     return write
 
 
+def load(path, **options):
+    return load_model(Source(str(path), **options))
+
+
 def prefixed(net, prefix):
     return {prefix + k: t for k, t in net.state_dict().items()}
 
@@ -53,7 +58,7 @@ def prefixed(net, prefix):
 def refused(path, **options):
     """What the user is told: one sentence that names the file, and what to do."""
     with pytest.raises(InputError) as caught:
-        load_model(path, **options)
+        load(path, **options)
     assert caught.value.hint and caught.value.exit_code == 2
     return caught.value.message
 
@@ -64,18 +69,18 @@ def refused(path, **options):
                                     "_orig_mod.module.1.", "module._orig_mod.model."])
 def test_prefixes_of_wrappers_are_removed(save, lenet, prefix):
     x = torch.rand(2, 1, 28, 28)
-    assert torch.equal(load_model(save(prefixed(lenet, prefix))).model(x), lenet(x))
+    assert torch.equal(load(save(prefixed(lenet, prefix))).model(x), lenet(x))
 
 
 @pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema", "last",
                                   "best"])
 def test_envelopes_are_opened(save, lenet, name):
     x, envelope = torch.rand(2, 1, 28, 28), {name: prefixed(lenet, "module."), "epoch": 3, "optimizer": {"state": {}}}
-    assert torch.equal(load_model(save(envelope)).model(x), lenet(x))
+    assert torch.equal(load(save(envelope)).model(x), lenet(x))
 
 
 def test_envelope_in_an_envelope(save, lenet):
-    assert load_model(save({"net": {"state_dict": prefixed(lenet, "module.")}, "acc": 98.6})).arch == "lenet5"
+    assert load(save({"net": {"state_dict": prefixed(lenet, "module.")}, "acc": 98.6})).arch == "lenet5"
 
 
 def test_last_and_best_are_not_chosen_between(save, lenet):
@@ -85,9 +90,9 @@ def test_last_and_best_are_not_chosen_between(save, lenet):
 
 def test_legacy_format_half_precision_and_parameters(save, lenet):
     x = torch.rand(2, 1, 28, 28)
-    assert torch.equal(load_model(save(lenet.state_dict(), _use_new_zipfile_serialization=False)).model(x), lenet(x))
-    assert torch.equal(load_model(save(dict(lenet.named_parameters()))).model(x), lenet(x))
-    half = load_model(save({k: t.half() for k, t in lenet.state_dict().items()})).model
+    assert torch.equal(load(save(lenet.state_dict(), _use_new_zipfile_serialization=False)).model(x), lenet(x))
+    assert torch.equal(load(save(dict(lenet.named_parameters()))).model(x), lenet(x))
+    half = load(save({k: t.half() for k, t in lenet.state_dict().items()})).model
     assert {p.dtype for p in half.parameters()} == {torch.float32} and not half.training
     assert all(p.requires_grad and p.device.type == "cpu" for p in half.parameters())
 
@@ -95,7 +100,7 @@ def test_legacy_format_half_precision_and_parameters(save, lenet):
 def test_counters_of_batch_norm_may_be_missing(save, resnet):
     x = torch.rand(2, 3, 32, 32)
     old = {k: t for k, t in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}
-    assert torch.equal(load_model(save(old)).model(x), resnet(x))
+    assert torch.equal(load(save(old)).model(x), resnet(x))
 
 
 def test_what_madrylab_s_attacker_doubles_is_dropped(save, resnet):
@@ -103,7 +108,7 @@ def test_what_madrylab_s_attacker_doubles_is_dropped(save, resnet):
     both = prefixed(resnet, "module.model.") | prefixed(resnet, "module.attacker.model.")
     both |= {f"module.{where}.new_{kind}": v.view(3, 1, 1) for where in ("normalizer", "attacker.normalize")
              for kind, v in (("mean", THIRD), ("std", FIFTH))}
-    loaded = load_model(save({"model": both}))
+    loaded = load(save({"model": both}))
     torch.testing.assert_close(loaded.model(x), resnet((x - THIRD) / FIFTH))
 
 
@@ -115,7 +120,7 @@ def test_what_madrylab_s_attacker_doubles_is_dropped(save, resnet):
     ("0.mean", "0.std", "1."), ("module.0.mean", "module.0.std", "module.1.")])
 def test_normalisation_in_the_file_is_applied_inside(save, resnet, mean, std, prefix):
     x = torch.rand(2, 3, 32, 32)
-    loaded = load_model(save({mean: THIRD, std: FIFTH} | prefixed(resnet, prefix)))
+    loaded = load(save({mean: THIRD, std: FIFTH} | prefixed(resnet, prefix)))
     assert loaded.mean == pytest.approx((1 / 3,) * 3) and loaded.std == pytest.approx((0.2,) * 3)
     torch.testing.assert_close(loaded.model(x), resnet((x - THIRD) / FIFTH))
     assert loaded.notes[-1].startswith("normalisation: mean 0.3333")
@@ -123,8 +128,8 @@ def test_normalisation_in_the_file_is_applied_inside(save, resnet, mean, std, pr
 
 def test_normalisation_of_the_user_wins_and_none_is_said(save, resnet):
     path = save({"mean": THIRD, "std": FIFTH} | resnet.state_dict())
-    assert load_model(path, mean=(0.5,) * 3, std=(1.0,) * 3).mean == (0.5,) * 3
-    plain = load_model(save(resnet.state_dict()))
+    assert load(path, mean=(0.5,) * 3, std=(1.0,) * 3).mean == (0.5,) * 3
+    plain = load(save(resnet.state_dict()))
     assert plain.mean is None and "none in the file" in plain.notes[-1]
 
 
@@ -142,14 +147,14 @@ def test_normalisation_that_cannot_be(save, resnet, options, said):
 def test_normalisation_of_the_file_that_cannot_be(save, resnet, inside, said):
     message = refused(save(inside | resnet.state_dict()))
     assert said in message and "model.pt: its" in message
-    assert load_model(save(inside | resnet.state_dict()), mean=(0.5,), std=(0.5,)).mean == (0.5,)
+    assert load(save(inside | resnet.state_dict()), mean=(0.5,), std=(0.5,)).mean == (0.5,)
 
 
 def test_copy_of_averaged_weights_is_left_aside_and_that_is_said(save, lenet, resnet):
-    loaded = load_model(save({"state_dict_ema": resnet.state_dict(), "state_dict": lenet.state_dict(), "ema": {"decay": 0.9}}))
+    loaded = load(save({"state_dict_ema": resnet.state_dict(), "state_dict": lenet.state_dict(), "ema": {"decay": 0.9}}))
     assert loaded.arch == "lenet5"
     assert loaded.notes[0] == "weights: 'state_dict' of the file; it also holds 'state_dict_ema', which is not used"
-    assert "weights:" not in "".join(load_model(save({"state_dict": lenet.state_dict()})).notes)
+    assert "weights:" not in "".join(load(save({"state_dict": lenet.state_dict()})).notes)
 
 
 # architectures
@@ -162,7 +167,7 @@ def test_copy_of_averaged_weights_is_left_aside_and_that_is_said(save, lenet, re
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_lenets_of_any_size(save, options, name):
     net = LeNet(**({"widths": [3, 4], "hidden": 6} | options)).eval()
-    loaded = load_model(save(net.state_dict(), name))
+    loaded = load(save(net.state_dict(), name))
     assert {k: loaded.arch_options[k] for k in options} == options
     x = torch.rand(2, *loaded.input_shape)
     assert torch.equal(loaded.model(x), net(x))
@@ -177,7 +182,7 @@ def test_resnets_of_any_depth_width_and_naming(save, style, sizes):
     if sizes["shortcut"] == "pad" and style == "stage_ab":
         sizes = sizes | {"shortcut": "pad-end"}  # what the one public repository with these names does
     net = CifarResNet(**sizes, style=style, num_classes=7, in_channels=1).eval()
-    loaded = load_model(save(net.state_dict()))
+    loaded = load(save(net.state_dict()))
     x = torch.rand(2, 1, 32, 32)
     assert torch.equal(loaded.model(x), net(x))
     assert (loaded.arch, loaded.num_classes, loaded.input_shape) == ("cifar-resnet", 7, (1, 32, 32))
@@ -190,13 +195,13 @@ def test_resnets_of_any_depth_width_and_naming(save, style, sizes):
 def test_small_cnn_of_trades(save):
     net = build("smallcnn", {"num_classes": 4}).eval()
     x = torch.rand(2, 1, 28, 28)
-    loaded = load_model(save(net.state_dict()))
+    loaded = load(save(net.state_dict()))
     assert loaded.arch == "smallcnn" and torch.equal(loaded.model(x), net(x))
 
 
 def test_names_of_ours_are_taken_for_every_naming_of_their_family(save):
     net = CifarResNet(blocks=(3, 3, 3), widths=(2, 4, 6), style="stage_ab", shortcut="pad-end")
-    loaded = load_model(save(net.state_dict()), arch="cifar-resnet20")
+    loaded = load(save(net.state_dict()), arch="cifar-resnet20")
     assert loaded.arch == "cifar-resnet" and loaded.arch_options["style"] == "stage_ab" and "--arch" in loaded.notes[0]
     assert "tensors missing" in refused(save(net.state_dict()), arch="cifar-resnet32")
 
@@ -205,7 +210,7 @@ def test_names_of_ours_are_taken_for_every_naming_of_their_family(save):
 @pytest.mark.parametrize("arch", [None, "resnet18", "torchvision:resnet18", "timm:resnet18"])
 def test_libraries_models_by_name_or_keys_with_other_classes(save, name, arch):
     net = torchvision.models.resnet18(num_classes=7).eval()
-    loaded = load_model(save(net.state_dict(), name), arch=arch)
+    loaded = load(save(net.state_dict(), name), arch=arch)
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(loaded.model(x), net(x))
     assert loaded.num_classes == 7 and loaded.arch == (arch or "torchvision:resnet18")
@@ -214,10 +219,10 @@ def test_libraries_models_by_name_or_keys_with_other_classes(save, name, arch):
 
 def test_timm_s_models_take_the_channels_of_the_file(save, tmp_path):
     net = build("timm:resnet18", {"num_classes": 4, "in_chans": 1}).eval()
-    loaded, x = load_model(save(net.state_dict()), arch="timm:resnet18", mean=(0.5,), std=(0.5,)), torch.rand(1, 1, 32, 32)
+    loaded, x = load(save(net.state_dict()), arch="timm:resnet18", mean=(0.5,), std=(0.5,)), torch.rand(1, 1, 32, 32)
     assert torch.equal(loaded.model(x), net(2 * x - 1))
     sparse_file.save(loaded.model.net.state_dict(), tmp_path / "p.safetensors", metadata=to_metadata(loaded))
-    assert load_model(tmp_path / "p.safetensors").arch_options == {"num_classes": 4, "in_chans": 1}
+    assert load(tmp_path / "p.safetensors").arch_options == {"num_classes": 4, "in_chans": 1}
     assert "do not fit 1 channels" in refused(tmp_path / "p.safetensors", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert "conv1.weight has shape (64, 1, 7, 7), expected (64, 3, 7, 7)" in refused(
         save(net.state_dict()), arch="torchvision:resnet18")
@@ -245,7 +250,7 @@ def changed(net, **tensors):
     {k.replace("linear1", "fc.0").replace("linear2", "fc.2"): t for k, t in LeNet().state_dict().items()}],
     ids=["preact", "scalar head", "many blocks", "no block", "scalar stem", "vector stem", "empty", "heads in one Sequential"])
 def test_keys_that_only_look_like_a_family(state):
-    assert identify(state) is None
+    assert architecture.identify(state, where="model.pt") is None
 
 
 def test_keys_of_no_family_are_shown(save):
@@ -264,7 +269,7 @@ def test_classes_that_are_not_the_file_s(save, lenet):
     assert "linear2.weight has shape (10, 5), --num-classes 7 expects (7, 5)" in refused(save(lenet.state_dict()), num_classes=7)
     assert "fc.weight has shape (10, 512), expected (7, 512)" in refused(
         save(torchvision.models.resnet18(num_classes=10).state_dict()), arch="resnet18", num_classes=7)
-    assert load_model(save(lenet.state_dict()), num_classes=10).num_classes == 10
+    assert load(save(lenet.state_dict()), num_classes=10).num_classes == 10
 
 
 # --arch file.py:fn
@@ -290,10 +295,15 @@ class Own(nn.Module):
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.25])), self.register_buffer("std", torch.tensor([0.5]))
+        self.mean, self.std = (nn.Buffer(torch.tensor([v])) for v in (0.25, 0.5))
         self.fc = nn.Linear(WIDTH, 3)
     def forward(self, x):
         return self.fc(((x - self.mean) / self.std).flatten(1))
+
+class Constants(Normed):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.std = nn.Parameter(torch.tensor([0.25])), nn.Parameter(torch.tensor([0.5]))
 
 def chain(): return nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, 3))
 def anything(**options): return Own(options["num_classes"])
@@ -312,13 +322,14 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("beside", None)
 
 
-@pytest.mark.parametrize("name", ["Own", "chain", "anything", "Normed"])
+@pytest.mark.parametrize("name", ["Own", "chain", "anything", "Normed", "Constants"])
 def test_networks_of_the_user_s_own(save, own, tmp_path, name):
     net = own(name, num_classes=3).eval()
-    loaded = load_model(save(net.state_dict()), arch=f"{tmp_path}/own.py:{name}")
+    loaded = load(save(net.state_dict()), arch=f"{tmp_path}/own.py:{name}")
     x = torch.rand(2, 1, 2, 2)
     assert torch.equal(loaded.model(x), net(x)), "also where a prefix or the normalisation is the network's own"
     assert loaded.num_classes == 3 and loaded.mean is None
+    assert {n for n, p in loaded.model.net.named_parameters() if not p.requires_grad} == ({"mean", "std"} if name == "Constants" else set())
     assert str(tmp_path) not in sys.path
 
 
@@ -337,7 +348,7 @@ def test_networks_of_the_user_s_own_that_fail(save, own, lenet, tmp_path, name, 
 def pruned(save, resnet, tmp_path):
     """Writes a pruned file, with metadata changed as asked."""
     def write(**changes):
-        loaded = load_model(save({"mean": THIRD, "std": FIFTH} | resnet.state_dict()))
+        loaded = load(save({"mean": THIRD, "std": FIFTH} | resnet.state_dict()))
         metadata = {k: v for k, v in (to_metadata(loaded) | changes).items() if v is not None}
         sparse_file.save(loaded.model.net.state_dict(), tmp_path / "pruned.safetensors", metadata=metadata)
         return tmp_path / "pruned.safetensors", loaded
@@ -346,7 +357,7 @@ def pruned(save, resnet, tmp_path):
 
 def test_pruned_file_is_the_model_again(pruned):
     path, loaded = pruned(norm="linf", eps="0.03")
-    again, x = load_model(path), torch.rand(2, 3, 32, 32)
+    again, x = load(path), torch.rand(2, 3, 32, 32)
     assert torch.equal(again.model(x), loaded.model(x)) and torch.equal(pwoa_cli.load(path)(x), loaded.model(x))
     for field in ("arch", "arch_options", "num_classes", "input_shape", "default_size", "mean", "std"):
         assert getattr(again, field) == getattr(loaded, field)
@@ -378,8 +389,8 @@ def test_arch_wins_over_a_pruned_file_s_words(pruned):
 
 def test_threat_from_the_file_s_settings(save, lenet):
     args = argparse.Namespace(eps=0.3, norm="L_inf", lr=0.1)
-    assert load_model(save({"state_dict": lenet.state_dict(), "args": args})).threat == ("linf", 0.3)
-    assert load_model(save({"state_dict": lenet.state_dict()})).threat is None
+    assert load(save({"state_dict": lenet.state_dict(), "args": args})).threat == ("linf", 0.3)
+    assert load(save({"state_dict": lenet.state_dict()})).threat is None
 
 
 def test_whole_module_is_not_unpickled(save, lenet):

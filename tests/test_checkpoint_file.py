@@ -2,6 +2,9 @@ import argparse
 import datetime
 import os
 import pickle
+import threading
+import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -37,10 +40,24 @@ def written(content):
 
 def refused(path):
     """What the user is told: one sentence about the file, and what to do."""
+    return refused_with(path)[0]
+
+
+def refused_with(path, **options):
+    """(message, hint)."""
     with pytest.raises(InputError) as caught:
-        read_state_dict(path)
-    assert caught.value.hint and str(path) in caught.value.message and len(caught.value.message) < 150 + len(str(path))
-    return caught.value.message
+        read_state_dict(path, **options)
+    assert caught.value.hint and str(path) in caught.value.message and len(caught.value.message) < 190 + len(str(path))
+    assert "\n" not in caught.value.message and caught.value.exit_code == 2
+    return caught.value.message, caught.value.hint
+
+
+def prefixed(prefix, state=WEIGHTS):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def notes_of(content, **options):
+    return read_state_dict(saved(content), **options)[2]
 
 
 # what lies beside the weights
@@ -66,7 +83,7 @@ def test_numbers_of_numpy_beside_the_weights_are_data():
     numbers = {"best_acc": np.float64(93.5), "epoch": np.int64(7), "lr": np.float32(0.5), "done": np.bool_(True)}
     for new in (True, False):
         state, extra, notes = read_state_dict(saved({"net": WEIGHTS} | numbers, _use_new_zipfile_serialization=new))
-        assert extra == numbers and not notes and set(state) == set(WEIGHTS)
+        assert extra == numbers and notes == ("unwrapped: net",) and set(state) == set(WEIGHTS)
 
 
 def test_numbers_of_numpy_1_are_read_too():
@@ -91,7 +108,7 @@ def test_scalar_tensors_beside_an_envelope_and_envelopes_without_weights():
     scalars = {"epoch": torch.tensor(3), "best_acc": torch.tensor(93.5)}
     assert set(read_state_dict(saved({"net": WEIGHTS} | scalars))[0]) == set(WEIGHTS)
     state, extra, notes = read_state_dict(saved({"model": {"depth": 3}, "net": {"state_dict": WEIGHTS}, "epoch": 3}))
-    assert set(state) == set(WEIGHTS) and not notes and extra["epoch"] == 3
+    assert set(state) == set(WEIGHTS) and notes == ("unwrapped: net > state_dict",) and extra["epoch"] == 3
 
 
 def test_envelope_in_itself_ends():
@@ -99,6 +116,89 @@ def test_envelope_in_itself_ends():
     content["model"] = content
     assert "holds no weights" in refused(saved(content))
     assert set(read_state_dict(saved(content | {"model": WEIGHTS}))[0]) == set(WEIGHTS)
+
+
+# envelopes
+
+MORE = prefixed("1.") | prefixed("2.")
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ({"state_dict": {"model": prefixed("module.model.")}}, "unwrapped: state_dict > model; prefix module.model."),
+    ({"net": {"state_dict": {"best_model": WEIGHTS}}}, "unwrapped: net > state_dict > best_model"),
+    ({"swa_model": prefixed("module."), "n": 3}, "unwrapped: swa_model; prefix module."),
+    ({"my_weights": prefixed("_orig_mod.")}, "unwrapped: my_weights; prefix _orig_mod."),
+    ({"run": {"phase2": WEIGHTS}, "optimizer": {"state": {0: {"exp_avg": torch.ones(2, 3)}}, "param_groups": []}},
+     "unwrapped: run > phase2"),
+    (prefixed("module.basic_model.1.", MORE), "unwrapped: prefix module.basic_model.1."),
+    (prefixed("wrapped.", MORE), "unwrapped: prefix wrapped.")])
+def test_what_was_unwrapped_is_said(content, said):
+    state, _, notes = read_state_dict(saved(content))
+    assert notes == (said,) and set(state) in (set(WEIGHTS), set(MORE))
+
+
+@pytest.mark.parametrize("content", [WEIGHTS, {"w.weight": torch.ones(2)}, prefixed("a.") | {"b.weight": torch.ones(2)}])
+def test_names_of_layers_are_no_wrapper_s(content):
+    state, _, notes = read_state_dict(saved(content))
+    assert set(state) == set(content) and notes == ()
+
+
+def test_doubles_are_dropped_and_counted():
+    content = prefixed("module.model.") | prefixed("module.attacker.model.") | {
+        f"module.{where}.new_mean": torch.zeros(3) for where in ("normalizer", "attacker.normalize")}
+    state, _, notes = read_state_dict(saved({"model": content}))
+    assert notes == ("unwrapped: model; prefix module.model.; dropped 3 tensors module.attacker.*",)
+    assert set(state) == {*WEIGHTS, "normalizer.new_mean"}
+
+
+def test_prefixes_are_removed_from_the_start_alone():
+    state = {"module.a.module.weight": torch.ones(2), "module.b.model.weight": torch.ones(2)}
+    assert set(read_state_dict(saved(state))[0]) == {"a.module.weight", "b.model.weight"}
+    mixed = {"module.a.weight": torch.ones(2), "b.weight": torch.ones(2)}
+    assert set(read_state_dict(saved(mixed))[0]) == set(mixed)
+
+
+OTHER = {key: tensor + 1 for key, tensor in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(("names", "choice"), [(("last", "best"), "best"), (("teacher", "student"), "student"),
+                                               (("netG", "netD"), "netG"), (("phase1", "phase2"), "phase1")])
+def test_two_models_are_not_chosen_between(names, choice):
+    path = saved({names[0]: {"state_dict": WEIGHTS}, names[1]: {"state_dict": OTHER}, "epoch": 3})
+    message, hint = refused_with(path)
+    assert all(f"'{name}'" in message for name in names) and f"--entry {choice}" in hint
+    for name, expected in zip(names, (WEIGHTS, OTHER), strict=True):
+        for entry in (name, f"{name}.state_dict"):
+            state, extra, notes = read_state_dict(path, entry=entry)
+            assert torch.equal(state["w.bias"], expected["w.bias"]) and extra["epoch"] == 3
+            assert notes == (f"unwrapped: {name} > state_dict",)
+    message, hint = refused_with(path, entry="first")
+    assert "no entry 'first'" in message and all(name in message for name in names) and "--entry" in hint
+
+
+def test_entry_looks_inside_envelopes_and_takes_what_is_left_aside_otherwise():
+    path = saved({"checkpoint": {"model": WEIGHTS, "ema.v2": OTHER}})
+    assert notes_of({"checkpoint": {"model": WEIGHTS, "ema.v2": OTHER}})[0].endswith("it also holds 'ema.v2', which is not used")
+    for entry in ("ema.v2", "checkpoint.ema.v2"):
+        assert torch.equal(read_state_dict(path, entry=entry)[0]["w.bias"], OTHER["w.bias"])
+    assert torch.equal(read_state_dict(path, entry="model")[0]["w.bias"], WEIGHTS["w.bias"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_models_side_by_side_in_one_state_dict(prefix):
+    path = saved({"state_dict": prefixed(prefix, prefixed("student.") | prefixed("teacher.", OTHER))})
+    message, hint = refused_with(path)
+    assert "student, teacher" in message and hint == "Say which: --entry student"
+    state, _, notes = read_state_dict(path, entry="teacher")
+    assert torch.equal(state["w.bias"], OTHER["w.bias"]) and notes == ("unwrapped: state_dict > teacher.*",)
+    assert "begin with: student, teacher" in refused_with(path, entry="net")[0]
+
+
+def test_lightning_s_checkpoint():
+    content = {"state_dict": prefixed("model."), "hyper_parameters": {"eps": 8, "norm": "Linf"}, "epoch": 3, "loops": {"fit": {}},
+               "optimizer_states": [{"state": {0: {"m": torch.ones(2, 3)}}, "param_groups": []}], "callbacks": {"x": {"best": 1}}}
+    state, extra, notes = read_state_dict(saved(content))
+    assert set(state) == set(WEIGHTS) and threat_of(extra) == ("linf", 8 / 255) and "prefix model." in notes[0]
 
 
 # files that hold more than tensors, or other tensors
@@ -131,12 +231,49 @@ def test_not_finite_weights_are_named_and_counted():
 # files that are none
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b"", "is empty"), (b"<!DOCTYPE html><html>", "HTML page"), (b"\n <HTML lang=en>", "HTML page"),
-    (b"<?xml version", "HTML page"),
-    (b"hello world\n" * 10, "is not a checkpoint"), (b"version https://git-lfs.github.com/spec/v1\n", "is not a checkpoint"),
+    (b"", "is empty"), (b"<!DOCTYPE html><html>", "is an HTML page, not"), (b"\n <HTML lang=en>", "is an HTML page"),
+    (b"\xef\xbb\xbf <!-- a\ncomment -->\n<!-- --> <html>", "is an HTML page"), (b"<head><title>x</title>", "is an HTML page (x)"),
+    (b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title>", "(Google Drive - Virus scan warning)"),
+    (b"<?xml version", "is an XML document"), (b"<Error><Code>AccessDenied</Code>", "is an XML document"),
+    (b'{"error": "Repository not found"}', "is JSON text (Repository not found)"), (b' {\n "message": 404}', "JSON text (404)"),
+    (b'[{"a": 1}]', "is JSON text"), (b'{"half": ', "is JSON text"), (b"{}", "is JSON text"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134217\n", "Git LFS pointer to a file of 134217 bytes"),
+    (b"\x1f\x8b\x08\0\0\0", "gzip archive"), (b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz archive"), (b"Rar!\x1a", "RAR"),
+    (b"\x89HDF\r\n\x1a\n\0", "HDF5 file, as Keras"), (b"\x93NUMPY\1\0", "NumPy array"), (b"GGUF\3\0", "GGUF"),
+    (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0", "ONNX model"), (b"\x1c\0\0\0TFL3\x14", "TensorFlow Lite"),
+    (b"\x89PNG\r\n", "picture"), (b"%PDF-1.4", "PDF"), (b"x" * 257 + b"ustar\0", "tar archive"),
+    (b"PK\5\6" + bytes(18), "zip archive without files"),
+    (b"hello world\n" * 10, "is not a checkpoint"), (b".", "is not a checkpoint"),
+    (b"N.", "a pickle that torch.save did not write"),
     (b"import torch\nfrom torch import nn\n", "is not a checkpoint"), (bytes(range(7, 256)) * 20, "is not a checkpoint")])
 def test_files_that_are_no_checkpoint(content, said):
     assert said in refused(written(content))
+
+
+@pytest.mark.parametrize(("suffix", "said"), [(".onnx", "ONNX"), (".pb", "TensorFlow"), (".h5", "HDF5"), (".tflite", "Lite")])
+def test_models_of_other_frameworks_by_their_suffix(suffix, said):
+    Path("m" + suffix).write_bytes(b"\x08\x01 no magic number")
+    message, hint = refused_with("m" + suffix)
+    assert said in message and "torch.save(model.state_dict()" in hint
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (("a.npy", "b.npy"), "NumPy .npz"), (("model/model.pth", "README"), "a zip archive with model/model.pth in it"),
+    (("a.txt",), "a zip archive of 1 files"), (("config.json", "model.weights.h5"), "Keras"),
+    (("m/archive_format", "m/models/model.json"), "torch.export")])
+def test_zips_that_torch_did_not_write(names, said):
+    with zipfile.ZipFile("m.pt", "w") as archive:
+        for name in names:
+            archive.writestr(name, "x" * 1000)
+    assert said in refused("m.pt")
+
+
+def test_torchscript_is_named_with_what_to_do():
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), "m.pt")
+    for trust in (False, True):
+        message, hint = refused_with("m.pt", trust_pickle=trust)
+        assert "TorchScript archive" in message and "torch.jit.load" in hint
 
 
 def test_safetensors_whose_first_byte_is_that_of_a_page():
@@ -164,10 +301,33 @@ def test_files_without_weights(content):
     assert "expected a state dict" in message or "holds no weights" in message
 
 
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda w: w.to(torch.int8), "w.weight is int8, expected floating point"),
+    (lambda w: w.to(torch.complex64), "w.weight is complex64"), (lambda w: w.to_sparse_csr(), "sparse_csr"),
+    (lambda w: torch.quantize_per_tensor(w, 1, 0, torch.qint8), "quantized")])
+@pytest.mark.filterwarnings("ignore")  # of beta states and deprecated types
+def test_weights_of_other_numbers_are_named(make, said):
+    assert said in refused(saved({"w.weight": make(torch.ones(2, 2)), "v": torch.ones(2)}))
+
+
+def test_float8_is_read():
+    weight = torch.ones(2, 2).to(torch.float8_e4m3fn)
+    assert read_state_dict(saved({"w.weight": weight}))[0]["w.weight"].dtype == torch.float8_e4m3fn
+
+
+def test_pipes_and_devices_do_not_hang():
+    os.mkfifo("pipe.pt")
+    caught = []
+    thread = threading.Thread(target=lambda: caught.extend([refused("pipe.pt"), refused("/dev/zero")]), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert [m.endswith("is not a file.") for m in caught] == [True, True]
+
+
 def test_paths_that_are_no_file(tmp_path):
     assert "no such file" in refused("none.pt") and "no such file" in refused("a" * 300 + ".pt")
     assert "folder" in refused(tmp_path)
     for url in ("https://example.org/m.pt", Path("https://example.org/m.pt")):  # a Path makes one slash of two
         with pytest.raises(InputError) as caught:
             read_state_dict(url)
-        assert caught.value.hint == "A URL must be downloaded first."
+        assert "is a URL" in caught.value.message and caught.value.hint.startswith("Download it first: ")

@@ -52,9 +52,9 @@ def test_help_groups_options_and_shows_defaults(pwoa):
 
 
 def test_the_same_word_in_every_command(pwoa):
-    every = ("--data --arch --teacher --num-classes --mean --std --norm --eps --attacks --n --batch-size --seed --device --out "
-             "--json --quiet --dry-run").split()
-    for command, flags in {"prune": [*every, "--recipe", "--sparsity", "--epochs"], "eval": every}.items():
+    model = "--arch --num-classes --normalize --mean --std --entry --keep --trust-pickle --data --json --quiet".split()
+    every = [*model, *"--teacher --norm --eps --attacks --n --batch-size --seed --device --out --dry-run".split()]
+    for command, flags in {"prune": [*every, "--recipe", "--sparsity", "--epochs"], "eval": every, "info": model}.items():
         _, out, _ = pwoa(command, "--help")
         assert set(flags) <= set(re.findall(r"^  (?:-h, )?(--[\w-]+)", out, re.M))
 
@@ -65,20 +65,20 @@ def examples(command):
     return re.findall(r"^  (pwoa .*)$", commands[command].epilog, re.M)
 
 
-@pytest.mark.parametrize("line", [line for command in (None, "prune", "eval") for line in examples(command)])
+@pytest.mark.parametrize("line", [line for command in (None, "prune", "eval", "info") for line in examples(command)])
 def test_every_example_of_the_help_runs(here, pwoa, line):
     words = shlex.split(line)[1:]
     if words[-1] != "--help":
-        words += [*TINY, *(BUDGET[:4] if words[0] == "prune" else [])]
+        words += [*(TINY if words[0] != "info" else []), *(BUDGET[:4] if words[0] == "prune" else [])]
     code, out, err = pwoa(*words)
     assert code == 0, err
     assert json.loads(out) if "--json" in words else out.startswith(("# ", "Usage"))
 
 
 def test_help_shows_the_examples_that_the_test_above_runs(pwoa):
-    for command in (None, "prune", "eval"):
+    for command in (None, "prune", "eval", "info"):
         _, out, _ = pwoa(*([command] if command else []), "--help")
-        assert len(examples(command)) == 3 and examples(command) == re.findall(r"^    (pwoa .*)$", out, re.M)
+        assert len(examples(command)) in (3, 4) and examples(command) == re.findall(r"^    (pwoa .*)$", out, re.M)
 
 
 def test_version_and_no_command(pwoa):
@@ -91,13 +91,15 @@ def test_version_and_no_command(pwoa):
 
 ROWS = [  # lowest first; the package itself (pwoa_cli.load) is ""
     ["errors"],
-    ["families.base"], ["families.small", "families.resnet"], ["families"],
-    ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "models", "data_formats",
-     "attacks.base"],
-    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.autoattack"],
-    ["attacks", "checkpoint_file", "console", "training"],
+    ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats", "attacks.base",
+     "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
+    ["families.small", "families.preact", "families.vgg", "families.resnet", "pickles", "signatures_build"],
+    ["families.wide", "families.deepmind"],
+    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.autoattack", "families"],
+    ["attacks", "checkpoint_file", "console", "training", "models", "architecture"],
     ["checkpoint", "evaluate"],
-    ["", "subject"],
+    ["", "readings"],
+    ["subject", "info"],
     ["assess"],
     ["prune"],
     ["cli"],

@@ -106,7 +106,7 @@ def test_the_table_takes_the_width_of_a_dumb_terminal_too(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "dumb")
-    Console().result("", {}, table=Text("word " * 30))
+    Console().result("", {}, table=lambda: Text("word " * 30))
     assert max(map(len, stream.getvalue().splitlines())) <= 60 and "\x1b" not in stream.getvalue()
 
 
@@ -125,7 +125,7 @@ def test_json_is_one_object_and_nothing_else(capsys, monkeypatch):
     out.say("for people")
     with out.progress() as progress:
         progress.update("prune", 1, 1)
-    out.result("# text", {"accuracy": math.nan, "drop": [math.inf, 1.5], "name": "é [x]"}, table=Text("table"))
+    out.result("# text", {"accuracy": math.nan, "drop": [math.inf, 1.5], "name": "é [x]"}, table=lambda: Text("table"))
     text = sys.stdout.getvalue()
     assert text.count("\n") == 1
     assert json.loads(text, parse_constant=pytest.fail) == {"accuracy": None, "drop": [None, 1.5], "name": "é [x]"}
@@ -133,10 +133,10 @@ def test_json_is_one_object_and_nothing_else(capsys, monkeypatch):
 
 
 def test_result_is_markdown_in_a_pipe_and_the_table_on_a_terminal(capsys, monkeypatch):
-    Console().result("# markdown [x]\n", {}, table=Text("table [x]"))
+    Console().result("# markdown [x]\n", {}, table=lambda: Text("table [x]"))
     assert capsys.readouterr().out == "# markdown [x]\n"
     monkeypatch.setattr(sys, "stdout", Terminal())
-    Console().result("# markdown [x]\n", {}, table=Text("table [x]"))
+    Console().result("# markdown [x]\n", {}, table=lambda: Text("table [x]"))
     Console().result("only text", {})
     assert sys.stdout.getvalue() == "table [x]\nonly text\n"
 

@@ -1,12 +1,19 @@
+"""ResNets and what all families share: published sizes, formulas by hand, and that every naming in circulation is read back."""
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import resnet18, resnet50, wide_resnet50_2
 
-from pwoa_cli import families
-from pwoa_cli.families.resnet import STYLES, CifarResNet, ResidualBlock
-from pwoa_cli.families.small import LeNet, lenet_side
-from pwoa_cli.models import build
+from pwoa_cli import families, layers
+from pwoa_cli.families.preact import PreActResNet
+from pwoa_cli.families.resnet import RESNET, STYLES, CifarResNet, ResidualBlock
+from pwoa_cli.families.wide import WideResNet
+from pwoa_cli.models import build, live_parameters
+
+TINY = {"blocks": [1, 2, 1], "widths": [2, 4, 6]}
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +24,29 @@ def seeded():
 def count(net):
     return sum(p.numel() for p in net.parameters())
 
+
+def meta(make, **options):
+    with torch.device("meta"):
+        return make(**options)
+
+
+def changed(state, change):
+    """A state dict with tensors of other shapes, or without them (None)."""
+    with torch.device("meta"):
+        added = {k: torch.empty(s) for k, s in change.items() if s is not None}
+    return {k: t for k, t in (state | added).items() if change.get(k, ()) is not None}
+
+
+def guesses(family, net):
+    """Networks by every reading of a state dict, in their order, with its weights."""
+    guess = family.identify(net.state_dict())
+    for change in ({}, *guess.others):
+        again = family.make(**json.loads(json.dumps(guess.options | change))).eval()
+        again.load_state_dict(net.state_dict())
+        yield change, again
+
+
+# --- ResNets ------------------------------------------------------------------------------------------------------------
 
 # parameters as the ResNet paper, akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar print them
 @pytest.mark.parametrize(("name", "parameters"), [
@@ -33,29 +63,9 @@ def test_resnets_have_the_published_number_of_parameters(name, parameters):
 
 @pytest.mark.parametrize("name", sorted(families.MEMBERS))
 def test_every_family_gives_logits_for_any_classes_and_channels(name):
-    size = 28 if name in ("lenet5", "smallcnn") else 32
+    size = 28 if name.startswith(("lenet5", "smallcnn", "convex")) else 32
     with torch.device("meta"):
         assert build(name, {"num_classes": 7, "in_channels": 2})(torch.empty(2, 2, size, size)).shape == (2, 7)
-
-
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("size", [28, 32])
-def test_lenet_side_is_what_convolution_and_pooling_leave(size, padded, kernel):
-    pad = kernel // 2 if padded else 0
-    x, w = torch.zeros(1, 1, size, size), torch.zeros(1, 1, kernel, kernel)
-    for _ in range(2):
-        x = F.max_pool2d(F.conv2d(x, w, padding=pad), 2)
-    assert lenet_side(size, kernel=kernel, padded=padded) == x.shape[-1]
-
-
-def test_lenet_is_conv_relu_pool_twice_and_two_linear_layers():
-    net, x = LeNet(widths=(3, 4), hidden=5), torch.rand(2, 1, 28, 28)
-    w = net.state_dict()
-    h = F.max_pool2d(F.conv2d(x, w["conv1.weight"], w["conv1.bias"], padding=1).relu(), 2)
-    h = F.max_pool2d(F.conv2d(h, w["conv2.weight"], w["conv2.bias"], padding=1).relu(), 2)
-    h = F.linear(h.flatten(1), w["linear1.weight"], w["linear1.bias"]).relu()
-    torch.testing.assert_close(net(x), F.linear(h, w["linear2.weight"], w["linear2.bias"]))
 
 
 @pytest.mark.parametrize(("shortcut", "first"), [("pad-end", 0), ("pad", 1)])
@@ -90,3 +100,123 @@ def test_styles_differ_in_names_only(style):
     other.load_state_dict(dict(zip(other.state_dict(), one.state_dict().values(), strict=True)))
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(one(x), other(x))
+
+
+def test_a_2x2_average_and_zeros_behind_is_a_shortcut_of_its_own():
+    block, x = ResidualBlock(2, 4, 2, bottleneck=False, shortcut="pool-end", style=STYLES["fc"]).eval(), torch.rand(1, 2, 4, 4)
+    nn.init.zeros_(block.conv2.weight)
+    expected = torch.tensor([[x[0, c, 2 * i:2 * i + 2, 2 * j:2 * j + 2].mean() for i in (0, 1) for j in (0, 1)] for c in (0, 1)])
+    torch.testing.assert_close(block(x)[0], torch.cat([expected, torch.zeros(2, 4)]).view(4, 2, 2))
+
+
+FC_100 = {"style": "fc", "shortcut": "conv", "num_classes": 100}
+
+
+# millions in the READMEs of heisenbug237/pytorch-cifar100 (chenyaofo's naming), weiaicunzai/pytorch-cifar100 and
+# huyvnphan/PyTorch_CIFAR10
+@pytest.mark.parametrize(("name", "options", "millions"), [
+    ("cifar-resnet20", FC_100, 0.278), ("cifar-resnet32", FC_100, 0.473), ("cifar-resnet56", FC_100, 0.862),
+    ("cifar-resnet18", {"style": "residual_function", "num_classes": 100}, 11.2),
+    ("cifar-resnet34", {"style": "residual_function", "num_classes": 100}, 21.3),
+    ("cifar-resnet50", {"style": "residual_function", "num_classes": 100}, 23.7),
+    ("cifar-resnet18", {"style": "fc", "pool": True}, 11.174), ("cifar-resnet34", {"style": "fc", "pool": True}, 21.282),
+    ("cifar-resnet50", {"style": "fc", "pool": True}, 23.521)])
+def test_other_namings_have_the_published_millions_of_parameters(name, options, millions):
+    digits = len(str(millions).split(".")[1])
+    with torch.device("meta"):
+        assert round(count(build(name, options)) / 1e6, digits) == millions
+
+
+def test_stem_may_have_a_pool_behind_it():
+    net, x = CifarResNet(**TINY, style="fc", shortcut="conv", pool=True).eval(), torch.rand(2, 3, 16, 16)
+    h = F.max_pool2d(net.bn1(F.conv2d(x, net.conv1.weight, padding=1)).relu(), 3, 2, 1)
+    assert h.shape[2:] == (8, 8)
+    torch.testing.assert_close(net(x), net.fc(net.layer3(net.layer2(net.layer1(h))).mean((2, 3))))
+
+
+def test_residual_function_has_the_keys_of_weiaicunzai():
+    keys = set(meta(CifarResNet, **TINY, style="residual_function", shortcut="conv", bottleneck=True).state_dict())
+    assert {"conv1.0.weight", "conv1.1.running_var", "conv2_x.0.residual_function.0.weight",
+            "conv3_x.1.residual_function.6.weight",
+            "conv4_x.0.residual_function.7.bias", "conv4_x.0.shortcut.0.weight", "conv4_x.0.shortcut.1.weight", "fc.bias"} <= keys
+    assert not [k for k in keys if k.startswith("conv5_x")]
+
+
+TWINS = {"fc-shortcut": "fc", "linear-downsample": "linear"}  # without weights in their shortcuts the keys are the same
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("shortcut", ["conv", "pad"])
+@pytest.mark.parametrize(("blocks", "num_classes", "in_channels"), [
+    ([1, 1, 1], 10, 3), ([3, 4, 6, 3], 1, 1), ([1, 12, 1], 100, 4)])
+def test_resnets_are_read_back_in_every_naming(style, bottleneck, shortcut, blocks, num_classes, in_channels):
+    options = {"num_classes": num_classes, "in_channels": in_channels, "blocks": blocks, "widths": [2, 3, 5, 8][:len(blocks)],
+               "bottleneck": bottleneck, "style": style, "shortcut": shortcut}
+    if shortcut == "pad" and style == "stage_ab":
+        options["shortcut"] = "pad-end"  # what the public repositories with these names do
+    if shortcut == "pad" and style in TWINS:
+        options["style"] = TWINS[style]
+    guess = RESNET.identify(meta(CifarResNet, **options).state_dict())
+    assert guess.arch == "cifar-resnet" and guess.options == options and guess.input_shape == (in_channels, 32, 32)
+    assert f"{STYLES[style]['stem']} (3x3)" in guess.evidence
+    assert f"depth {sum(blocks) * (3 if bottleneck else 2) + 2}, blocks {'-'.join(map(str, blocks))}" in guess.evidence
+
+
+@pytest.mark.parametrize("hidden", [
+    {"style": "linear", "shortcut": "pad"}, {"style": "linear", "shortcut": "pad-end"},
+    {"style": "stage_ab", "shortcut": "pad-end"}, {"style": "stage_ab", "shortcut": "pad"},
+    {"style": "fc", "shortcut": "pad"}, {"style": "fc", "shortcut": "pad-end"}, {"style": "fc", "shortcut": "pool-end"},
+    {"style": "residual_function", "shortcut": "conv"},
+    {"style": "fc", "shortcut": "conv", "pool": True, "blocks": [1] * 4, "widths": [2, 4, 6, 8]},
+    {"style": "fc", "shortcut": "conv", "blocks": [1] * 4, "widths": [2, 4, 6, 8]}])
+def test_one_reading_of_a_resnet_gives_equal_logits(hidden):
+    net, x = CifarResNet(**TINY | hidden).eval(), torch.rand(2, 3, 16, 16)
+    equal = [again for _, again in guesses(RESNET, net) if torch.equal(again(x), net(x))]
+    assert len(equal) == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"conv1.weight": None}, {"conv1.weight": ()}, {"conv1.weight": (2, 3, 7, 7)}, {"conv1.weight": (2, 0, 3, 3)},
+    {"conv1.bias": (2,)}, {"bn1.weight": None}, {"bn1.running_mean": (3,)}, {"linear.weight": ()},
+    {"linear.weight": (10, 7)}, {"linear.weight": (0, 6)}, {"linear.bias": None}, {"fc.weight": (10, 6)},
+    {"layer4.0.conv1.weight": (8, 6, 3, 3)}, {"layer0.0.conv1.weight": (2, 2, 3, 3)},
+    {"layer1.9999.conv1.weight": (2, 2, 3, 3)}, {"layer99999999999999.0.conv1.weight": (2,)},
+    {"layer2.0.conv1.weight": None}, {"layer2.0.conv1.weight": (2**40, 2, 3, 3)}, {"layer2.0.conv1.weight": (4,)},
+    {"layer2.0.shortcut.0.weight": (4, 2, 1, 1)}, {"layer2.0.downsample.0.weight": (4, 2, 1, 1)},
+    {"layer1.0.conv3.weight": (8, 2, 1, 1)}, {"layer1.0.conv1.weight": (3, 2, 3, 3)}, {"layer1.0.bn2.weight": ()},
+    {"extra": ()}, {"layer1.0.se.weight": (2, 2)}])
+def test_keys_that_only_look_like_a_resnet_are_none(change):
+    state = changed(meta(CifarResNet, **TINY).state_dict(), change)
+    if "linear.weight" in change and change["linear.weight"] == (0, 6):
+        state["linear.bias"] = torch.empty(0)
+    assert RESNET.identify(state) is None
+
+
+def test_torchvision_s_7x7_stem_and_other_families_are_no_cifar_resnet():
+    nets = [meta(resnet18, num_classes=10), meta(resnet50), meta(wide_resnet50_2), meta(PreActResNet, **TINY),
+            meta(WideResNet, **TINY, stem=2), meta(WideResNet, **TINY, stem=2, style="layer", bias=True)]
+    assert not [net for net in nets if RESNET.identify(net.state_dict())] and RESNET.identify({}) is None
+
+
+def test_torchvision_s_keys_with_a_3x3_stem_are_a_cifar_resnet_with_or_without_the_pool():
+    net = meta(resnet18, num_classes=7)
+    net.conv1 = meta(lambda: nn.Conv2d(3, 64, 3, 1, 1, bias=False))
+    guess = RESNET.identify(net.state_dict())
+    assert guess.options | RESNET.members["cifar-resnet18"] == guess.options and guess.options["style"] == "fc"
+    assert guess.others == ({"pool": True},) and guess.options["num_classes"] == 7
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_hidden_layers_of_a_resnet_are_its_blocks_and_every_weight_lives(style):
+    net, x = CifarResNet(**TINY, style=style, shortcut="conv"), torch.rand(2, 3, 8, 8)
+    first = STYLES[style]["first"]
+    stages = [STYLES[style]["stage"].format(i + first) for i in range(3)]
+    assert layers.hidden_layers(net, x) == [f"{stages[0]}.0", f"{stages[1]}.0", f"{stages[1]}.1", f"{stages[2]}.0"]
+    assert live_parameters(net, x) == {n for n, _ in net.named_parameters()}
+    assert not [m for m in net.modules() if getattr(m, "inplace", False)]
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(ValueError, match="shortcut is 'zero', expected 'conv', 'pad', 'pad-end' or 'pool-end'"):
+        CifarResNet(shortcut="zero")

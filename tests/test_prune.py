@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import pwoa_cli
-from pwoa_cli import assess, checkpoint, data, prune, sparse_file
+from pwoa_cli import assess, checkpoint, data, models, prune, sparse_file
+from pwoa_cli.checkpoint import Source
 from pwoa_cli.errors import InputError, PwoaError
-from pwoa_cli.subject import Source
 
 FAST = {"epochs": "2", "batch_size": "32"}
 
@@ -41,6 +41,8 @@ def request(model="lenet.pt", *, sparsity=0.7, **options):
     source = Source(model, **{k: options.pop(k) for k in ("arch", "num_classes", "mean", "std") if k in options})
     fields = {"data": "colour.npz" if model == "resnet.pt" else "grey.npz", "eps": "0.1", "n": 20, "attacks": "fgsm"}
     fields |= {"overrides": FAST}
+    if "teacher" in options:
+        options["teacher"] = Source(str(options["teacher"]))
     return prune.Request(source, sparsity, **fields | options)
 
 
@@ -357,13 +359,89 @@ def test_nothing_to_prune(tmp_path):
     Path("one.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n")
     model = small.learn(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
     small.save(model, "one.pt")
-    assert "no convolution or linear layer that could be pruned" in refused("one.pt", arch="one.py:net", structure="filter")
+    assert "no weights that could be pruned (filter)" in refused("one.pt", arch="one.py:net", structure="filter")
     assert "no hidden layer" in refused("one.pt", arch="one.py:net")
+
+
+CUSTOM = """
+import torch
+from torch import nn
+class Capsules(nn.Module):
+    # Matrices that turn 8 capsules of 8 numbers into a capsule a class, with one round of routing; its length is the logit
+    def __init__(self, classes=4):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.randn(classes, 8, 8, 6) * 0.3)
+        self.gain = nn.Parameter(torch.ones(1, classes))
+    def forward(self, x):
+        votes = torch.einsum("bci,kcij->bkcj", x, self.matrices)
+        agreement = (votes * votes.mean(2, keepdim=True)).sum(-1, keepdim=True)
+        return self.gain * 4 * (agreement.softmax(2) * votes).sum(2).norm(dim=-1)
+class Capsule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.capsules = nn.Conv2d(1, 8, 3, 2, 1), Capsules()
+    def forward(self, x):
+        h = self.conv(x).relu().flatten(2)
+        h = nn.functional.adaptive_avg_pool1d(h, 8)
+        return self.capsules(h), h
+class KANLayer(nn.Module):
+    # Every edge has a learned function: a base weight and weights of 5 Gaussian bumps
+    def __init__(self, inside, outside):
+        super().__init__()
+        self.base = nn.Parameter(torch.randn(outside, inside) / inside ** 0.5)
+        self.bumps = nn.Parameter(torch.randn(outside, inside, 5) * 0.1)
+        self.register_buffer("centres", torch.linspace(-1, 1, 5))
+    def forward(self, x):
+        near = torch.exp(-4 * (x.unsqueeze(-1) - self.centres) ** 2)
+        return nn.functional.linear(x, self.base) + torch.einsum("big,oig->bo", near, self.bumps)
+class KAN(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), KANLayer(64, 12), nn.Tanh(), KANLayer(12, 4))
+    def forward(self, x):
+        return super().forward(x).log_softmax(1)
+"""
+
+
+@pytest.mark.parametrize(("name", "weights", "said"), [
+    ("Capsule", {"conv.weight": 72, "capsules.matrices": 1536}, "forward returns 0 (2, 4), 1 (2, 8, 8); 0 is taken as the logits"),
+    ("KAN", {"1.base": 768, "1.bumps": 3840, "3.base": 48, "3.bumps": 240}, "forward returns log-probabilities")])
+def test_layers_of_the_user_s_own_are_pruned_and_saved(tmp_path, name, weights, said):
+    Path("custom.py").write_text(CUSTOM)
+    arch = f"custom.py:{name}"
+    net = models.build(arch, {})
+    logits_of = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return logits_of(self.net(x))
+
+    torch.manual_seed(0)
+    x, y = small.images(256)
+    x, y = torch.tensor(x).permute(0, 3, 1, 2).float() / 255, torch.tensor(y)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(Logits()(x), y).backward()
+        optimizer.step()
+    file = small.save(net.eval(), "custom.pt")
+    made, spoken = run_in(tmp_path / "run", file, arch=arch, sparsity=0.6)
+    assert {row["name"]: row["total"] for row in made["sparsity"]["layers"]} == weights
+    assert made["sparsity"]["nonzero"] == sum(weights.values()) - round(0.6 * sum(weights.values()))
+    assert said in spoken and any("are weights of other layers" in note for note in made["notes"])
+    assert made["student"]["clean"]["accuracy"] > 0.8
+    again = pwoa_cli.load(tmp_path / "run/model.safetensors", arch=arch)
+    assert again(x[:3]).shape == (3, 4)
+    if name == "KAN":  # it has no filters
+        assert "no weights that could be pruned (filter)" in refused(file, arch=arch, structure="filter")
 
 
 def test_models_that_answer_nonsense(tmp_path):
     file = small.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), "one.pt")
-    answers = {"(x, x)": "returns a tuple for 100 images, expected logits (100, 4)",
+    answers = {"(x[:, :2], x[:, :3])": "returns a tuple of 0 (100, 2), 1 (100, 3) for 100 images, expected logits (100, 4)",
                "x[:, :2]": "returns (100, 2) for 100 images", "x / 0": "returns NaN or infinite logits",
                "x.reshape(3, -1)": "cannot take images (1, 8, 8) of grey"}
     for body, words in answers.items():
@@ -375,7 +453,7 @@ class Net(nn.Sequential):
         return {body}
 def net():
     return Net(nn.Flatten(), nn.Linear(64, 4))""")
-        assert words in refused(file, arch="odd.py:net"), body
+        assert words in refused(file, arch="odd.py:net", num_classes=4), body
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):

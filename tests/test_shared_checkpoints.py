@@ -51,8 +51,8 @@ def test_resnet20_pads_behind_and_not_on_both_sides(monkeypatch):
 
 
 def test_names_of_ours_agree_with_the_keys():
-    assert load_model(RESNET, arch="cifar-resnet20").arch_options == load_model(RESNET).arch_options
-    assert load_model(LENET, arch="lenet5").arch_options == load_model(LENET).arch_options
+    assert load_model(checkpoint.Source(str(RESNET), arch="cifar-resnet20")).arch_options == load_model(RESNET).arch_options
+    assert load_model(checkpoint.Source(str(LENET), arch="lenet5")).arch_options == load_model(LENET).arch_options
 
 
 @pytest.mark.parametrize("path", [LENET, RESNET], ids=["lenet5", "resnet20"])

@@ -39,7 +39,7 @@ def row(args: argparse.Namespace, spec: str) -> dict:
     """Prune by one recipe and measure it."""
     label, _, fields = spec.partition(":")
     overrides = dict(f.split("=", 1) for f in fields.split())
-    request = prune.Request(subject.Source(args.model), args.sparsity, recipe=overrides.pop("recipe", "default"), overrides=overrides,
+    request = prune.Request(checkpoint.Source(args.model), args.sparsity, recipe=overrides.pop("recipe", "default"), overrides=overrides,
                             structure=overrides.pop("structure", "unstructured"), data=args.data, norm="linf", eps=args.eps, n=args.n, seed=args.seed)
     opened = prune.prepare(request, say=lambda text: None, change_data=None if args.test else held_out)
     start = time.perf_counter()

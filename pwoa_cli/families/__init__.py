@@ -8,10 +8,15 @@ from typing import Any
 from torch import nn
 
 from pwoa_cli.families.base import Family, Guess, State
+from pwoa_cli.families.deepmind import DM_PREACT, DM_WIDE
+from pwoa_cli.families.preact import PREACT
 from pwoa_cli.families.resnet import RESNET
-from pwoa_cli.families.small import LENET, SMALL_CNN
+from pwoa_cli.families.small import CONVEX, LENET, SMALL_CNN
+from pwoa_cli.families.vgg import VGG
+from pwoa_cli.families.wide import WIDE
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LENET, SMALL_CNN, RESNET)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (
+    RESNET, PREACT, WIDE, DM_WIDE, DM_PREACT, VGG, LENET, SMALL_CNN, CONVEX)}  # each takes exactly its own keys and shapes
 MEMBERS: dict[str, tuple[str, Mapping[str, Any]]] = {  # every name of ours: its family, and the options that it fixes
     **{name: (name, {}) for name in FAMILIES},
     **{name: (family.name, fixed) for family in FAMILIES.values() for name, fixed in family.members.items()}}

@@ -1,0 +1,61 @@
+"""Can a checkpoint's batch norm tell which normalisation it was trained with? Small CIFAR-10 networks, known answers.
+
+    python examples/benchmarks/normalisations.py [--steps 300]
+
+For each of four normalisations a network is trained on natural and on FGSM images (eps 8/255), then read under six; a
+row is: clean accuracy in percent and misfit (pwoa_cli/readings.py) of each reading on the same 500 training images.
+"""
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+from pwoa_cli import data, readings
+from pwoa_cli.families.resnet import CifarResNet
+from pwoa_cli.models import Normalized
+from pwoa_cli.normalisation import NORMALISATIONS
+
+TRUTHS, READINGS = ("none", "cifar10", "cifar10-old", "imagenet"), ("none", "cifar10", "cifar10-old", "imagenet", "half", "cifar100")
+
+
+def train(split: data.Split, truth: str, *, eps: float, steps: int) -> CifarResNet:
+    """A ResNet-8 of widths 8, 16, 32 on inputs normalised as `truth`; eps > 0: with FGSM from a random start (Wong et al. 2020)."""
+    torch.manual_seed(0)
+    net = CifarResNet(blocks=(1, 1, 1), widths=(8, 16, 32), shortcut="conv")
+    model = Normalized(net, *NORMALISATIONS[truth]).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps)
+    for _ in range(steps):
+        x, y = split.batch(torch.randint(0, len(split), (128,)))
+        if eps:
+            start = ((torch.rand_like(x) * 2 - 1) * eps).requires_grad_()
+            gradient, = torch.autograd.grad(F.cross_entropy(model(x + start), y), start)
+            x = (x + (start + 1.25 * eps * gradient.sign()).clamp(-eps, eps)).clamp(0, 1).detach()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    steps = parser.parse_args().steps
+    dataset = data.load("cifar10", device=torch.device("cpu"), size=None)
+    x, y = dataset.train.batch(torch.linspace(0, len(dataset.train) - 1, readings.PROBE).long())
+    print("| trained with | on | " + " | ".join(READINGS) + " |\n|---|---|" + "---:|" * len(READINGS))
+    for truth in TRUTHS:
+        for eps, images in ((0.0, "natural"), (8 / 255, "FGSM")):
+            net = train(dataset.train, truth, eps=eps, steps=steps)
+            cells = []
+            for name in READINGS:
+                model = Normalized(net, *NORMALISATIONS[name]).eval()
+                with torch.no_grad():
+                    right = (model(x).argmax(1) == y).double().mean().item()
+                cells.append(f"{100 * right:.1f}, {readings.misfit(model, dataset):.4f}")
+            print(f"| {truth} | {images} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`pwoa info`: what it says of each kind of file, as text, as JSON, on a narrow terminal."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cli_world import here, pwoa, world  # noqa: F401 (fixtures)
+
+from pwoa_cli import info
+from pwoa_cli.checkpoint import Source
+from pwoa_cli.families.resnet import CifarResNet
+from pwoa_cli.families.wide import WideResNet
+
+
+def described(path, **options):
+    return info.describe(Source(str(path), **options), say=lambda text: None)
+
+
+def test_a_plain_checkpoint(here, pwoa):
+    code, out, err = pwoa("info", "model.pt")
+    assert code == 0 and err == "next: pwoa prune model.pt --sparsity 0.9\n"
+    assert out.startswith("# model.pt: lenet5, 4 classes, 1 x 8 x 8\n")
+    for words in ("- architecture: lenet5 from the keys conv1, conv2, ", "- normalisation: none in the file, ",
+                  "- threat: not in the file (--norm, --eps say it)", "- weights: 900 in 4 layers (932 parameters in all)",
+                  "- sparsity: 0%: 900 of 900 nonzero", "| conv2.weight | 8x4x3x3 | 288 | 0 |", "SHA-256 "):
+        assert words in out
+    assert len(out.splitlines()) < 25
+
+
+def test_json_is_the_same_content(here, pwoa):
+    code, out, _ = pwoa("info", "model.pt", "--json", "--quiet")
+    made = json.loads(out)
+    assert code == 0 and made == json.loads(json.dumps(described("model.pt")))
+    assert made["arch"] == "lenet5" and made["num_classes"] == 4 and made["input_shape"] == [1, 8, 8] and made["pruned"] is None
+    assert made["weights"] == {"total": 900, "nonzero": 900, "dead": 0, "sparsity": 0.0} and made["parameters"] == 932
+    assert made["normalisation"]["mean"] is None and made["normalisation"]["said_by"] == "nobody"
+    assert [row["live"] for row in made["layers"]] == [True] * 4
+
+
+def test_a_pruned_file_with_its_history_and_report(here, pwoa):
+    run = next(Path("pwoa-runs").iterdir())
+    code, out, err = pwoa("info", str(run / "model.safetensors"))
+    assert code == 0 and not err
+    assert "- pruned from: model.pt, SHA-256 " in out and "- recipe: default, seed 0, data tiny, pwoa " in out
+    assert "- sparsity: 90%: 90 of 900 nonzero" in out and "- report: clean " in out
+    made = described(run / "model.safetensors")
+    assert made["pruned"]["report"]["sparsity"]["nonzero"] == 90 and made["pruned"]["source_sha256"] == described("model.pt")["sha256"]
+    assert described("pruned.safetensors")["pruned"]["report"] is None, "alone, without the report beside it"
+    shutil.copy(run / "report.json", "report.json")
+    assert described("pruned.safetensors")["pruned"]["report"] is not None
+
+
+def test_unwrapped_layers_of_a_file(here, pwoa):
+    state = torch.load("model.pt")
+    torch.save({"net": {"state_dict": {f"module.{k}": t for k, t in state.items()}}, "epoch": 3}, "wrapped.pt")
+    _, out, _ = pwoa("info", "wrapped.pt")
+    assert re.search(r"- reading: unwrapped: net > state_dict; prefix module\.", out)
+
+
+def test_dead_weights_are_counted_apart(here):
+    net = WideResNet(blocks=[1, 1, 1], widths=[4, 4, 4], stem=4, sub_block1=True, num_classes=4)
+    torch.save(net.state_dict(), "wide.pt")
+    made = described("wide.pt")
+    dead = sum(p.numel() for name, p in net.named_parameters() if name.startswith("sub_block1") and p.ndim > 1)
+    assert made["weights"]["dead"] == dead > 0
+    assert made["weights"]["total"] + dead == sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    assert made["notes"] == [f"{dead:,} weights never reach the logits (sub_block1.layer.0.conv1.weight, "
+                             "sub_block1.layer.0.conv2.weight): they do not count for sparsity and are not pruned"]
+    assert "| sub_block1.layer.0.conv1.weight | 4x4x3x3 | 144 | dead |" in info.markdown(made)
+
+
+def test_a_file_of_no_known_architecture_says_what_to_do_and_doing_it_works(here, pwoa):
+    Path("mine.py").write_text("from torch import nn\ndef net(num_classes=4):\n    return nn.Sequential(nn.Flatten(), "
+                               "nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))\n")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    torch.save(net.state_dict(), "mine.pt")
+    code, out, err = pwoa("info", "mine.pt")
+    assert code == 0 and not err and "an architecture that pwoa does not know" in out
+    assert "- next: Name it: --arch resnet18 (any timm or torchvision name), or write it: --arch file.py:fn" in out
+    assert "| 1.weight | 16x64 | 1,024 | 0 |" in out
+    code, out, _ = pwoa("info", "mine.pt", "--arch", "mine.py:net")
+    assert code == 0 and "# mine.pt: mine.py:net, 4 classes" in out
+    code, _, err = pwoa("prune", "mine.pt", "--sparsity", "0.9")
+    assert code == 2 and "is of no architecture that pwoa knows by its keys: 4 tensors, first 1.weight (16, 64)" in err
+
+
+def test_clean_accuracy_where_data_is_named(here, pwoa):
+    code, out, _ = pwoa("info", "model.pt", "--data", "tiny.npz")
+    assert code == 0 and "- right on: 100.0% of 256 training images of tiny.npz" in out
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["absent.pt"], "absent.pt: there is no such file"), (["."], "is not a file, it is a folder"),
+    (["model.pt", "--keep", "2"], "--keep 2 is not a number above 0 and up to 1"),
+    (["model.pt", "--normalize", "imagnet"], "Did you mean imagenet?"),
+    (["model.pt", "--entry", "best"], "best"), (["model.pt", "--arch", "lenet5:padded"], "'padded' is not option=value"),
+    (["model.pt", "--arch", "lenet5:paded=true"], "cannot be built")])
+def test_wrong_use(here, pwoa, args, message):
+    code, out, err = pwoa("info", *args)
+    assert code == 2 and not out and message in err and "hint: " in err and "Traceback" not in err
+
+
+def test_a_terminal_of_60_columns(here):
+    from rich.console import Console
+
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))
+    console.print(info.table(described("model.pt")))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 60 and any(line.startswith("linear1.weight") and "512" in line for line in lines)
+    console.file.close()
+
+
+def test_a_family_of_ours_is_described_without_the_libraries_that_take_seconds_to_load(tmp_path):
+    """The time itself is in docs/benchmarks.md; here: neither timm nor torchvision is imported for a family of ours."""
+    torch.save(CifarResNet(blocks=(2, 2, 2, 2), widths=(4, 8, 8, 8), shortcut="conv").state_dict(), tmp_path / "m.pt")
+    code = ("import sys; from pwoa_cli import cli; sys.argv = ['pwoa', 'info', sys.argv[1], '--json']\n"
+            "try: cli.main()\nexcept SystemExit as stop: assert not stop.code\n"
+            "print([m for m in ('timm', 'torchvision', 'rich') if m in sys.modules], file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
