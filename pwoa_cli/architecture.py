@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pwoa_cli import families, signatures
 from pwoa_cli.errors import InputError
-from pwoa_cli.families import MEMBERS, Guess
+from pwoa_cli.families import MEMBERS
 
 HEADS = ("fc", "linear", "head", "heads", "classifier", "last_linear", "output", "logits")  # how a last layer's name begins
 WRITE = "or write it: --arch file.py:fn, where fn() returns the network (docs/checkpoints.md shows how)"

@@ -103,7 +103,7 @@ def _from_file(source: Source) -> Loaded:
     state, *inside = take_normalisation(raw)
     if "arch_options" in extra:
         extra = extra | _words(extra, raw, where)
-        inside = [extra["mean"], extra["std"]]
+        inside = [extra["mean"] or (), extra["std"] or ()]
     found = _architecture(state, extra, source)
     net = _build_for(found, where)
     itself = len(state) < len(raw) and set(_aligned(raw, net)) <= set(net.state_dict())  # the network has the normalisation in it

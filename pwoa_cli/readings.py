@@ -61,7 +61,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     leading = max(tried, key=_score)
     finalists = [_whole(reading, dataset) for reading in tried if not _clearly(leading.hits, reading.hits)]
     best = max(finalists, key=_score)
-    if not _clearly(best.hits, first.hits):
+    if not _clearly(best.hits, first.hits) or is_near_chance(best, loaded.num_classes):
         return replace(first, tried=f"of {len(leading.hits)}: {_listed(tried)}")
     even = [reading for reading in finalists if not _clearly(best.hits, reading.hits)]
     shown = f"{_listed([first, *even])} of {len(best.hits)} training images of {dataset.name} right"

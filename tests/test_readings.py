@@ -179,3 +179,12 @@ def test_what_forward_returns(body, said):
     assert len(notes) == (said is not None) and (not notes or notes[0].startswith(said))
     expected = net(x).log_softmax(1) if "log_soft" in body else net(x).softmax(1) if "softmax" in body else net(x)
     torch.testing.assert_close(loaded.model(x), expected)
+
+
+def test_readings_that_are_all_near_chance_are_not_chosen_between():
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    loaded.model.net.fc.bias.data[1] += 1e3  # always the second level, but for none
+    reading, said = settle(loaded, dataset)
+    assert reading.loaded is loaded and not said and readings.is_near_chance(reading, 4)
+    assert reading.tried.startswith("of 100: ") and "normalisation cifar10 2" in reading.tried
