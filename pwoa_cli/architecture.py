@@ -18,7 +18,11 @@ WRITE = "or write it: --arch file.py:fn, where fn() returns the network (docs/ch
 
 
 class UnknownArchitecture(InputError):
-    """Keys and shapes of no architecture that is known, or of several."""
+    """Keys and shapes of no architecture that is known, or of several: then `candidates` are their names."""
+
+    def __init__(self, message: str, *, hint: str, candidates: tuple[str, ...] = ()):
+        super().__init__(message, hint=hint)
+        self.candidates = candidates
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def _of_library(answer: signatures.Answer, where: str) -> Architecture:
     if len(answer.matches) > 1:
         listed = "; ".join(f"{match.names[0]} ({match.tells})" for match in answer.matches)
         raise UnknownArchitecture(f"{where} fits {len(answer.matches)} networks with the same keys and shapes: {listed}.",
-                                  hint=f"Say which: --arch {answer.matches[0].names[0]}")
+                                  hint=f"Say which: --arch {answer.matches[0].names[0]}",
+                                  candidates=tuple(match.names[0] for match in answer.matches))
     match = answer.matches[0]
     name, *same = match.names
     options = match.options | {"num_classes": answer.num_classes}

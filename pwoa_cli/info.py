@@ -12,7 +12,6 @@ from pwoa_cli import layers, models, report, run
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
-from pwoa_cli.errors import InputError
 from pwoa_cli.readings import outputs, settle, warn_of_code
 
 PRUNED = ("recipe", "source", "source_sha256", "data", "norm", "eps", "seed", "pwoa_version")  # what a pruned file says
@@ -45,10 +44,10 @@ def describe(source: Source, *, data: str | None = None, say: Callable[[str], No
         "unwrapped": loaded.unwrapped, "clean": accuracy, **weights, "pruned": _pruned(loaded), "notes": notes})
 
 
-def _of_no_architecture(source: Source, error: InputError) -> dict[str, Any]:
+def _of_no_architecture(source: Source, error: UnknownArchitecture) -> dict[str, Any]:
     state, _, unwrapped = read_state_dict(source.path, entry=source.entry, keep=source.keep, trust_pickle=source.trust_pickle)
     matrices = {name: t for name, t in state.items() if t.ndim >= 2 and t.is_floating_point()}
-    return {"sha256": file_sha256(source.path), "arch": None, "unknown": {"why": error.message, "what_to_do": error.hint},
+    return {"sha256": file_sha256(source.path), "arch": None, "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": error.candidates},
             "unwrapped": unwrapped, **_counted(matrices, None), "parameters": sum(t.numel() for t in state.values()), "notes": []}
 
 
@@ -109,7 +108,8 @@ def headline(info: Mapping[str, Any]) -> str:
     """What it is, in a line."""
     name = os.path.basename(info["source"].rstrip("/")) or info["source"]
     if info["arch"] is None:
-        return f"{name}: an architecture that pwoa does not know"
+        several = ", ".join(info["unknown"]["candidates"])
+        return f"{name}: {f'one of {several}' if several else 'an architecture that pwoa does not know'}"
     shape = " x ".join(map(str, info["input_shape"])) if info["input_shape"] else "images of any size"
     return f"{name}: {info['arch']}, {info['num_classes']} classes, {shape}"
 

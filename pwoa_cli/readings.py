@@ -59,11 +59,11 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         return first
     tried = _screened(loaded, dataset)
     leading = max(tried, key=_score)
-    finalists = [_whole(reading, dataset) for reading in tried if not _clearly(leading.hits, reading.hits)]
+    finalists = [_whole(reading, dataset) for reading in tried if not is_clearly_better(leading.hits, reading.hits)]
     best = max(finalists, key=_score)
-    if not _clearly(best.hits, first.hits) or is_near_chance(best, loaded.num_classes):
+    if not is_clearly_better(best.hits, first.hits) or is_near_chance(best, loaded.num_classes):
         return replace(first, tried=f"of {len(leading.hits)}: {_listed(tried)}")
-    even = [reading for reading in finalists if not _clearly(best.hits, reading.hits)]
+    even = [reading for reading in finalists if not is_clearly_better(best.hits, reading.hits)]
     shown = f"{_listed([first, *even])} of {len(best.hits)} training images of {dataset.name} right"
     if len(even) > 1:
         best, fits = _by_statistics(even, dataset)
@@ -119,8 +119,10 @@ def _score(reading: Reading) -> int:
     return int(reading.hits.sum())
 
 
-def _clearly(better: Tensor, worse: Tensor) -> bool:
+def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
     """Whether a reading is right significantly more often on the same images (McNemar 1947, normal approximation)."""
+    if better.shape != worse.shape:
+        return False
     only_better, only_worse = int((better & ~worse).sum()), int((worse & ~better).sum())
     return only_better - only_worse > CLEAR * (only_better + only_worse) ** 0.5
 

@@ -127,7 +127,9 @@ def near(state: Mapping[str, Tensor | Sequence[int]], *, limit: int = 3) -> list
     """
     index, shapes = load_index(), shapes_of(state)
     best: dict[str, float] = {}
-    for prefix in prefixes(shapes) if shapes else ():
+    if not 1 <= len(shapes) <= 2 * max(index.counts):  # no network can share half of so many
+        return []
+    for prefix in prefixes(shapes):
         made = sketch([tensor_hash(key.removeprefix(prefix), shape) for key, shape in shapes.items()])
         equal = (index.sketches == np.frombuffer(made, np.uint8)).mean(1)
         for number in np.flatnonzero(equal >= 0.5):

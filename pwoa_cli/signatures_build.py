@@ -220,7 +220,7 @@ def random_state(net: nn.Module) -> dict[str, Tensor]:
             state[key] = 0.1 * noise
         elif key in learned:
             fan_in = tensor.numel() // tensor.shape[0] if tensor.shape[0] > 1 else 4
-            state[key] = noise * max(math.sqrt(2 / fan_in), float(tensor.std()))  # several filters in a row: mixed experts
+            state[key] = noise * max(fan_in ** -0.5, float(tensor.std()))  # the latter where one row holds many filters
         else:
             state[key] = tensor
     return state
@@ -280,7 +280,7 @@ def _modules(counts: Counter, all_counts: Sequence[Counter]) -> str:
 
 
 def _settings(all_counts: Sequence[Counter]) -> list[str]:
-    """The setting that differs between all of them and says most: a word, then a size, then that of most modules."""
+    """The settings that tell all of them apart: those with most values, words before sizes before other numbers."""
     values: dict[str, list[Counter[str]]] = {}
     for number, counts in enumerate(all_counts):
         for (_, setting, value), n in counts.items():
@@ -288,10 +288,16 @@ def _settings(all_counts: Sequence[Counter]) -> list[str]:
                 values.setdefault(setting, [Counter() for _ in all_counts])[number][value] += n
     lists = {setting: [" and ".join(sorted(v for v, n in c.items() if n == max(c.values()))) for c in each]
              for setting, each in values.items()}
-    words = {s for s, each in lists.items() if all(value[:1].isalpha() for value in each)}
-    best = min(lists, default=None, key=lambda s: (
-        -len(set(lists[s])), s not in words, not s.endswith("size"), -sum(values[s][0].values()), s))
-    return [f"{best}={value}" if best else "" for value in (lists[best] if best else [""] * len(all_counts))]
+    words = {setting for setting, each in lists.items() if all(value[:1].isalpha() for value in each)}
+    texts = [""] * len(all_counts)
+    while lists and len(set(texts)) < len(texts):
+        best = min(lists, key=lambda s: (-len(set(zip(texts, lists[s], strict=True))), s not in words, not s.endswith("size"),
+                                         -sum(values[s][0].values()), s))
+        longer = [", ".join(filter(None, (text, f"{best}={value}"))) for text, value in zip(texts, lists.pop(best), strict=True)]
+        if len(set(longer)) == len(set(texts)):
+            break
+        texts = longer
+    return texts
 
 
 if __name__ == "__main__":

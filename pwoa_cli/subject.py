@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from pwoa_cli import data as datasets
+from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, load_model, read_as
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluate import parse_eps, parse_norm
-from pwoa_cli.readings import Reading, hits, is_near_chance, outputs, settle, warn_of_code
+from pwoa_cli.readings import Reading, hits, is_clearly_better, is_near_chance, outputs, settle, warn_of_code
 from pwoa_cli.report import radius
 
 LOW = 0.5  # accuracy on training images that makes one doubt the data or the normalisation
@@ -101,11 +102,39 @@ def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str
     asked = norm and parse_norm(norm)  # a typing mistake is told before a large file is read
     if eps is not None:
         parse_eps(eps, norm=asked or "l2")  # the file may say l2, where more is possible
-    loaded = open_model(source, device=device, say=say)
+    try:
+        loaded = open_model(source, device=device, say=say)
+    except UnknownArchitecture as error:
+        loaded = _candidate(source, error, data, device=device, say=say)
     loaded, dataset = _fitting_data(loaded, data, device=device, say=say, near_chance=near_chance)
     for sentence in outputs(loaded, dataset.train.batch(torch.arange(2))[0]):
         say(sentence)
     return Subject(loaded, dataset, *_threat(loaded, dataset, asked, eps, say=say))
+
+
+def _candidate(source: Source, error: UnknownArchitecture, data: str | None, *, device: torch.device, say: Say) -> Loaded:
+    """The one of several networks with the same keys that is right on clearly more training images; else the error is raised."""
+    def quiet(_: str) -> None: ...
+
+    readings: dict[str, Reading] = {}
+    for name in error.candidates:
+        with suppress(InputError):
+            loaded = open_model(replace(source, arch=name), device=device, say=quiet)
+            readings[name] = _tried(loaded, data, device=device, say=quiet)[1]
+    best = max(readings, key=lambda name: readings[name].accuracy, default=None)
+    if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for name, other in readings.items() if name != best):
+        raise error
+    shown = ", ".join(f"{name} {100 * reading.accuracy:.1f}%" for name, reading in readings.items())
+    say(f"{error.message} Told apart by accuracy on training images: {shown}.")
+    return open_model(replace(source, arch=best), device=device, say=say)
+
+
+def _tried(loaded: Loaded, data: str | None, *, device: torch.device, say: Say) -> tuple[datasets.Dataset, Reading]:
+    """The data set that was named or that fits best, and the reading of the model that is right on it."""
+    if data is None:
+        return _guess_data(loaded, loaded.default_size, device=device, say=say)
+    dataset = datasets.load(data, device=device, size=loaded.default_size)
+    return dataset, settle(loaded, dataset, say=say)
 
 
 def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say,
@@ -114,12 +143,7 @@ def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say
 
     Raises: InputError if the model is near chance on it and may not be.
     """
-    size = loaded.default_size
-    if data is not None:
-        dataset = datasets.load(data, device=device, size=size)
-        reading = settle(loaded, dataset, say=say)
-    else:
-        dataset, reading = _guess_data(loaded, size, device=device, say=say)
+    dataset, reading = _tried(loaded, data, device=device, say=say)
     right = f"right on {100 * reading.accuracy:.1f}% of {len(reading.hits)} training images"
     say(f"data set: {dataset.name} from {short_path(dataset.where)}, {len(dataset.train)} training and "
         f"{len(dataset.test)} test images; the model is {right}")

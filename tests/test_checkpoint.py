@@ -207,14 +207,32 @@ def test_names_of_ours_are_taken_for_every_naming_of_their_family(save):
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])  # safetensors sorts: fc comes before layer4
-@pytest.mark.parametrize("arch", [None, "resnet18", "torchvision:resnet18", "timm:resnet18"])
-def test_libraries_models_by_name_or_keys_with_other_classes(save, name, arch):
+@pytest.mark.parametrize("arch", ["resnet18", "torchvision:resnet18", "timm:resnet18"])
+def test_libraries_models_by_name_with_other_classes(save, name, arch):
     net = torchvision.models.resnet18(num_classes=7).eval()
     loaded = load(save(net.state_dict(), name), arch=arch)
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(loaded.model(x), net(x))
-    assert loaded.num_classes == 7 and loaded.arch == (arch or "torchvision:resnet18")
+    assert loaded.num_classes == 7 and loaded.arch == arch
     assert (loaded.input_shape, loaded.default_size) == (None, (224, 224)), "the keys tell no size: also of CIFAR"
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_libraries_models_by_their_signature(save, prefix):
+    net = torchvision.models.squeezenet1_1(num_classes=7).eval()
+    loaded = load(save({"state_dict": prefixed(net, prefix)}))
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded.model(x), net(x))
+    assert (loaded.arch, loaded.num_classes, loaded.default_size) == ("torchvision:squeezenet1_1", 7, (224, 224))
+
+
+def test_networks_with_the_same_keys_are_listed_and_none_is_chosen(save):
+    with pytest.raises(architecture.UnknownArchitecture) as caught:
+        load(save(torchvision.models.resnet18(num_classes=7).state_dict()))
+    assert "model.pt fits 2 networks with the same keys and shapes: torchvision:resnet18 (no BlurPool2d); " \
+        "timm:resnetblur18 (4 BlurPool2d)." in caught.value.message
+    assert caught.value.hint == "Say which: --arch torchvision:resnet18"
+    assert caught.value.candidates == ("torchvision:resnet18", "timm:resnetblur18")
 
 
 def test_timm_s_models_take_the_channels_of_the_file(save, tmp_path):

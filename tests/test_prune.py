@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pwoa_cli
-from pwoa_cli import assess, checkpoint, data, models, prune, sparse_file
+from pwoa_cli import architecture, assess, checkpoint, data, models, prune, sparse_file
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.errors import InputError, PwoaError
 
@@ -437,6 +437,28 @@ def test_layers_of_the_user_s_own_are_pruned_and_saved(tmp_path, name, weights, 
     assert again(x[:3]).shape == (3, 4)
     if name == "KAN":  # it has no filters
         assert "no weights that could be pruned (filter)" in refused(file, arch=arch, structure="filter")
+
+
+def test_networks_with_the_same_keys_are_told_apart_by_accuracy(monkeypatch):
+    Path("two.py").write_text("""
+from torch import nn
+def first(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 4))
+def second(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+def third(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LeakyReLU(1e-3), nn.Linear(16, 4))""")
+    file = small.save(small.learn(models.build("two.py:second", {})), "two.pt")
+    names = ["two.py:first", "two.py:second"]
+
+    def several(state, *, where):
+        raise architecture.UnknownArchitecture(f"{where} fits {len(names)} networks.", hint="Say which.", candidates=tuple(names))
+
+    monkeypatch.setattr(architecture, "identify", several)
+    monkeypatch.setattr(small.torch.nn.Tanh, "forward", lambda self, x: -x)  # far from ReLU
+    said = []
+    job = prune.prepare(request(file), say=said.append)
+    assert job.subject.loaded.arch == "two.py:second"
+    assert any("fits 2 networks. Told apart by accuracy on training images: two.py:first " in line for line in said)
+    names.append("two.py:third")  # as right as the second
+    assert refused(file) == f"{file} fits 3 networks."
 
 
 def test_models_that_answer_nonsense(tmp_path):

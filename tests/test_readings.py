@@ -130,8 +130,8 @@ def test_clearly_is_mcnemar_s_test():
     for p in (0.0, 0.02, 0.1, 0.3):
         better = torch.rand(500) < 0.8
         worse = better & (torch.rand(500) > p)
-        assert readings._clearly(better, worse) == clearly_slow(better.tolist(), worse.tolist())
-        assert not readings._clearly(worse, better)
+        assert readings.is_clearly_better(better, worse) == clearly_slow(better.tolist(), worse.tolist())
+        assert not readings.is_clearly_better(worse, better)
 
 
 def testmisfit_is_the_divergence_of_two_gaussians():
