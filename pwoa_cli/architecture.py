@@ -61,14 +61,13 @@ def is_own(arch: str) -> bool:
 
 
 def identify(state: Mapping[str, Tensor], *, where: str) -> Architecture | None:
-    """What a state dict is by keys and shapes alone, under a prefix of all keys if need be; None if nothing fits.
+    """What a state dict is by keys and shapes alone; None if nothing fits.
 
     Raises: InputError if several different networks fit, with what tells them apart.
     """
-    for prefix in signatures.prefixes(state):
-        guess = families.identify({k.removeprefix(prefix): t for k, t in state.items()})
-        if guess:
-            return Architecture(guess.arch, guess.options, guess.input_shape, guess.evidence, guess.others, prefix)
+    guess = families.identify(state)
+    if guess:
+        return Architecture(guess.arch, guess.options, guess.input_shape, guess.evidence, guess.others)
     answer = signatures.lookup(state)
     return _of_library(answer, where) if answer else None
 

@@ -14,6 +14,7 @@ from pwoa_cli.checkpoint import Loaded, Source, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
 from pwoa_cli.readings import outputs, settle, warn_of_code
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 PRUNED = ("recipe", "source", "source_sha256", "data", "norm", "eps", "seed", "pwoa_version")  # what a pruned file says
 
 
@@ -48,7 +49,7 @@ def _of_no_architecture(source: Source, error: UnknownArchitecture) -> dict[str,
     state, _, unwrapped = read_state_dict(source.path, entry=source.entry, keep=source.keep, trust_pickle=source.trust_pickle)
     matrices = {name: t for name, t in state.items() if t.ndim >= 2 and t.is_floating_point()}
     return {"sha256": file_sha256(source.path), "arch": None, "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": error.candidates},
-            "unwrapped": unwrapped, **_counted(matrices, None), "parameters": sum(t.numel() for t in state.values()), "notes": []}
+            "unwrapped": unwrapped, **_counted(matrices, None), "parameters": sum(t.numel() for k, t in state.items() if not k.endswith(STATISTICS)), "notes": []}
 
 
 def _weights(loaded: Loaded) -> tuple[dict[str, Any], list[str]]:
