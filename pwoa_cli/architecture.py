@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pwoa_cli import families, signatures
 from pwoa_cli.errors import InputError
-from pwoa_cli.families import MEMBERS
+from pwoa_cli.families import FAMILIES, MEMBERS, Guess
 
 HEADS = ("fc", "linear", "head", "heads", "classifier", "last_linear", "output", "logits")  # how a last layer's name begins
 WRITE = "or write it: --arch file.py:fn, where fn() returns the network (docs/checkpoints.md shows how)"
@@ -30,7 +30,7 @@ class Architecture:
     """build(arch, options) makes the network of a state dict. evidence: what it was read from, for people.
 
     input_shape: (C, H, W), None where the file does not tell. others: further options that the same keys allow, likeliest
-    first. prefix: before all keys of the file, and no part of the network's. made_for: (H, W) of a library's images.
+    first. made_for: (H, W) of the images that it was made for, where it takes others too.
     """
 
     arch: str
@@ -38,7 +38,6 @@ class Architecture:
     input_shape: tuple[int, int, int] | None
     evidence: str
     others: tuple[dict[str, Any], ...] = ()
-    prefix: str = ""
     made_for: tuple[int, int] | None = None
 
     @property
@@ -67,9 +66,15 @@ def identify(state: Mapping[str, Tensor], *, where: str) -> Architecture | None:
     """
     guess = families.identify(state)
     if guess:
-        return Architecture(guess.arch, guess.options, guess.input_shape, guess.evidence, guess.others)
+        return _of_family(guess, guess.options, guess.evidence, guess.others)
     answer = signatures.lookup(state)
     return _of_library(answer, where) if answer else None
+
+
+def _of_family(guess: Guess, options: dict[str, Any], evidence: str, others: tuple[dict[str, Any], ...] = ()) -> Architecture:
+    if FAMILIES[guess.arch].any_size:
+        return Architecture(guess.arch, options, None, evidence, others, made_for=guess.input_shape[1:])
+    return Architecture(guess.arch, options, guess.input_shape, evidence, others)
 
 
 def _of_library(answer: signatures.Answer, where: str) -> Architecture:
@@ -84,7 +89,7 @@ def _of_library(answer: signatures.Answer, where: str) -> Architecture:
     if name.startswith("timm:") and answer.in_channels not in (None, 3):
         options["in_chans"] = answer.in_channels
     evidence = ["its keys and shapes"] + [f"the same network: {', '.join(same[:3])}"] * bool(same) + [answer.note] * bool(answer.note)
-    return Architecture(name, options, None, "; ".join(evidence), prefix=answer.prefix, made_for=match.input_size)
+    return Architecture(name, options, None, "; ".join(evidence), made_for=match.input_size)
 
 
 def of_user(arch: str, state: Mapping[str, Tensor], *, num_classes: int | None, where: str) -> Architecture:
@@ -96,8 +101,9 @@ def of_user(arch: str, state: Mapping[str, Tensor], *, num_classes: int | None, 
     guess = families.identify(state) if is_own(name) else None
     family, fixed = MEMBERS.get(name, ("", {}))
     if guess and guess.arch == family and all(guess.options[k] == v for k, v in fixed.items()):
-        options = guess.options | chosen
-        return Architecture(family, options, guess.input_shape, f"--arch {arch}, sizes from {guess.evidence}")
+        return _of_family(guess, guess.options | chosen, f"--arch {arch}, sizes from {guess.evidence}")
+    if is_file(name):  # its own default first
+        return Architecture(name, {"num_classes": num_classes} if num_classes else {}, None, f"--arch {arch}")
     options = {"num_classes": num_classes or classes(state)} | chosen
     channels = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
     if is_own(name) and name != "lenet5" and channels:

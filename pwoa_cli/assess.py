@@ -72,10 +72,10 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     made = report.validate(run.read_json(folder / "report.json"), where=str(folder / "report.json"))
     say(f"run: {folder}")
     model = made["model"]
-    teacher = request.teacher or _same_file(model.get("teacher", model["source"]), model.get("teacher_sha256", model["sha256"]),
-                                            model.get("reading", {}), say=say)
-    # the very file that was pruned is read as it was then, --arch, --mean and --std included
+    # the very file that was pruned is read as it was then, --arch, --mean, --std, --entry and --keep included
     is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
+    teacher = request.teacher or _same_file(model.get("teacher", model["source"]), model.get("teacher_sha256", model["sha256"]),
+                                            model.get("reading", {}) if is_source else {}, say=say)
     norm = request.norm or made["threat"]["norm"]
     eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
     return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")), teacher=teacher, teacher_is_source=is_source, norm=norm,

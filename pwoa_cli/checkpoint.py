@@ -3,7 +3,8 @@
 What keys and shapes cannot tell is the user's to say (`Source`), and wins over what the file says.
 """
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from pwoa_cli import architecture, hub
 from pwoa_cli.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoint_file import file_sha256, json_field, read_state_dict, take_normalisation, threat_of
 from pwoa_cli.errors import InputError
-from pwoa_cli.models import Normalized, build, parts, tried
+from pwoa_cli.models import SIZES, Normalized, build, parts, tried
 from pwoa_cli.normalisation import Normalisation, Values, decide
+from pwoa_cli.signatures import prefixes
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Loaded:
     model: takes (B, C, H, W) in [0,1], eval mode, on the CPU. input_shape: (C, H, W), or None where the file does not tell.
     default_size: (H, W) for images that come in any size: input_shape's, else what the library's model is made for.
     threat: (norm, eps) if the file names it. others: options that its keys allow as well. unwrapped: what was removed
-    around the weights, and other choices of the reader. notes: all that was inferred, and from what.
+    around the weights, and other choices of the reader. settled: how what was open was decided on labelled images, ""
+    where it was not. notes: all that was inferred, and from what.
     extra: what else the file says (settings, a pruned file's metadata).
     """
 
@@ -64,6 +67,7 @@ class Loaded:
     source: str
     sha256: str
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    settled: str = ""
 
     @property
     def mean(self) -> Values | None:
@@ -78,9 +82,14 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was inferred, and from what, a line each."""
+        choice = f" with {self.chosen()}" if self.others else ""
         opened = tuple(f"others with the same keys: {said(other)}" for other in self.others)
-        return (*self.unwrapped, f"architecture: {self.arch} from {self.evidence}", *opened,
-                f"normalisation: {self.normalisation.words()}")
+        return (*self.unwrapped, f"architecture: {self.arch}{choice} from {self.evidence}", *opened,
+                f"normalisation: {self.normalisation.words()}", *([self.settled] if self.settled else []))
+
+    def chosen(self) -> str:
+        """The options that were taken where the keys allow others, for people."""
+        return said({key: self.arch_options[key] for other in self.others for key in other})
 
 
 def said(options: Mapping[str, Any]) -> str:
@@ -105,9 +114,9 @@ def _from_file(source: Source) -> Loaded:
         extra = extra | _words(extra, raw, where)
         inside = [extra["mean"] or (), extra["std"] or ()]
     found = _architecture(state, extra, source)
-    net = _build_for(found, where)
+    found, net = _of_own_size(found, state, where)
     itself = len(state) < len(raw) and set(_aligned(raw, net)) <= set(net.state_dict())  # the network has the normalisation in it
-    state = {k.removeprefix(found.prefix): t for k, t in (raw if itself else state).items()}
+    state = raw if itself else state
     _fill(net, _aligned(state, net), f"{where} as {found.arch}")
     if itself:  # some keep mean and std as parameters: nobody trains or prunes those
         parameters = dict(net.named_parameters())
@@ -119,7 +128,7 @@ def _from_file(source: Source) -> Loaded:
 
 
 def _from_hub(source: Source) -> Loaded:
-    if source.arch or source.entry or source.keep is not None:
+    if source.arch and source.options is None or source.entry or source.keep is not None:
         raise InputError(f"{source.path} says itself what it is; --arch, --entry and --keep are for files.", hint="Leave them out.")
     made = hub.pretrained(source.path)
     found = Architecture(made.arch, made.options, None, f"timm's description of {source.path}", made_for=made.size)
@@ -133,31 +142,42 @@ def _from_hub(source: Source) -> Loaded:
 
 def _loaded(net: nn.Module, found: Architecture, state: Mapping[str, Tensor], normalisation: Normalisation, source: Source,
             sha256: str, *, unwrapped: tuple[str, ...] = (), extra: Mapping[str, Any] | None = None) -> Loaded:
-    if is_file(found.arch):
-        found = replace(found, options=found.options | {"num_classes": source.num_classes or _answers(net, state)})
+    if is_file(found.arch) and "num_classes" not in found.options:
+        found = replace(found, options=found.options | {"num_classes": _answers(net, state)})
     classes = int(found.options.get("num_classes") or architecture.classes(state))
     if source.num_classes not in (None, classes):
         head = architecture.head(state, classes)
         got = tuple(state[head].shape) if head else (classes,)
         raise InputError(f"{source.path}: {head or 'the last layer'} has shape {got}, --num-classes {source.num_classes} expects "
                          f"{(source.num_classes, *got[1:])}.", hint=f"Leave it out, or: --num-classes {classes}")
-    unwrapped += (f"prefix {found.prefix} removed",) if found.prefix else ()
     model = Normalized(net, normalisation.mean, normalisation.std, num_classes=classes).eval()
     return Loaded(model, found.arch, found.options, classes, found.input_shape, found.default_size, normalisation,
                   threat_of(extra or {}), found.evidence, found.others, unwrapped, source.path, sha256, extra or {})
 
 
+def answer(net: nn.Module, state: Mapping[str, Tensor], *, channels: int | None,
+           sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Tensor, Any] | str:
+    """(two images that a network takes, what it returns for them), or why it takes none.
+
+    Args: channels: of its images; None: by the first convolution in its state, else 3 or 1. sizes: (H, W) to try.
+    """
+    stem = next((t.shape[1] for k, t in state.items() if t.ndim == 4 and k.endswith("weight")), 3)
+    made: tuple[Tensor, Any] | str = ""
+    for count in (channels,) if channels else dict.fromkeys((stem, 3, 1)):
+        made = tried(net, channels=count, sizes=sizes)
+        if not isinstance(made, str):
+            break
+    return made
+
+
 def _answers(net: nn.Module, state: Mapping[str, Tensor]) -> int:
     """Classes of a user's network: columns of what it returns for images that it takes, else by the last matrix in the file."""
-    guess = architecture.classes(state)
-    stem = next((t.shape[1] for t in state.values() if t.ndim == 4), None)
-    for channels in (stem,) if stem else (3, 1):
-        made = tried(net.eval(), channels=channels)
-        if not isinstance(made, str):
-            out = made[1]
-            columns = [part.shape[1] for _, part in ([("", out)] if isinstance(out, Tensor) else parts(out)) if part.ndim == 2]
-            return guess if guess in columns or not columns else columns[0]
-    return guess
+    guess, made = architecture.classes(state), answer(net.eval(), state, channels=None)
+    if isinstance(made, str):
+        return guess
+    out = made[1]
+    columns = [part.shape[1] for _, part in ([("", out)] if isinstance(out, Tensor) else parts(out)) if part.ndim == 2]
+    return guess if guess in columns or not columns else columns[0]
 
 
 def _channels(found: Architecture) -> int | None:
@@ -174,11 +194,13 @@ def read_as(loaded: Loaded, *, options: Mapping[str, Any] | None = None, normali
         net = build(loaded.arch, merged)
         net.load_state_dict(loaded.model.net.state_dict())
     normalisation = normalisation or loaded.normalisation
+    before = {key: loaded.arch_options[key] for key in options or {}}
+    others = tuple(before if other == options else other for other in loaded.others)
     shape = loaded.input_shape and (loaded.input_shape[0], *[merged.get("size", side) for side in loaded.input_shape[1:]])
     device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
     model = Normalized(net, normalisation.mean, normalisation.std, num_classes=loaded.num_classes).eval().to(device)
     return replace(loaded, model=model, arch_options=merged, input_shape=shape, default_size=shape[1:] if shape else loaded.default_size,
-                   normalisation=normalisation)
+                   normalisation=normalisation, others=others)
 
 
 def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: Source) -> Architecture:
@@ -201,7 +223,21 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: So
     return found
 
 
+def _of_own_size(found: Architecture, state: Mapping[str, Tensor], where: str) -> tuple[Architecture, nn.Module]:
+    """(the architecture, its network); one of a user's file with as many classes as its function makes by itself, or else as
+    the last matrix in the file has rows."""
+    guessed = replace(found, options=found.options | {"num_classes": architecture.classes(state)})
+    if not is_file(found.arch) or found.options:
+        return found, _build_for(found, where)
+    with suppress(InputError):  # it may ask for num_classes
+        net = _build_for(found, where)
+        if _shaped(net, state):
+            return found, net
+    return guessed, _build_for(guessed, where)
+
+
 def _build_for(found: Architecture, where: str) -> nn.Module:
+    """The network of an architecture, with random weights."""
     try:
         return build(found.arch, found.options)
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
@@ -212,12 +248,23 @@ def _build_for(found: Architecture, where: str) -> nn.Module:
 # --- filling ----------------------------------------------------------------------------------------------------------
 
 def _aligned(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """The state under the network's own keys, if it has a prefix before all of them that was taken for a wrapper's."""
+    """The state under the network's own keys: without a prefix of all that is not the network's, or with one that is and was
+    taken for a wrapper's."""
     own = net.state_dict()
+    for prefix in prefixes(state):
+        inner = {k.removeprefix(prefix): t for k, t in state.items()}
+        if set(inner) <= set(own):
+            return inner
     lost = next((k for k in state if k not in own), "")
     prefix = next((k.removesuffix(lost) for k in own if lost and k.endswith("." + lost)), "")
     renamed = {k if k in own else prefix + k: t for k, t in state.items()}
     return renamed if set(renamed) <= set(own) else dict(state)
+
+
+def _shaped(net: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors that both have are of the same shapes."""
+    own = net.state_dict()
+    return all(own[k].shape == t.shape for k, t in _aligned(state, net).items() if k in own)
 
 
 def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -232,7 +279,8 @@ def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
               (("missing", missing), ("too many", unexpected)) if keys]
     if parts:
         raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected.",
-                         hint="Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn")
+                         hint="Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn, or the "
+                              "number of classes: --num-classes K")
     net.load_state_dict({k: t.to(own[k].dtype) for k, t in state.items()}, strict=False)
 
 

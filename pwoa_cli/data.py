@@ -107,10 +107,14 @@ def known_name(text: str) -> str | None:
     return _ALIASES.get(text.lower().replace("-", "").replace("_", ""))
 
 
-def candidates(shape: tuple[int, ...] | None, num_classes: int) -> tuple[str, ...]:
-    """Names of the known data sets that fit a model with input `shape` (C, H, W) (None: any) and `num_classes` outputs."""
+def candidates(shape: tuple[int, ...] | None, num_classes: int, *, channels: int | None = None) -> tuple[str, ...]:
+    """Names of the known data sets that fit a model with input `shape` (C, H, W) (None: any) and `num_classes` outputs.
+
+    Args: channels: C where only that is known of the shape.
+    """
     return tuple(name for name, known in KNOWN.items()
-                 if known.num_classes == num_classes and (shape is None or known.shape == tuple(shape)))
+                 if known.num_classes == num_classes and (shape is None or known.shape == tuple(shape))
+                 and channels in (None, known.shape[0]))
 
 
 # Finding

@@ -10,7 +10,7 @@ from torch import Tensor
 from pwoa_cli import data as datasets
 from pwoa_cli import layers, models, report, run
 from pwoa_cli.architecture import UnknownArchitecture
-from pwoa_cli.checkpoint import Loaded, Source, load_model, said
+from pwoa_cli.checkpoint import Loaded, Source, answer, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
 from pwoa_cli.readings import outputs, settle, warn_of_code
 
@@ -31,14 +31,16 @@ def describe(source: Source, *, data: str | None = None, say: Callable[[str], No
         loaded = load_model(source)
     except UnknownArchitecture as error:
         return run.plain(about | _of_no_architecture(source, error))
-    accuracy = None
+    accuracy, x = None, None
     if data is not None:
-        reading = settle(loaded, datasets.load(data, device=torch.device("cpu"), size=loaded.default_size), say=say)
+        dataset = datasets.load(data, device=torch.device("cpu"), size=loaded.default_size)
+        reading, x = settle(loaded, dataset, say=say), dataset.train.batch(torch.arange(2))[0]
         loaded, accuracy = reading.loaded, {"data": data, "images": len(reading.hits), "accuracy": reading.accuracy}
-    weights, notes = _weights(loaded)
+    weights, notes = _weights(loaded, x)
     return run.plain(about | {
         "sha256": loaded.sha256, "arch": loaded.arch, "arch_options": loaded.arch_options, "evidence": loaded.evidence,
-        "same_keys": loaded.others, "num_classes": loaded.num_classes, "input_shape": loaded.input_shape,
+        "chosen": loaded.chosen(), "same_keys": loaded.others, "settled": loaded.settled, "num_classes": loaded.num_classes,
+        "input_shape": loaded.input_shape, "default_size": loaded.default_size,
         "normalisation": {"mean": loaded.mean, "std": loaded.std, "said_by": loaded.normalisation.said_by,
                           "words": loaded.normalisation.words()},
         "threat": {"norm": loaded.threat[0], "eps": loaded.threat[1]} if loaded.threat else None,
@@ -48,31 +50,40 @@ def describe(source: Source, *, data: str | None = None, say: Callable[[str], No
 def _of_no_architecture(source: Source, error: UnknownArchitecture) -> dict[str, Any]:
     state, _, unwrapped = read_state_dict(source.path, entry=source.entry, keep=source.keep, trust_pickle=source.trust_pickle)
     matrices = {name: t for name, t in state.items() if t.ndim >= 2 and t.is_floating_point()}
-    return {"sha256": file_sha256(source.path), "arch": None, "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": error.candidates},
-            "unwrapped": unwrapped, **_counted(matrices, None), "parameters": sum(t.numel() for k, t in state.items() if not k.endswith(STATISTICS)), "notes": []}
+    return {"sha256": file_sha256(source.path), "arch": None, "unwrapped": unwrapped, **_counted(matrices, None), "notes": [],
+            "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": error.candidates},
+            "parameters": sum(t.numel() for k, t in state.items() if not k.endswith(STATISTICS))}
 
 
-def _weights(loaded: Loaded) -> tuple[dict[str, Any], list[str]]:
-    """Counts of the prunable weights, those that never reach the logits apart, and what running the network showed."""
+def _weights(loaded: Loaded, x: Tensor | None) -> tuple[dict[str, Any], list[str]]:
+    """Counts of the prunable weights, those that never reach the logits apart, and what running the network showed.
+
+    Args: x: two images that it takes; None: not known.
+    """
     everything = layers.prunable(loaded.model, None)
     parameters = sum(p.numel() for p in loaded.model.parameters())
-    x, why = _images(loaded)
+    why = ""
+    if x is None:
+        x, why = _images(loaded)
     if x is None:
         return _counted(everything, None) | {"parameters": parameters}, [
             f"the network was not run, so dead weights are not known: {why}"]
-    live = layers.prunable(loaded.model, models.live_parameters(loaded.model, x))
+    reached = models.live_parameters(loaded.model, x)
+    live = layers.prunable(loaded.model, reached)
+    others = [name.removeprefix("net.") for name in layers.uncounted(loaded.model, reached)]
     counted = _counted(everything, set(live)) | {"parameters": parameters}
     dead = [name.removeprefix("net.") for name in everything if name not in live]
     notes = [f"{counted['weights']['dead']:,} weights never reach the logits ({', '.join(dead[:3])}{', ...' * (len(dead) > 3)}): "
              "they do not count for sparsity and are not pruned"] if dead else []
+    notes += [f"{', '.join(others[:3])}{', ...' * (len(others) > 3)} of layers that pwoa does not prune do not count"] if others else []
     return counted, notes + outputs(loaded, x)
 
 
 def _images(loaded: Loaded) -> tuple[Tensor | None, str]:
     """Two images (2, C, H, W) that the network takes, or (None, why none)."""
-    stem = next((t for t in loaded.model.state_dict().values() if t.ndim == 4), None)
-    channels = loaded.input_shape[0] if loaded.input_shape else loaded.arch_options.get("in_chans", stem.shape[1] if stem is not None else 3)
-    made = models.tried(loaded.model, channels=channels, sizes=[loaded.default_size] if loaded.default_size else models.SIZES)
+    channels = loaded.input_shape[0] if loaded.input_shape else loaded.arch_options.get("in_channels", loaded.arch_options.get("in_chans"))
+    sizes = [loaded.default_size] if loaded.default_size else models.SIZES
+    made = answer(loaded.model, loaded.model.state_dict(), channels=channels, sizes=sizes)
     if isinstance(made, str):
         return None, made
     x, logits = made
@@ -111,7 +122,8 @@ def headline(info: Mapping[str, Any]) -> str:
     if info["arch"] is None:
         several = ", ".join(info["unknown"]["candidates"])
         return f"{name}: {f'one of {several}' if several else 'an architecture that pwoa does not know'}"
-    shape = " x ".join(map(str, info["input_shape"])) if info["input_shape"] else "images of any size"
+    sizes = info["input_shape"] or (["images of any size"] if info["default_size"] else ["images of a size that is not known"])
+    shape = " x ".join(map(str, sizes))
     return f"{name}: {info['arch']}, {info['num_classes']} classes, {shape}"
 
 
@@ -136,9 +148,9 @@ def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     threat, clean = info["threat"], info["clean"]
     right = f"{100 * clean['accuracy']:.1f}% of {clean['images']} training images of {clean['data']}" if clean else ""
     return [
-        ("architecture", f"{info['arch']} from {info['evidence']}"),
+        ("architecture", f"{info['arch']}{info['chosen'] and ' with ' + info['chosen']} from {info['evidence']}"),
         *(("or", f"{said(other)}: the same keys (--arch {info['arch']}:{said(other).replace(' ', '')})") for other in info["same_keys"]),
-        ("normalisation", info["normalisation"]["words"]), *([("right on", right)] if right else []),
+        ("normalisation", info["normalisation"]["words"]), *([("right on", right)] if right else []), *([("reading", info["settled"])] if info["settled"] else []),
         ("threat", f"{threat['norm']}, eps {report.radius(threat['eps'])}" if threat else "not in the file (--norm, --eps say it)")]
 
 

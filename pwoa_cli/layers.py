@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
                nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid)
+LISTS = (nn.ParameterList, nn.ParameterDict)
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -19,18 +20,24 @@ def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, nn.MultiheadAttention):
         return {name: p for name, p in own.items() if name.endswith("proj_weight")}
-    if type(module).__module__.startswith(("torch.", "torchvision.", "timm.")):
+    if type(module).__module__.startswith(("torch.", "torchvision.", "timm.")) and not isinstance(module, LISTS):
         return {}
     return {name: p for name, p in own.items() if p.ndim >= 2 and min(p.shape[:2]) > 1 and p.is_floating_point()}
 
 
 def prunable(model: nn.Module, live: set[str] | None) -> dict[str, nn.Parameter]:
-    """Weights of all modules (`weights_of`) by parameter name, in forward definition order, dead ones left out.
+    """Weights of all modules (`weights_of`) by parameter name, in forward definition order, tied ones once, dead ones left out.
 
     Args: live: names of the parameters that reach the logits; None: all.
     """
-    named = {f"{name}.{own}".lstrip("."): p for name, m in model.named_modules() for own, p in weights_of(m).items()}
-    return {name: p for name, p in named.items() if live is None or name in live}
+    weights = {id(p) for m in model.modules() for p in weights_of(m).values()}
+    return {name: p for name, p in model.named_parameters() if id(p) in weights and (live is None or name in live)}
+
+
+def uncounted(model: nn.Module, live: set[str]) -> dict[str, nn.Parameter]:
+    """Live parameters of two or more dimensions that are no weights of ours: recurrent layers, embeddings, tokens."""
+    counted = {id(p) for p in prunable(model, None).values()}
+    return {name: p for name, p in model.named_parameters() if name in live and p.ndim >= 2 and min(p.shape[:2]) > 1 and id(p) not in counted}
 
 
 @contextmanager

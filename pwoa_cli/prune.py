@@ -1,7 +1,7 @@
 """The main path of `pwoa prune`: set up and check -> sparsify -> masked finetune -> save and verify -> measure -> report."""
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -46,7 +46,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything found, checked and decided; nothing is written yet. dead: weights that never reach the logits."""
+    """A request with everything found, checked and decided; nothing is written yet. dead: weights that never reach the logits.
+    uncounted: names of other matrices that do."""
 
     request: Request
     subject: Subject
@@ -54,6 +55,7 @@ class Job:
     plan: training.Plan
     device: torch.device
     dead: int
+    uncounted: tuple[str, ...]
     seconds: dict[str, float]
 
 
@@ -78,7 +80,8 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
             subject = replace(subject, dataset=change_data(subject.dataset))
         x, _ = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
         teacher = open_teacher(request.teacher, subject, device=device, say=say) if request.teacher else subject.loaded
-        weights, dead = _prunable(subject.model, x[:2], request.structure)
+        live = models.live_parameters(subject.model, x[:2])
+        weights, dead = _prunable(subject.model, x[:2], live, request.structure)
         plan = _plan(request, subject, teacher, weights, x[:2])
     total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "
@@ -86,7 +89,7 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
         f"hidden layers: {', '.join(_public(plan.hidden))}")
     if teacher is not subject.loaded and not plan.recipe.hidden_weight:
         say(LOGITS_ALONE)
-    return Job(request, subject, teacher, plan, device, dead, seconds)
+    return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)), seconds)
 
 
 def _public(names: Iterable[str]) -> list[str]:
@@ -118,11 +121,13 @@ def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weight
         seed=request.seed, steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)
 
 
-def _prunable(model: nn.Module, x: Tensor, structure: str) -> tuple[dict[str, nn.Parameter], int]:
-    """Weights that count, and the number of dead ones left out. With filters the logits' own layer keeps its rows."""
-    everything = {id(w): w for w in layers.prunable(model, None).values()}  # tied ones once
-    live = layers.prunable(model, models.live_parameters(model, x))
-    dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in live.values())
+def _prunable(model: nn.Module, x: Tensor, reached: set[str], structure: str) -> tuple[dict[str, nn.Parameter], int]:
+    """Weights that count, and the number of dead ones left out. With filters the logits' own layer keeps its rows.
+
+    Args: reached: names of the parameters that reach the logits.
+    """
+    live = layers.prunable(model, reached)
+    dead = sum(w.numel() for w in layers.prunable(model, None).values()) - sum(w.numel() for w in live.values())
     modules = dict(model.named_modules())
     weights = {name: w for name, w in live.items() if w.requires_grad  # the author's frozen ones stay
                and (structure == "unstructured" or isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE))}
@@ -298,8 +303,8 @@ def _config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
 def _origin(job: Job) -> dict[str, Any]:
     loaded, source = job.subject.loaded, job.request.source
     reading = {key: value for key, value in (("entry", source.entry), ("keep", source.keep)) if value is not None}
-    return {"source": source.path, "sha256": loaded.sha256, "arch": loaded.arch, "num_classes": loaded.num_classes,
-            "teacher": job.teacher.source, "teacher_sha256": job.teacher.sha256, "reading": reading}
+    return {"source": source.path, "sha256": loaded.sha256, "arch": loaded.arch, "arch_options": loaded.arch_options,
+            "num_classes": loaded.num_classes, "teacher": job.teacher.source, "teacher_sha256": job.teacher.sha256, "reading": reading}
 
 
 def _layers(job: Job, student: nn.Module) -> list[dict[str, Any]]:
@@ -309,10 +314,17 @@ def _layers(job: Job, student: nn.Module) -> list[dict[str, Any]]:
             for name, w in zip(_public(job.plan.weights), weights, strict=True)]
 
 
+def _not_counted(names: Sequence[str]) -> str:
+    """The sentence on parameters that are neither pruned nor counted though they are as large as weights."""
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} of layers that pwoa does not prune do not count for sparsity."
+
+
 def _notes(job: Job) -> list[str]:
     notes = list(job.subject.loaded.notes)
     if job.dead:
         notes.append(f"{job.dead:,} weights never reach the logits; they are not pruned and do not count.")
+    if job.uncounted:
+        notes.append(_not_counted(_public(job.uncounted)))
     modules = dict(job.subject.model.named_modules())
     own = [name for name in job.plan.weights if not isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE)]
     if own:

@@ -1,12 +1,15 @@
 """Which reading of a checkpoint is right: what its file leaves open (options of the same keys, normalisation), tried on labelled images.
 
-A reading is taken instead of the first one only if it is right on significantly more of the same images.
+Two witnesses: how often a reading is right, and how well the statistics stored in its batch norms fit those images. A
+reading is taken instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pwoa_cli import data as datasets
 from pwoa_cli.checkpoint import Loaded, Source, read_as, said
@@ -15,21 +18,22 @@ from pwoa_cli.models import parts
 from pwoa_cli.normalisation import NORMALISATIONS, Normalisation, known_for
 
 PROBE = 500  # training images that tell whether model and data belong together
-SCREEN = 100  # of them, on which every reading is tried
-SURE = 0.95  # accuracy on training images that leaves nothing to ask
+SCREEN = 5  # every fifth of them is shown to every reading
 FAR = 5.0  # standard deviations above chance that a model must be
-FITS_BETTER = 2.0  # times the misfit of the next one
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
+FITS_BETTER = 2.0  # times the misfit of another reading
+SHOWN = 4  # readings in a sentence
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. tried: the accuracy of
-    each other way, where they were tried and none was better."""
+    """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit: of its batch
+    norms' statistics, None without batch norms. tried: each other way, where none was better."""
 
     words: str
     loaded: Loaded
     hits: Tensor
+    misfit: float | None
     tried: str = ""
 
     @property
@@ -37,9 +41,10 @@ class Reading:
         """In 0..1."""
         return self.hits.double().mean().item()
 
-    def percent(self) -> str:
-        """For people: cifar10 84.2%."""
-        return f"{self.words} {100 * self.accuracy:.1f}%"
+    def figures(self) -> str:
+        """For people: normalisation cifar10 84.2% (misfit 0.002)."""
+        fit = "" if self.misfit is None else f" (misfit {self.misfit:.2g})"
+        return f"{self.words} {100 * self.accuracy:.1f}%{fit}"
 
 
 def warn_of_code(source: Source, *, say: Callable[[str], None]) -> None:
@@ -49,74 +54,68 @@ def warn_of_code(source: Source, *, say: Callable[[str], None]) -> None:
 
 
 def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], None]) -> Reading:
-    """The reading of a file that is right on labelled training images, tried where the file leaves something open.
+    """The reading of a file that labelled training images confirm; its `loaded` says so in `settled`.
 
-    Raises: InputError if the model cannot take the images, or if several other readings beat the first and cannot be told
-    apart; with each one's accuracy.
+    Raises: InputError if the model cannot take the images, or if another reading than the first is better and it cannot
+    be told which; with each one's figures.
     """
-    first = Reading("as read", loaded, hits(loaded, dataset))
-    if not (loaded.others or loaded.normalisation.said_by == "nobody") or first.accuracy >= SURE:
+    first = run("as read", loaded, dataset)
+    if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
-    tried = _screened(loaded, dataset)
-    leading = max(tried, key=_score)
-    finalists = [_whole(reading, dataset) for reading in tried if not is_clearly_better(leading.hits, reading.hits)]
+    tried = [first, *(run(words, other, dataset, every=SCREEN) for words, other in _alternatives(loaded, dataset))]
+    screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
+    leading = max(screened, key=_score)
+    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in screened
+                 if not is_clearly_better(leading.hits, r.hits)]
     best = max(finalists, key=_score)
-    if not is_clearly_better(best.hits, first.hits) or is_near_chance(best, loaded.num_classes):
-        return replace(first, tried=f"of {len(leading.hits)}: {_listed(tried)}")
-    even = [reading for reading in finalists if not is_clearly_better(best.hits, reading.hits)]
-    shown = f"{_listed([first, *even])} of {len(best.hits)} training images of {dataset.name} right"
-    if len(even) > 1:
-        best, fits = _by_statistics(even, dataset)
-        shown += fits
-        if best is None:
-            raise InputError(f"{loaded.source}: its file does not say how it is to be read, and neither do the images: {shown}.",
-                             hint=_how(even[0].loaded, loaded))
-    say(f"read as {best.words}: {shown}")
-    return best
+    if is_near_chance(best, loaded.num_classes):
+        return replace(first, tried=_listed(tried))
+    even = [r for r in finalists if not is_clearly_better(best.hits, r.hits)]
+    chosen = _decided(even, first)
+    listed = _listed([*even, *tried], first=chosen or first)
+    figures = f"{listed}, right on {len(first.hits)} training images of {dataset.name} (every {SCREEN}th for those far behind)"
+    if chosen is None or _contradicted(chosen, screened, first):
+        why = "its batch norms' statistics fit another reading than the one that is right most often" if chosen else \
+            "neither accuracy nor its batch norms' statistics tell"
+        raise InputError(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
+                         hint=_how(best.loaded, loaded))
+    settled = f"read as {chosen.words}: {figures}" if chosen is not first else f"confirmed: {figures}"
+    if chosen is first and len(even) > 1:
+        settled += "; not told apart, so it stays (--normalize and --arch decide)"
+    say(settled)
+    return replace(chosen, loaded=replace(chosen.loaded, settled=settled))
 
 
-def _listed(readings: Iterable[Reading]) -> str:
-    return ", ".join(reading.percent() for reading in sorted(readings, key=_score, reverse=True))
+def _decided(even: Sequence[Reading], first: Reading) -> Reading | None:
+    """One of readings that are right about equally often: the one that fits far better, else the first, else the only one."""
+    fitting = min(even, key=lambda r: r.misfit) if all(r.misfit is not None for r in even) else None
+    if fitting and all(FITS_BETTER * fitting.misfit < r.misfit for r in even if r is not fitting):
+        return fitting
+    if first in even:
+        return first
+    return even[0] if len(even) == 1 else None
 
 
-def _by_statistics(readings: Sequence[Reading], dataset: datasets.Dataset) -> tuple[Reading | None, str]:
-    """The reading under which the first batch norm meets what it was trained on, if one fits far better; and the figures.
-
-    The mean over channels of KL(batch || stored), both Gaussian: what the images give and the running mean and variance.
-    Measured on small CIFAR-10 networks, trained with four normalisations on natural or FGSM images: 0.001 to 0.002 for
-    the right one, 4 times that or more for the next, where accuracy tells three of five not apart.
-    """
-    fits = [misfit(reading.loaded.model, dataset) for reading in readings]
-    if None in fits:
-        return None, ""
-    best = min(range(len(fits)), key=fits.__getitem__)
-    others = [fit for i, fit in enumerate(fits) if i != best]
-    listed = ", ".join(f"{reading.words} {fit:.2g}" for reading, fit in zip(readings, fits, strict=True))
-    return (readings[best] if FITS_BETTER * fits[best] < min(others) else None,
-            f"; misfit of the statistics in its first batch norm: {listed}")
-
-
-def misfit(model: nn.Module, dataset: datasets.Dataset) -> float | None:
-    """The KL of `_by_statistics` on PROBE training images; None if the model has no batch norm with statistics."""
-    norm = next((m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_var is not None), None)
-    if norm is None:
-        return None
-    kept: list[Tensor] = []
-    handle = norm.register_forward_pre_hook(lambda _m, args: kept.append(args[0]))
-    index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()
-    with torch.no_grad():
-        for part in index.split(100):
-            model(dataset.train.batch(part)[0])
-    handle.remove()
-    z = torch.cat(kept)
-    mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3)).clamp_min(1e-12)  # a dead channel has none
-    stored = norm.running_var.clamp_min(1e-12)
-    kl = (stored / variance).log() + (variance + (mean - norm.running_mean) ** 2) / stored - 1
-    return 0.5 * kl.mean().item()
+def _contradicted(chosen: Reading, screened: Sequence[Reading], first: Reading) -> bool:
+    """Whether a change of reading is at odds with the batch norms: another one fits them better (of a change of options
+    at all, as accuracy alone misleads there; of normalisation far better)."""
+    if chosen is first or chosen.misfit is None:
+        return False
+    margin = FITS_BETTER if chosen.loaded.arch_options == first.loaded.arch_options else 1.0
+    own = next(r.misfit for r in screened if r.words == chosen.words)
+    return any(r.misfit is not None and margin * r.misfit < own for r in screened if r.words != chosen.words)
 
 
 def _score(reading: Reading) -> int:
     return int(reading.hits.sum())
+
+
+def _listed(readings: Iterable[Reading], *, first: Reading | None = None) -> str:
+    """Figures of the best few, each once; `first` and what was read at the front."""
+    by_words = {r.words: r for r in reversed([*([first] if first else []), *readings])}
+    front = ([first.words] if first else []) + ["as read"]
+    ordered = sorted(by_words.values(), key=lambda r: (front.index(r.words) if r.words in front else len(front), -r.accuracy))
+    return ", ".join(r.figures() for r in ordered[:SHOWN])
 
 
 def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
@@ -127,34 +126,21 @@ def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
     return only_better - only_worse > CLEAR * (only_better + only_worse) ** 0.5
 
 
-def _screened(loaded: Loaded, dataset: datasets.Dataset) -> list[Reading]:
-    """Every option with the normalisation as read, then every known normalisation with the best option, on a few images."""
-    readings = [_tried(loaded, {}, loaded.normalisation, dataset)]
-    readings += [_tried(loaded, other, loaded.normalisation, dataset) for other in loaded.others]
-    best = max(readings, key=_score).loaded
+def _alternatives(loaded: Loaded, dataset: datasets.Dataset) -> Iterable[tuple[str, Loaded]]:
+    """(words, model) of every combination of options and normalisation but the one that was read."""
+    normalisations = [("", loaded.normalisation)]
     if loaded.normalisation.said_by == "nobody":
-        changed = {k: v for k, v in best.arch_options.items() if loaded.arch_options.get(k) != v}
-        readings += [_tried(loaded, changed, Normalisation(*NORMALISATIONS[name], "nobody"), dataset, name)
-                     for name in _names(dataset)]
-    return readings
+        normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody")) for n in _names(dataset)]
+    for options, (name, normalisation) in list(product([{}, *loaded.others], normalisations))[1:]:
+        words = ", ".join(part for part in (said(options), name) if part)
+        yield words, read_as(loaded, options=options, normalisation=normalisation)
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:
     """Normalisations that people use with a data set: its own, those of ImageNet and of 0.5; all for one that is not known."""
     fitting = [name for name in known_for(dataset.shape[0]) if name != "none"]
-    own = [name for name in fitting if name.startswith(dataset.name)]
+    own = [name for name in fitting if name == dataset.name or name.startswith(dataset.name + "-")]
     return [*own, *(n for n in fitting if n in ("imagenet", "half"))] if own else fitting
-
-
-def _tried(loaded: Loaded, options: Mapping[str, object], normalisation: Normalisation, dataset: datasets.Dataset,
-           name: str = "") -> Reading:
-    reading = read_as(loaded, options=options, normalisation=normalisation)
-    words = ", ".join(part for part in (said(options), f"normalisation {name}" if name else "") if part)
-    return Reading(words or "as read", reading, hits(reading, dataset, images=SCREEN))
-
-
-def _whole(reading: Reading, dataset: datasets.Dataset) -> Reading:
-    return Reading(reading.words, reading.loaded, hits(reading.loaded, dataset))
 
 
 def _how(best: Loaded, loaded: Loaded) -> str:
@@ -165,23 +151,63 @@ def _how(best: Loaded, loaded: Loaded) -> str:
     return f"Say which, as whoever trained it did: {arch} --normalize {same}".replace("  ", " ")
 
 
-def hits(loaded: Loaded, dataset: datasets.Dataset, *, images: int = PROBE, what: str = "") -> Tensor:
-    """Which of so many training images, spread over the set, the model is right on: (images,) bool.
+def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "") -> Reading:
+    """A reading tried on every `every`-th of PROBE training images that are spread over the set.
 
-    Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the model cannot take the images, or does not return finite logits.
+    Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the model
+    cannot take the images, or does not return finite logits.
     """
     what, classes = what or loaded.source, loaded.num_classes
     if classes != dataset.num_classes:
         raise InputError(f"{what} has {classes} classes, the data set {dataset.name} has {dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really has (--num-classes).")
-    index = torch.linspace(0, len(dataset.train) - 1, min(images, len(dataset.train))).long()
+    index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()[::every]
     right = []
-    for part in index.split(100):
-        x, y = dataset.train.batch(part)
-        logits = _forward(loaded.model, x, what=what, where=dataset.name)
-        _check_logits(logits, (len(x), classes), what)
-        right.append(logits.argmax(1) == y)
-    return torch.cat(right).cpu()
+    with Statistics(loaded.model) as statistics:
+        for part in index.split(100):
+            x, y = dataset.train.batch(part)
+            logits = _forward(loaded.model, x, what=what, where=dataset.name)
+            _check_logits(logits, (len(x), classes), what)
+            right.append(logits.argmax(1) == y)
+    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit())
+
+
+class Statistics:
+    """Inside the block, sums over what every batch norm of a model gets; then how badly that fits what it has stored.
+
+    The misfit of a batch norm is the mean over its channels of KL(batch || stored), both Gaussian: what the images give
+    and the running mean and variance. Networks trained with a known normalisation on natural or FGSM images have about
+    0.001 under the right one and many times that under others (examples/benchmarks/normalisations.py), where accuracy
+    tells three of six not apart.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
+        self.sums: dict[nn.Module, Tensor] = {}
+
+    def __enter__(self) -> "Statistics":
+        self.handles = [norm.register_forward_pre_hook(self._add) for norm in self.norms]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _add(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        z = args[0].double().movedim(1, 0).flatten(1)
+        new = torch.stack([torch.full_like(z[:, 0], z.shape[1]), z.sum(1), (z * z).sum(1)])
+        self.sums[norm] = self.sums[norm] + new if norm in self.sums else new
+
+    def misfit(self) -> float | None:
+        """The mean over the batch norms that ran; None if none did."""
+        values = []
+        for norm, (count, total, squares) in self.sums.items():
+            mean = total / count
+            variance = (squares / count - mean ** 2).clamp_min(1e-12)  # a dead channel has none
+            stored = norm.running_var.double().clamp_min(1e-12)
+            kl = (stored / variance).log() + (variance + (mean - norm.running_mean) ** 2) / stored - 1
+            values.append(0.5 * kl.mean().item())
+        return sum(values) / len(values) if values else None
 
 
 def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:

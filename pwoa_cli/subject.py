@@ -13,7 +13,7 @@ from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, load_model, read_as
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluate import parse_eps, parse_norm
-from pwoa_cli.readings import Reading, hits, is_clearly_better, is_near_chance, outputs, settle, warn_of_code
+from pwoa_cli.readings import Reading, is_clearly_better, is_near_chance, outputs, run, settle, warn_of_code
 from pwoa_cli.report import radius
 
 LOW = 0.5  # accuracy on training images that makes one doubt the data or the normalisation
@@ -66,7 +66,9 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
     like = subject.loaded
     try:
         teacher = open_model(source, device=device, say=say)
-    except InputError:
+    except InputError as error:
+        if any(flag in error.hint for flag in ("--entry", "--keep")):
+            raise InputError(error.message, hint="--entry and --keep are for MODEL: save the teacher in a file of its own first.") from error
         teacher = None
         with suppress(InputError):
             teacher = open_model(replace(source, arch=like.arch, num_classes=like.num_classes), device=device, say=say)
@@ -75,10 +77,10 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
     if teacher.num_classes != like.num_classes:
         raise InputError(f"--teacher {source.path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
                          hint="A teacher must know the same classes in the same order.")
-    right = hits(teacher, subject.dataset, what=f"--teacher {source.path}")
+    right = run("as read", teacher, subject.dataset, what=f"--teacher {source.path}").hits
     if teacher.normalisation.said_by == "nobody" and like.mean is not None:
         other = read_as(teacher, normalisation=like.normalisation)
-        right_so = hits(other, subject.dataset)
+        right_so = run("as read", other, subject.dataset).hits
         if right_so.sum() >= right.sum():
             say(f"  it is right more often with the normalisation of {like.source} ({_percent(right)} without): taken")
             teacher, right = other, right_so
@@ -165,7 +167,7 @@ def short_path(path: str) -> str:
 def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.device,
                 say: Say) -> tuple[datasets.Dataset, Reading]:
     """The fitting known data set with the highest clean accuracy among those that are here (or the first, downloaded)."""
-    fitting = datasets.candidates(loaded.input_shape, loaded.num_classes)
+    fitting = datasets.candidates(loaded.input_shape, loaded.num_classes, channels=loaded.arch_options.get("in_channels"))
     if not fitting:
         shape = "x".join(map(str, loaded.input_shape)) if loaded.input_shape else "its"
         raise InputError(f"No known data set has {shape} inputs and {loaded.num_classes} classes, as {loaded.source} has.",

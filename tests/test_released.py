@@ -102,7 +102,8 @@ def network(family, options):
 
 
 def images(loaded):
-    return torch.rand(2, *loaded.input_shape, generator=torch.Generator().manual_seed(1))
+    shape = loaded.input_shape or (loaded.arch_options["in_channels"], *loaded.default_size)
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_every_family_has_an_example():

@@ -34,7 +34,7 @@ def test_lenet5_of_advertorch_is_named_from_its_keys():
 
 def test_resnet20_of_vanilla_adversarial_training_is_named_from_its_keys():
     loaded = load_model(RESNET)
-    assert (loaded.arch, loaded.num_classes, loaded.input_shape) == ("cifar-resnet", 10, (3, 32, 32))
+    assert (loaded.arch, loaded.num_classes, loaded.default_size) == ("cifar-resnet", 10, (32, 32))
     assert loaded.arch_options == {"num_classes": 10, "in_channels": 3, "blocks": [3, 3, 3], "widths": [16, 32, 64],
                                    "bottleneck": False, "shortcut": "pad-end", "style": "stage_ab"}
     assert accuracy(loaded.model, "cifar10", 1000) == pytest.approx(0.880, abs=0.008)
@@ -59,7 +59,7 @@ def test_names_of_ours_agree_with_the_keys():
 def test_pruned_file_gives_the_same_logits_and_the_checkpoint_s_own_keys(path, tmp_path):
     loaded = load_model(path)
     sparse_file.save(loaded.model.net.state_dict(), tmp_path / "m.safetensors", metadata=checkpoint.to_metadata(loaded))
-    x = torch.rand(2, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, *(loaded.input_shape or (3, 32, 32)), generator=torch.Generator().manual_seed(0))
     assert torch.equal(pwoa_cli.load(tmp_path / "m.safetensors")(x), loaded.model(x))
     file = torch.load(path, map_location="cpu", weights_only=True)
     assert set(pwoa_cli.load_state_dict(tmp_path / "m.safetensors")) == set(file.get("state_dict", file))

@@ -51,9 +51,9 @@ def main() -> None:
             cells = []
             for name in READINGS:
                 model = Normalized(net, *NORMALISATIONS[name]).eval()
-                with torch.no_grad():
+                with torch.no_grad(), readings.Statistics(model) as statistics:
                     right = (model(x).argmax(1) == y).double().mean().item()
-                cells.append(f"{100 * right:.1f}, {readings.misfit(model, dataset):.4f}")
+                cells.append(f"{100 * right:.1f}, {statistics.misfit():.4f}")
             print(f"| {truth} | {images} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -32,7 +32,8 @@ class Family:
     """One parametric definition. make: keyword arguments that JSON can hold -> bare network, (B, C, H, W) -> logits (B, K).
 
     identify: state dict -> Guess; None where the keys are another family's. keys: those that identify it, for people.
-    origin: whose checkpoints have them. members: public names of sizes, {name: the options that it fixes}.
+    origin: whose checkpoints have them. members: public names of sizes, {name: the options that it fixes}. any_size: takes
+    images of any size, so that a guess of theirs is what the public ones were trained on.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     keys: str
     origin: str
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    any_size: bool = False
 
 
 def shape(state: State, key: str) -> tuple[int, ...]:

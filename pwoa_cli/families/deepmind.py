@@ -149,10 +149,10 @@ _SIZES = ((28, 10), (34, 10), (34, 20), (70, 16), (94, 16), (106, 16))
 DM_WIDE = Family(
     "dm-wide-resnet", DMWideResNet, _identify_wide, keys="init_conv, layer.N.block.M.batchnorm_K and conv_K, batchnorm, logits",
     origin="DeepMind adversarial_robustness, RobustBench DMWideResNet (Gowal, Rebuffi, Rade, Pang 2022, Wang 2023)",
-    members={f"dm-wrn-{depth}-{k}": {"blocks": [(depth - 4) // 6] * 3, "widths": [16 * k, 32 * k, 64 * k]}
+    any_size=True, members={f"dm-wrn-{depth}-{k}": {"blocks": [(depth - 4) // 6] * 3, "widths": [16 * k, 32 * k, 64 * k]}
              for depth, k in _SIZES})
 DM_PREACT = Family(
     "dm-preact-resnet", DMPreActResNet, _identify_preact, keys="conv_2d, layer_N.M.batchnorm_K and conv_2d_K, batchnorm, logits",
     origin="DeepMind adversarial_robustness, RobustBench DMPreActResNet (Gowal, Rebuffi, Rade)",
-    members={f"dm-preact-resnet{depth}": {"blocks": blocks, "widths": [64, 128, 256, 512]}
+    any_size=True, members={f"dm-preact-resnet{depth}": {"blocks": blocks, "widths": [64, 128, 256, 512]}
              for depth, blocks in ((18, [2, 2, 2, 2]), (34, [3, 4, 6, 3]))})

@@ -118,5 +118,5 @@ _WIDTHS = [64, 128, 256, 512]
 PREACT = Family(
     "preact-resnet", PreActResNet, _identify, keys="conv1 without bn1, layerN.M.bnK and convK, shortcut.0, bn or none, linear",
     origin="kuangliu/pytorch-cifar, locuslab/robust_overfitting and fast_adversarial, AWP, RobustBench PreActResNet",
-    members={f"preact-resnet{depth}": {"blocks": blocks, "widths": _WIDTHS, "bottleneck": depth >= 50}
+    any_size=True, members={f"preact-resnet{depth}": {"blocks": blocks, "widths": _WIDTHS, "bottleneck": depth >= 50}
              for depth, blocks in ((18, [2, 2, 2, 2]), (34, [3, 4, 6, 3]), (50, [3, 4, 6, 3]))})

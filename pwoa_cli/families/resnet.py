@@ -149,7 +149,7 @@ RESNET = Family(
          "conv_1_3x3, stage_N.M.conv_a, classifier; conv1.0, convN_x.M.residual_function.K, fc",
     origin="kuangliu/pytorch-cifar, TRADES, HYDRA, HARP, PwoA, MadryLab, RobustBench ResNet, akamaster; chenyaofo, bearpaw, "
            "Sparsity-Win-Robust-Generalization, huyvnphan, rethinking-network-pruning; weiaicunzai; vanilla-adversarial-training",
-    members={**{f"cifar-resnet{6 * n + 2}": {"blocks": [n, n, n]} for n in (3, 5, 7, 9, 18)},
+    any_size=True, members={**{f"cifar-resnet{6 * n + 2}": {"blocks": [n, n, n]} for n in (3, 5, 7, 9, 18)},
              **{f"cifar-resnet{depth}": {"blocks": blocks, "widths": [64, 128, 256, 512], "bottleneck": depth == 50,
                                          "shortcut": "conv"}
                 for depth, blocks in ((18, [2, 2, 2, 2]), (34, [3, 4, 6, 3]), (50, [3, 4, 6, 3]))}})

@@ -112,4 +112,4 @@ WIDE = Family(
     "wide-resnet", WideResNet, _identify,
     keys="conv1, blockN.layer.M.bnK and convK, convShortcut, bn1, fc; or conv1, layerN.M with shortcut.0, bn1, linear",
     origin="TRADES, MART, AWP, HYDRA, Carmon2019, RobustBench WideResNet; meliketoy/wide-resnet.pytorch, PwoA; RobustWRN",
-    members={f"wrn-{depth}-{k}": _size(depth, k) for depth, k in _SIZES})
+    any_size=True, members={f"wrn-{depth}-{k}": _size(depth, k) for depth, k in _SIZES})
