@@ -2,7 +2,10 @@
 
 What the keys cannot tell apart is listed and never chosen in silence.
 """
+import difflib
+import inspect
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,15 +122,22 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
     name, colon, text = arch.partition(":")
     if not is_own(name) or not colon:
         return arch, {}
-    options = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
+    known = list(inspect.signature(FAMILIES[MEMBERS[name][0]].make).parameters)
+    options: dict[str, Any] = {}
+    for part in re.split(r",(?![^\[]*\])", text):  # not at the commas of a list
+        key, equals, value = (word.strip() for word in part.partition("="))
         if not equals:
             raise InputError(f"--arch {arch}: {part!r} is not option=value.", hint=f"For example: --arch {name}:num_classes=10")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise InputError(f"--arch {arch}: {name} has no option {key!r}; it has {', '.join(known)}.",
+                             hint=f"Did you mean {near[0]}?" if near else "See docs/checkpoints.md.")
         try:
-            options[key.strip()] = json.loads(value)
+            options[key] = json.loads(value)
         except ValueError:
-            options[key.strip()] = value.strip()  # relu, pad-end
+            options[key] = value  # relu, pad-end
+        if any(type(v) in (int, float) and v < 1 for v in (options[key] if isinstance(options[key], list) else [options[key]])):
+            raise InputError(f"--arch {arch}: {key} is {value}, expected numbers of at least 1.", hint="Leave it out: sizes are read from the file.")
     return name, options
 
 

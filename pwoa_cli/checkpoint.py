@@ -241,7 +241,8 @@ def _build_for(found: Architecture, where: str) -> nn.Module:
     try:
         return build(found.arch, found.options)
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{where}: {found.arch} cannot be built with {found.options}: {str(error).splitlines()[0]}",
+        why = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(f"{where}: {found.arch} cannot be built with {said(found.options)}: {type(error).__name__} {why}.",
                          hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
 
 

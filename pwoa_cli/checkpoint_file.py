@@ -89,8 +89,9 @@ def file_sha256(path: str | Path) -> str:
 def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
     """(content, metadata of a safetensors file, warnings)."""
     if not path.is_file():  # a pipe would wait for its writer
+        inside = next((p for p in (path / "model.safetensors",) if p.is_file()), "model.pt")
         raise InputError(f"{path} is not a file{', it is a folder' if path.is_dir() else ''}.",
-                         hint="Name the checkpoint itself, such as model.pt.")
+                         hint=f"Name the checkpoint itself, such as {inside}")
     try:
         with open(path, "rb") as file:
             head = file.read(TEXT)
@@ -151,6 +152,7 @@ def _open_envelopes(content: Mapping[str, Any], where: str,
         content = _side(content, ".".join(asked), where, entry)
         way.append(".".join(asked) + ".*")
     if not _holds_weights(content):
+        _check_numbers({str(k): v for k, v in content.items() if isinstance(v, Tensor)}, where)
         shown = ", ".join(str(k)[:40] for k in list(content)[:6]) or "nothing"
         raise InputError(f"{where} holds no weights; it has: {shown}.", hint=HINT)
     return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}, extra, way, notes
@@ -257,7 +259,8 @@ def _check_numbers(state: dict[str, Tensor], where: str) -> None:
             kind = str(tensor.layout)
         if kind:
             raise InputError(f"{where}: {name} is {kind}, expected a dense tensor of numbers.",
-                             hint="Save it dense: tensor.to_dense(), or tensor.dequantize().")
+                             hint="Save the model with its values: it was on the meta device." if tensor.is_meta else
+                             "Save it dense: tensor.to_dense(), or tensor.dequantize().")
         if name.endswith("weight") and tensor.ndim > 1 and not tensor.is_floating_point():
             raise InputError(f"{where}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected floating point.",
                              hint="A quantized model is no teacher or start of pruning: take the one it was made from.")

@@ -1,5 +1,6 @@
 """Pretrained weights by name through timm: `timm:NAME` and `hf-hub:ID`, downloaded once into the Hugging Face cache."""
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,17 +52,18 @@ def _create(source: str) -> nn.Module:
 
     house, _, name = source.partition(":")
     if house == "timm" and not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
+        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3] if name else []
         raise InputError(f"{source} is no model of timm {timm.__version__}.",
                          hint=f"Did you mean timm:{', timm:'.join(near)}?" if near else "See timm.list_models(pretrained=True).")
     try:
+        logging.disable(logging.WARNING)  # of every retry; what went wrong is said below, in one sentence
         return timm.create_model(name if house == "timm" else f"hf-hub:{name}", pretrained=True)
-    except InputError:
-        raise
     except Exception as error:  # of the net, of the cache, of the file, each library with classes of its own
         why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise InputError(f"{source}: its weights could not be had: {why}.",
                          hint="Check the name and the connection, or name a checkpoint file that you have.") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -87,12 +87,15 @@ def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
     near = difflib.get_close_matches(name, known, n=3)
     raise InputError(f"--arch {arch!r} is no architecture of pwoa, timm or torchvision.",
                      hint=f"Did you mean {', '.join(near)}?" if near else
-                     f"Ours: {', '.join(families.MEMBERS)}; or your own: --arch file.py:fn")
+                     f"Ours are of the families {', '.join(families.FAMILIES)}; only they take options (FAMILY:option=value); "
+                     "or your own: --arch file.py:fn")
 
 
 def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """The module that function fn of file.py returns; it is given the options that its signature has."""
     file, _, function = arch.rpartition(":") if ".py:" in arch else (arch, "", "")
+    if not function:
+        raise InputError(f"--arch {arch} names a file and no function in it.", hint=f"--arch {file}:fn, where fn() returns the network.")
     if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         raise InputError(f"--arch {arch}: there is no file {file}.",
                          hint="--arch path/to/file.py:fn, where fn() returns the network.")

@@ -353,7 +353,7 @@ def test_networks_of_the_user_s_own(save, own, tmp_path, name):
 
 @pytest.mark.parametrize(("name", "said"), [
     ("own.py:number", "returns a int"), ("own.py:broken", "ValueError: no weights here"), ("own.py:quits", "SystemExit"),
-    ("a" * 300 + ".py:fn", "there is no file"), ("own.py:chian", "no function 'chian'"), ("own.py", "no function ''"),
+    ("a" * 300 + ".py:fn", "there is no file"), ("own.py:chian", "no function 'chian'"), ("own.py", "names a file and no function in it"),
     ("none.py:fn", "there is no file"), ("bad.py:fn", "ZeroDivisionError")])
 def test_networks_of_the_user_s_own_that_fail(save, own, lenet, tmp_path, name, said):
     (tmp_path / "bad.py").write_text("1 / 0\n")
@@ -418,3 +418,70 @@ def test_whole_module_is_not_unpickled(save, lenet):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, pwoa_cli; assert pwoa_cli.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+# options of our families on the command line
+
+@pytest.mark.parametrize(("arch", "said", "hint"), [
+    ("cifar-resnet:shortcut", "'shortcut' is not option=value", "cifar-resnet:num_classes=10"),
+    ("cifar-resnet:shortcat=pad", "cifar-resnet has no option 'shortcat'; it has num_classes, ", "Did you mean shortcut?"),
+    ("cifar-resnet:num_classes=0", "num_classes is 0, expected numbers of at least 1", "Leave it out"),
+    ("cifar-resnet:blocks=[0,1]", "blocks is [0,1], expected", "Leave it out"),
+    ("cifar-resnet:shortcut=round", "cannot be built with ", "--arch"),
+    ("resnet18:a=1", "'resnet18:a=1' is no architecture", "only they take options"), ("", "'' is no architecture", "only they take options")])
+def test_options_that_cannot_be(save, resnet, arch, said, hint):
+    with pytest.raises(InputError) as caught:
+        load(save(resnet.state_dict()), arch=arch)
+    assert said in caught.value.message and hint in caught.value.hint and len(caught.value.hint) < 300
+
+
+def test_options_win_over_the_keys(save):
+    net = CifarResNet(blocks=(1, 1, 1), widths=(2, 4, 6), shortcut="pad-end").eval()
+    x = torch.rand(2, 3, 32, 32)
+    loaded = load(save(net.state_dict()), arch="cifar-resnet:shortcut=pad-end,blocks=[1,1,1]")
+    assert torch.equal(loaded.model(x), net(x)) and loaded.others == () and loaded.arch_options["blocks"] == [1, 1, 1]
+    assert not torch.equal(load(save(net.state_dict()), arch="cifar-resnet").model(x), net(x))
+
+
+def test_normalisation_of_whole_numbers(save, resnet):
+    message = refused(save({"mean": 255 * THIRD, "std": 255 * FIFTH} | resnet.state_dict()))
+    assert "of inputs in 0..255, expected of inputs in [0,1]" in message
+
+
+@pytest.mark.parametrize("arch", [None, "timm:test_vit"])
+def test_an_unknown_prefix_beside_a_token_is_found_with_and_without_arch(save, arch):
+    net = build("timm:test_vit", {"num_classes": 4}).eval()  # its cls_token lies beside the layers
+    loaded = load(save(prefixed(net, "backbone.")), arch=arch)
+    x = torch.rand(1, 3, 160, 160)
+    torch.testing.assert_close(loaded.model(x), net(x))
+
+
+def test_weights_that_are_no_floating_point_numbers(save, lenet):
+    assert "conv1.weight is int8, expected floating point" in refused(save({k: t.to(torch.int8) for k, t in lenet.state_dict().items()}))
+    assert "conv1.weight is complex64" in refused(save({k: t.to(torch.complex64) for k, t in lenet.state_dict().items()}))
+
+
+def test_classes_of_own_networks_are_those_that_they_return(save, tmp_path):
+    """The first matrix by name is no classifier here, and the function has a default of its own."""
+    (tmp_path / "caps.py").write_text("""
+import torch
+from torch import nn
+class Caps(nn.Module):
+    def __init__(self, num_classes=6):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(num_classes, 7, 4, 4))
+        self.conv = nn.Conv2d(1, 16, 3)
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)) @ self.W.flatten(1)[:, :16].T
+""")
+    net = build(f"{tmp_path}/caps.py:Caps", {}).eval()
+    path = save(net.state_dict())
+    assert load(path, arch=f"{tmp_path}/caps.py:Caps").num_classes == 6
+    four = build(f"{tmp_path}/caps.py:Caps", {"num_classes": 4})
+    path = save(four.state_dict())
+    with pytest.raises(InputError) as caught:
+        load(path, arch=f"{tmp_path}/caps.py:Caps")
+    assert "--num-classes K" in caught.value.hint
+    loaded = load(path, arch=f"{tmp_path}/caps.py:Caps", num_classes=4)
+    sparse_file.save(loaded.model.net.state_dict(), tmp_path / "p.safetensors", metadata=to_metadata(loaded))
+    assert load(tmp_path / "p.safetensors", arch=f"{tmp_path}/caps.py:Caps").num_classes == 4

@@ -1,13 +1,15 @@
 """timm:NAME and hf-hub:ID, from a local cache laid out as huggingface_hub does; nothing is downloaded here."""
 import json
+from datetime import datetime
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 
-from pwoa_cli import hub, sparse_file
+from pwoa_cli import assess, hub, prune, sparse_file, subject
 from pwoa_cli.checkpoint import Source, load_model, to_metadata
 from pwoa_cli.errors import InputError
 
@@ -88,3 +90,19 @@ def test_a_url_is_refused_with_a_hint(url):
     with pytest.raises(InputError) as caught:
         load_model(url)
     assert caught.value.message == f"{url} is a URL, and pwoa downloads no checkpoints." and url in caught.value.hint
+
+
+def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 1)).astype(np.uint8)
+    y = np.arange(40) % 7
+    np.savez("noise.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    monkeypatch.setattr(subject, "is_near_chance", lambda reading, classes: False)  # its weights are random
+    request = prune.Request(Source("hf-hub:someone/robust"), 0.5, data="noise.npz", eps="0.1", n=14, attacks="fgsm",
+                            overrides={"epochs": "1", "batch_size": "20"})
+    (tmp_path / "run").mkdir()
+    job = prune.prepare(request, say=lambda text: None)
+    made = prune.execute(job, tmp_path / "run", say=lambda text: None, progress=lambda *_: None, created=datetime(2026, 1, 2))
+    again = assess.prepare(assess.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=14), say=lambda text: None)
+    measured = assess.execute(again, progress=lambda *_: None)
+    assert list(again.models) == ["teacher", "pruned"] and measured["teacher"] == made["teacher"] and measured["student"] == made["student"]

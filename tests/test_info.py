@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_world import here, pwoa, world  # noqa: F401 (fixtures)
 
-from pwoa_cli import info
+from pwoa_cli import info, models
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.families.resnet import CifarResNet
 from pwoa_cli.families.wide import WideResNet
@@ -73,6 +73,23 @@ def test_dead_weights_are_counted_apart(here):
     assert "| sub_block1.layer.0.conv1.weight | 4x4x3x3 | 144 | dead |" in info.markdown(made)
 
 
+def test_tied_weights_are_alive_and_count_once(here):
+    Path("tied.py").write_text("""
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False), nn.Linear(64, 4)
+        self.b.weight = self.a.weight
+    def forward(self, x):
+        return self.fc(self.b(self.a(x.flatten(1)).relu()).relu())
+""")
+    net = models.build("tied.py:Net", {})
+    torch.save(net.state_dict(), "tied.pt")
+    made = described("tied.pt", arch="tied.py:Net")
+    assert made["weights"] == {"total": 64 * 64 + 256, "nonzero": 64 * 64 + 256, "dead": 0, "sparsity": 0.0} and made["num_classes"] == 4
+
+
 def test_a_file_of_no_known_architecture_says_what_to_do_and_doing_it_works(here, pwoa):
     Path("mine.py").write_text("from torch import nn\ndef net(num_classes=4):\n    return nn.Sequential(nn.Flatten(), "
                                "nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))\n")
@@ -98,7 +115,7 @@ def test_clean_accuracy_where_data_is_named(here, pwoa):
     (["model.pt", "--keep", "2"], "--keep 2 is not a number above 0 and up to 1"),
     (["model.pt", "--normalize", "imagnet"], "Did you mean imagenet?"),
     (["model.pt", "--entry", "best"], "best"), (["model.pt", "--arch", "lenet5:padded"], "'padded' is not option=value"),
-    (["model.pt", "--arch", "lenet5:paded=true"], "cannot be built")])
+    (["model.pt", "--arch", "lenet5:paded=true"], "Did you mean padded?")])
 def test_wrong_use(here, pwoa, args, message):
     code, out, err = pwoa("info", *args)
     assert code == 2 and not out and message in err and "hint: " in err and "Traceback" not in err

@@ -6,6 +6,7 @@ from torchvision.models import resnet18, vgg11_bn
 
 from pwoa_cli import layers
 from pwoa_cli.families.small import LeNet
+from pwoa_cli.models import live_parameters
 
 X = torch.rand(2, 3, 32, 32)
 
@@ -80,3 +81,32 @@ def test_macs_count_every_window_of_an_image():
     assert layers.hidden_layers(Windows(), torch.rand(2, 1, 8, 8), "head") == ["head"]
     with pytest.raises(ValueError, match="no hidden layer matches 'fc'"):  # its rows are windows, not images
         layers.hidden_layers(Windows(), torch.rand(2, 1, 8, 8), "fc")
+
+
+class Bumps(nn.Module):
+    """Weights in a list and in a dictionary, one of them twice; a constant by channel and a token are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.rand(3, 4)), nn.Parameter(torch.rand(4, 5))])
+        self.named = nn.ParameterDict({"a": nn.Parameter(torch.rand(5, 2))})
+        self.one, self.two = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.two.weight = self.one.weight
+        self.gain, self.token = nn.Parameter(torch.ones(3, 1)), nn.Parameter(torch.zeros(1, 3))
+        self.cell = nn.GRU(2, 2)
+
+    def forward(self, x):
+        return self.two(self.one(self.cell((x + self.token) * self.gain.T @ self.weights[0] @ self.weights[1] @ self.named["a"])[0]))
+
+
+def test_weights_in_lists_count_tied_ones_once_and_others_are_named():
+    net = Bumps()
+    live = live_parameters(net, torch.rand(1, 3))
+    assert set(layers.prunable(net, live)) == {"weights.0", "weights.1", "named.a", "one.weight"} == set(layers.prunable(net, None))
+    assert set(layers.uncounted(net, live)) == {"cell.weight_ih_l0", "cell.weight_hh_l0"}
+
+
+def test_attention_counts_its_projections():
+    net = nn.MultiheadAttention(4, 2, kdim=6, vdim=6)
+    assert set(layers.prunable(net, None)) == {"q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"}
+    assert set(layers.prunable(nn.MultiheadAttention(4, 2), None)) == {"in_proj_weight", "out_proj.weight"}

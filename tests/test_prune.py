@@ -38,7 +38,7 @@ def here(world, monkeypatch):
 
 
 def request(model="lenet.pt", *, sparsity=0.7, **options):
-    source = Source(model, **{k: options.pop(k) for k in ("arch", "num_classes", "mean", "std") if k in options})
+    source = Source(model, **{k: options.pop(k) for k in ("arch", "num_classes", "mean", "std", "entry") if k in options})
     fields = {"data": "colour.npz" if model == "resnet.pt" else "grey.npz", "eps": "0.1", "n": 20, "attacks": "fgsm"}
     fields |= {"overrides": FAST}
     if "teacher" in options:
@@ -437,6 +437,28 @@ def test_layers_of_the_user_s_own_are_pruned_and_saved(tmp_path, name, weights, 
     assert again(x[:3]).shape == (3, 4)
     if name == "KAN":  # it has no filters
         assert "no weights that could be pruned (filter)" in refused(file, arch=arch, structure="filter")
+
+
+def test_entry_and_keep_are_the_model_s_and_not_the_teacher_s(tmp_path):
+    state = torch.load("lenet.pt")
+    torch.save({"best": state, "last": state}, "both.pt")
+    with pytest.raises(InputError) as caught:
+        prune.prepare(request(teacher="both.pt"), say=lambda text: None)
+    assert "'last' and 'best'" in caught.value.message and "save the teacher in a file of its own" in caught.value.hint
+    run_in(tmp_path / "run", "both.pt", entry="best", teacher="lenet.pt")
+    asked = assess.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=20)
+    assert list(assess.prepare(asked, say=lambda text: None).models) == ["teacher", "pruned"]
+    run_in(tmp_path / "own", "both.pt", entry="best")
+    job = assess.prepare(assess.Request(Source(str(tmp_path / "own")), attacks="fgsm", n=20), say=lambda text: None)
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(job.models["teacher"](x), pwoa_cli.load("lenet.pt")(x))
+
+
+def test_the_reading_is_in_report_and_config(tmp_path):
+    made, said = run_in(tmp_path / "run", "resnet.pt")
+    settled = [note for note in made["notes"] if note.startswith("confirmed: as read ")]
+    assert len(settled) == 1 and settled[0] in said and made["model"]["arch_options"]["shortcut"] == "conv"
+    assert 'shortcut = "conv"' in (tmp_path / "run/config.toml").read_text()
 
 
 def test_networks_with_the_same_keys_are_told_apart_by_accuracy(monkeypatch):
