@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to: by --arch, by a pruned file's own words, by the keys of a family, by a library's signature.
+"""Which network a state dict belongs to: by --arch, by the keys of a family, by a library's signature.
 
 What the keys cannot tell apart is listed and never chosen in silence.
 """
@@ -91,8 +91,8 @@ def _of_library(answer: signatures.Answer, where: str) -> Architecture:
     options = match.options | {"num_classes": answer.num_classes}
     if name.startswith("timm:") and answer.in_channels not in (None, 3):
         options["in_chans"] = answer.in_channels
-    evidence = ["its keys and shapes"] + [f"the same network: {', '.join(same[:3])}"] * bool(same) + [answer.note] * bool(answer.note)
-    return Architecture(name, options, None, "; ".join(evidence), made_for=match.input_size)
+    evidence = ["its keys and shapes", f"the same network: {', '.join(same[:3])}" if same else "", answer.note]
+    return Architecture(name, options, None, "; ".join(filter(None, evidence)), made_for=match.input_size)
 
 
 def of_user(arch: str, state: Mapping[str, Tensor], *, num_classes: int | None, where: str) -> Architecture:
@@ -137,7 +137,8 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
         except ValueError:
             options[key] = value  # relu, pad-end
         if any(type(v) in (int, float) and v < 1 for v in (options[key] if isinstance(options[key], list) else [options[key]])):
-            raise InputError(f"--arch {arch}: {key} is {value}, expected numbers of at least 1.", hint="Leave it out: sizes are read from the file.")
+            raise InputError(f"--arch {arch}: {key} is {value}, expected numbers of at least 1.",
+                             hint="Leave it out: sizes are read from the file.")
     return name, options
 
 

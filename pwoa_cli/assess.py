@@ -78,8 +78,8 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
                                             model.get("reading", {}) if is_source else {}, say=say)
     norm = request.norm or made["threat"]["norm"]
     eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
-    return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")), teacher=teacher, teacher_is_source=is_source, norm=norm,
-                   eps=eps, data=request.data or made["data"].get("argument", made["data"]["name"]))
+    return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")), teacher=teacher,
+                   teacher_is_source=is_source, norm=norm, eps=eps, data=request.data or made["data"].get("argument", made["data"]["name"]))
 
 
 def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) -> Source | None:

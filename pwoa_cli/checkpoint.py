@@ -129,7 +129,8 @@ def _from_file(source: Source) -> Loaded:
 
 def _from_hub(source: Source) -> Loaded:
     if source.arch and source.options is None or source.entry or source.keep is not None:
-        raise InputError(f"{source.path} says itself what it is; --arch, --entry and --keep are for files.", hint="Leave them out.")
+        raise InputError(f"{source.path} says itself what it is; --arch, --entry and --keep are for files.",
+                         hint="Leave them out.")
     made = hub.pretrained(source.path)
     found = Architecture(made.arch, made.options, None, f"timm's description of {source.path}", made_for=made.size)
     net = _build_for(found, source.path)
@@ -199,8 +200,8 @@ def read_as(loaded: Loaded, *, options: Mapping[str, Any] | None = None, normali
     shape = loaded.input_shape and (loaded.input_shape[0], *[merged.get("size", side) for side in loaded.input_shape[1:]])
     device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
     model = Normalized(net, normalisation.mean, normalisation.std, num_classes=loaded.num_classes).eval().to(device)
-    return replace(loaded, model=model, arch_options=merged, input_shape=shape, default_size=shape[1:] if shape else loaded.default_size,
-                   normalisation=normalisation, others=others)
+    return replace(loaded, model=model, arch_options=merged, input_shape=shape,
+                   default_size=shape[1:] if shape else loaded.default_size, normalisation=normalisation, others=others)
 
 
 def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: Source) -> Architecture:
@@ -280,8 +281,8 @@ def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
               (("missing", missing), ("too many", unexpected)) if keys]
     if parts:
         raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected.",
-                         hint="Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn, or the "
-                              "number of classes: --num-classes K")
+                         hint="Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn, "
+                              "or the number of classes: --num-classes K")
     net.load_state_dict({k: t.to(own[k].dtype) for k, t in state.items()}, strict=False)
 
 

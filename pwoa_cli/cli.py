@@ -159,8 +159,8 @@ def prune(
         from pwoa_cli import report
 
         job = workflow.prepare(workflow.Request(
-            _source(model, arch, num_classes, normalize, mean, std, entry, keep, trust_pickle), wanted, structure=structure, recipe=recipe, overrides=overrides,
-            teacher=_teacher(teacher, trust_pickle), data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
+            _source(model, arch, num_classes, normalize, mean, std, entry, keep, trust_pickle), wanted, structure=structure,
+            recipe=recipe, overrides=overrides, teacher=_teacher(teacher, trust_pickle), data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device), say=console.say)
         if dry_run:
             console.result(f"Everything checked; a run would write {folder}.",

@@ -40,7 +40,8 @@ def pretrained(source: str) -> Pretrained:
     options = asked | {"num_classes": int(net.num_classes)}
     odd = [k for k, v in options.items() if not isinstance(v, PLAIN)]
     if odd:
-        raise InputError(f"{source} is built with {', '.join(f'{k}={options[k]!r}' for k in odd)}, which a pruned file cannot carry.",
+        listed = ", ".join(f"{k}={options[k]!r}" for k in odd)
+        raise InputError(f"{source} is built with {listed}, which a pruned file cannot carry.",
                          hint="Build it yourself: --arch file.py:fn with a checkpoint of its weights.")
     state = net.state_dict()
     return Pretrained(state, f"timm:{config['architecture']}", options, tuple(config["mean"]), tuple(config["std"]),

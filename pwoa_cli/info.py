@@ -75,13 +75,15 @@ def _weights(loaded: Loaded, x: Tensor | None) -> tuple[dict[str, Any], list[str
     dead = [name.removeprefix("net.") for name in everything if name not in live]
     notes = [f"{counted['weights']['dead']:,} weights never reach the logits ({', '.join(dead[:3])}{', ...' * (len(dead) > 3)}): "
              "they do not count for sparsity and are not pruned"] if dead else []
-    notes += [f"{', '.join(others[:3])}{', ...' * (len(others) > 3)} of layers that pwoa does not prune do not count"] if others else []
+    if others:
+        notes.append(f"{', '.join(others[:3])}{', ...' * (len(others) > 3)} of layers that pwoa does not prune do not count")
     return counted, notes + outputs(loaded, x)
 
 
 def _images(loaded: Loaded) -> tuple[Tensor | None, str]:
     """Two images (2, C, H, W) that the network takes, or (None, why none)."""
-    channels = loaded.input_shape[0] if loaded.input_shape else loaded.arch_options.get("in_channels", loaded.arch_options.get("in_chans"))
+    options = loaded.arch_options
+    channels = loaded.input_shape[0] if loaded.input_shape else options.get("in_channels", options.get("in_chans"))
     sizes = [loaded.default_size] if loaded.default_size else models.SIZES
     made = answer(loaded.model, loaded.model.state_dict(), channels=channels, sizes=sizes)
     if isinstance(made, str):
@@ -98,7 +100,8 @@ def _counted(weights: Mapping[str, Tensor], live: set[str] | None) -> dict[str, 
     counting = [row for row in rows if row["live"] is not False]
     total, nonzero = sum(row["total"] for row in counting), sum(row["nonzero"] for row in counting)
     dead = sum(row["total"] for row in rows) - total
-    return {"weights": {"total": total, "nonzero": nonzero, "dead": dead, "sparsity": 1 - nonzero / max(1, total)}, "layers": rows}
+    weights = {"total": total, "nonzero": nonzero, "dead": dead, "sparsity": 1 - nonzero / max(1, total)}
+    return {"weights": weights, "layers": rows}
 
 
 def _pruned(loaded: Loaded) -> dict[str, Any] | None:
@@ -146,20 +149,24 @@ def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     if info["arch"] is None:
         return [("architecture", f"not known. {info['unknown']['why']}"), ("next", info["unknown"]["what_to_do"])]
     threat, clean = info["threat"], info["clean"]
-    right = f"{100 * clean['accuracy']:.1f}% of {clean['images']} training images of {clean['data']}" if clean else ""
-    return [
-        ("architecture", f"{info['arch']}{info['chosen'] and ' with ' + info['chosen']} from {info['evidence']}"),
-        *(("or", f"{said(other)}: the same keys (--arch {info['arch']}:{said(other).replace(' ', '')})") for other in info["same_keys"]),
-        ("normalisation", info["normalisation"]["words"]), *([("right on", right)] if right else []), *([("reading", info["settled"])] if info["settled"] else []),
-        ("threat", f"{threat['norm']}, eps {report.radius(threat['eps'])}" if threat else "not in the file (--norm, --eps say it)")]
+    lines = [("architecture", f"{info['arch']}{info['chosen'] and ' with ' + info['chosen']} from {info['evidence']}")]
+    for other in map(said, info["same_keys"]):
+        lines.append(("or", f"{other}: the same keys (--arch {info['arch']}:{other.replace(' ', '')})"))
+    lines.append(("normalisation", info["normalisation"]["words"]))
+    if clean:
+        lines.append(("right on", f"{100 * clean['accuracy']:.1f}% of {clean['images']} training images of {clean['data']}"))
+    if info["settled"]:
+        lines.append(("reading", info["settled"]))
+    words = f"{threat['norm']}, eps {report.radius(threat['eps'])}" if threat else "not in the file (--norm, --eps say it)"
+    return [*lines, ("threat", words)]
 
 
 def _history(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
     made, lines = pruned.get("report"), []
     source = pruned.get("source") or (made and os.path.basename(made["model"]["source"])) or "a checkpoint"
     lines.append(("pruned from", f"{source}, SHA-256 {pruned.get('source_sha256', 'not known')}"))
-    lines.append(("recipe", f"{pruned.get('recipe', 'not known')}, seed {pruned.get('seed', '?')}, data {pruned.get('data', '?')}, "
-                  f"pwoa {pruned.get('pwoa_version', '?')}"))
+    recipe, seed, data, version = (pruned.get(key, "not known") for key in ("recipe", "seed", "data", "pwoa_version"))
+    lines.append(("recipe", f"{recipe}, seed {seed}, data {data}, pwoa {version}"))
     return lines + ([("report", f"{report.summary(made)} {report.caption(made)}")] if made else [])
 
 

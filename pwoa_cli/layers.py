@@ -37,7 +37,8 @@ def prunable(model: nn.Module, live: set[str] | None) -> dict[str, nn.Parameter]
 def uncounted(model: nn.Module, live: set[str]) -> dict[str, nn.Parameter]:
     """Live parameters of two or more dimensions that are no weights of ours: recurrent layers, embeddings, tokens."""
     counted = {id(p) for p in prunable(model, None).values()}
-    return {name: p for name, p in model.named_parameters() if name in live and p.ndim >= 2 and min(p.shape[:2]) > 1 and id(p) not in counted}
+    return {name: p for name, p in model.named_parameters()
+            if name in live and id(p) not in counted and p.ndim >= 2 and min(p.shape[:2]) > 1}
 
 
 @contextmanager
@@ -102,8 +103,12 @@ def _blocks(model: nn.Module) -> list[str]:
 def _execution_order(model: nn.Module, x: Tensor) -> list[str]:
     """Names of the modules that return one tensor (B, ...) in a forward pass, in the order in which they finish."""
     order: list[str] = []
-    handles = [m.register_forward_hook(lambda _m, _a, out, name=name: order.append(name) if isinstance(out, Tensor) and out.ndim >= 2 and len(out) == len(x) else None)
-               for name, m in model.named_modules() if name]
+
+    def ran(name: str, out: object) -> None:
+        if isinstance(out, Tensor) and out.ndim >= 2 and len(out) == len(x):
+            order.append(name)
+
+    handles = [m.register_forward_hook(lambda _m, _a, out, name=name: ran(name, out)) for name, m in model.named_modules() if name]
     _forward(model, x, handles)
     return order
 

@@ -51,14 +51,14 @@ def parts(out: Any) -> list[tuple[str, Tensor]]:
 
 
 def tried(net: nn.Module, *, channels: int, sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Tensor, Any] | str:
-    """(images (2, channels, H, W) of the first of `sizes` that the network takes, what it returns for them), or why it takes none."""
+    """(images (2, channels, H, W) of the first of `sizes` that a network takes, what it returns for them); or why it takes none."""
     why = "it takes no images"
     for size in sizes:
         x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():
                 return x, net(x)
-        except (RuntimeError, AssertionError, ValueError, TypeError, LookupError) as error:  # what networks raise for a wrong size
+        except (RuntimeError, AssertionError, ValueError, TypeError, LookupError) as error:  # of a wrong size
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
     return why
 
@@ -95,7 +95,8 @@ def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """The module that function fn of file.py returns; it is given the options that its signature has."""
     file, _, function = arch.rpartition(":") if ".py:" in arch else (arch, "", "")
     if not function:
-        raise InputError(f"--arch {arch} names a file and no function in it.", hint=f"--arch {file}:fn, where fn() returns the network.")
+        raise InputError(f"--arch {arch} names a file and no function in it.",
+                         hint=f"--arch {file}:fn, where fn() returns the network.")
     if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         raise InputError(f"--arch {arch}: there is no file {file}.",
                          hint="--arch path/to/file.py:fn, where fn() returns the network.")

@@ -101,8 +101,9 @@ def decide(mean: Values | None, std: Values | None, *, inside: Sequence[Values |
         raise InputError(f"{whose} has mean {short(mean)} and std {short(std)}, expected finite numbers, std above 0.",
                          hint=hint)
     if max(mean) > 1:
-        raise InputError(f"{whose} has mean {short(mean)} and std {short(std)}: of inputs in 0..255, expected of inputs in [0,1].",
-                         hint=f"Divided by 255: --mean {','.join(f'{v / 255:.4g}' for v in mean)} --std {','.join(f'{v / 255:.4g}' for v in std)}")
+        smaller = [",".join(f"{v / 255:.4g}" for v in values) for values in (mean, std)]
+        raise InputError(f"{whose} has mean {short(mean)} and std {short(std)}: of inputs in 0..255, expected in [0,1].",
+                         hint=f"Divided by 255: --mean {smaller[0]} --std {smaller[1]}")
     channels = channels or len(mean)
     if any(len(v) not in (1, channels) for v in (mean, std)):
         raise InputError(f"{whose} mean {short(mean)} and std {short(std)} do not fit {channels} channels.", hint=hint)

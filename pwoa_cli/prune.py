@@ -264,7 +264,8 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
     state = {n.removeprefix("net."): t.detach().cpu() for n, t in student.state_dict().items() if n.startswith("net.")}
     metadata = checkpoint.to_metadata(subject.loaded) | {
         "data": subject.dataset.name, "norm": subject.norm, "eps": repr(subject.eps), "recipe": job.plan.recipe.name,
-        "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256, "pwoa_version": pwoa_cli.__version__, "seed": str(job.request.seed)}
+        "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256,
+        "pwoa_version": pwoa_cli.__version__, "seed": str(job.request.seed)}
     file_bytes = sparse_file.save(state, path, metadata=metadata)
     arch = subject.loaded.arch if ".py:" in subject.loaded.arch else None  # the user named that file in this very command
     again = pwoa_cli.load(path, arch=arch).to(job.device)
@@ -304,7 +305,8 @@ def _origin(job: Job) -> dict[str, Any]:
     loaded, source = job.subject.loaded, job.request.source
     reading = {key: value for key, value in (("entry", source.entry), ("keep", source.keep)) if value is not None}
     return {"source": source.path, "sha256": loaded.sha256, "arch": loaded.arch, "arch_options": loaded.arch_options,
-            "num_classes": loaded.num_classes, "teacher": job.teacher.source, "teacher_sha256": job.teacher.sha256, "reading": reading}
+            "num_classes": loaded.num_classes, "teacher": job.teacher.source, "teacher_sha256": job.teacher.sha256,
+            "reading": reading}
 
 
 def _layers(job: Job, student: nn.Module) -> list[dict[str, Any]]:
@@ -316,7 +318,7 @@ def _layers(job: Job, student: nn.Module) -> list[dict[str, Any]]:
 
 def _not_counted(names: Sequence[str]) -> str:
     """The sentence on parameters that are neither pruned nor counted though they are as large as weights."""
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} of layers that pwoa does not prune do not count for sparsity."
+    return f"{', '.join(names[:3])}{', ...' * (len(names) > 3)} of layers that pwoa does not prune do not count for sparsity."
 
 
 def _notes(job: Job) -> list[str]:
@@ -328,7 +330,7 @@ def _notes(job: Job) -> list[str]:
     modules = dict(job.subject.model.named_modules())
     own = [name for name in job.plan.weights if not isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE)]
     if own:
-        notes.append(f"MACs are those of convolutions and linear layers; {', '.join(_public(own[:3]))} are weights of other layers.")
+        notes.append(f"MACs are those of convolutions and linear layers; {', '.join(_public(own[:3]))} are of other layers.")
     if job.request.structure == "filter":
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
     if job.teacher is not job.subject.loaded and not job.plan.recipe.hidden_weight:

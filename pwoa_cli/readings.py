@@ -1,4 +1,4 @@
-"""Which reading of a checkpoint is right: what its file leaves open (options of the same keys, normalisation), tried on labelled images.
+"""Which reading of a checkpoint is right: what its file leaves open, options and normalisation, tried on labelled images.
 
 Two witnesses: how often a reading is right, and how well the statistics stored in its batch norms fit those images. A
 reading is taken instead of the first one only if it is clearly better, and if the other witness does not contradict.

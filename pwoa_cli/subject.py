@@ -68,7 +68,8 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
         teacher = open_model(source, device=device, say=say)
     except InputError as error:
         if any(flag in error.hint for flag in ("--entry", "--keep")):
-            raise InputError(error.message, hint="--entry and --keep are for MODEL: save the teacher in a file of its own first.") from error
+            raise InputError(error.message,
+                             hint="--entry and --keep are for MODEL: save the teacher in a file of its own first.") from error
         teacher = None
         with suppress(InputError):
             teacher = open_model(replace(source, arch=like.arch, num_classes=like.num_classes), device=device, say=say)
@@ -124,7 +125,8 @@ def _candidate(source: Source, error: UnknownArchitecture, data: str | None, *, 
             loaded = open_model(replace(source, arch=name), device=device, say=quiet)
             readings[name] = _tried(loaded, data, device=device, say=quiet)[1]
     best = max(readings, key=lambda name: readings[name].accuracy, default=None)
-    if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for name, other in readings.items() if name != best):
+    others = [reading for name, reading in readings.items() if name != best]
+    if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for other in others):
         raise error
     shown = ", ".join(f"{name} {100 * reading.accuracy:.1f}%" for name, reading in readings.items())
     say(f"{error.message} Told apart by accuracy on training images: {shown}.")

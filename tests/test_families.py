@@ -1,9 +1,9 @@
 """ResNets and what all families share: published sizes, formulas by hand, and that every naming in circulation is read back."""
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from family_checks import changed, count, guesses, meta
 from torch import nn
 from torchvision.models import resnet18, resnet50, wide_resnet50_2
 
@@ -19,31 +19,6 @@ TINY = {"blocks": [1, 2, 1], "widths": [2, 4, 6]}
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def count(net):
-    return sum(p.numel() for p in net.parameters())
-
-
-def meta(make, **options):
-    with torch.device("meta"):
-        return make(**options)
-
-
-def changed(state, change):
-    """A state dict with tensors of other shapes, or without them (None)."""
-    with torch.device("meta"):
-        added = {k: torch.empty(s) for k, s in change.items() if s is not None}
-    return {k: t for k, t in (state | added).items() if change.get(k, ()) is not None}
-
-
-def guesses(family, net):
-    """Networks by every reading of a state dict, in their order, with its weights."""
-    guess = family.identify(net.state_dict())
-    for change in ({}, *guess.others):
-        again = family.make(**json.loads(json.dumps(guess.options | change))).eval()
-        again.load_state_dict(net.state_dict())
-        yield change, again
 
 
 # --- ResNets ------------------------------------------------------------------------------------------------------------

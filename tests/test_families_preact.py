@@ -1,11 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from family_checks import meta, normed, trained
 from torch import nn
 
 from pwoa_cli import layers
-from pwoa_cli.families.deepmind import DMPreActResNet, DMWideResNet
 from pwoa_cli.families.base import add_at, count_blocks
+from pwoa_cli.families.deepmind import DMPreActResNet, DMWideResNet
 from pwoa_cli.families.preact import PREACT, PreActBlock, PreActResNet
 from pwoa_cli.families.resnet import RESNET, STYLES, CifarResNet
 from pwoa_cli.families.small import LENET, SMALL_CNN, LeNet, SmallCNN
@@ -18,28 +19,6 @@ TINY = {"blocks": [1, 2, 1], "widths": [4, 6, 8]}
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def meta(make, **options):
-    with torch.device("meta"):
-        return make(**options)
-
-
-def trained(net):
-    """The network as if trained: batch norms that do something, eval mode."""
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for tensor in (m.running_mean, m.bias.data):
-                tensor.normal_(0, 0.3)
-            for tensor in (m.running_var, m.weight.data):
-                tensor.uniform_(0.5, 2)
-    return net.eval()
-
-
-def normed(x, w, name):
-    """Batch norm in eval mode, by hand."""
-    mean, var, scale, shift = (w[f"{name}.{k}"].view(1, -1, 1, 1) for k in ("running_mean", "running_var", "weight", "bias"))
-    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
 
 # a ResNet's published parameters (11,173,962, 21,282,122, 23,520,842, see test_families) but for where its batch norms are:

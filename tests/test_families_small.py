@@ -1,10 +1,10 @@
 """The small networks of MNIST: published sizes, formulas by hand, and that every one in circulation is read back."""
-import json
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from family_checks import changed, count, guesses, meta
 
 from pwoa_cli import layers
 from pwoa_cli.families.small import (
@@ -22,31 +22,6 @@ from pwoa_cli.models import live_parameters
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def count(net):
-    return sum(p.numel() for p in net.parameters())
-
-
-def meta(make, **options):
-    with torch.device("meta"):
-        return make(**options)
-
-
-def changed(state, change):
-    """A state dict with tensors of other shapes, or without them (None)."""
-    with torch.device("meta"):
-        added = {k: torch.empty(s) for k, s in change.items() if s is not None}
-    return {k: t for k, t in (state | added).items() if change.get(k, ()) is not None}
-
-
-def guesses(family, net):
-    """Networks by every reading of a state dict, in their order, with its weights."""
-    guess = family.identify(net.state_dict())
-    for change in ({}, *guess.others):
-        again = family.make(**json.loads(json.dumps(guess.options | change))).eval()
-        again.load_state_dict(net.state_dict())
-        yield change, again
 
 
 # --- LeNets -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from family_checks import meta, trained
 from torchvision.models import vgg11, vgg16_bn
 
 from pwoa_cli import layers
@@ -28,22 +29,6 @@ HEADS = {  # the layouts that are in circulation
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def meta(make, **options):
-    with torch.device("meta"):
-        return make(**options)
-
-
-def trained(net):
-    """The network as if trained: batch norms that do something, eval mode."""
-    for m in net.modules():
-        if getattr(m, "running_mean", None) is not None:
-            for tensor in (m.running_mean, m.bias.data):
-                tensor.normal_(0, 0.3)
-            for tensor in (m.running_var, m.weight.data):
-                tensor.uniform_(0.5, 2)
-    return net.eval()
 
 
 # --- published figures --------------------------------------------------------------------------------------------------

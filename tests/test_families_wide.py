@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from family_checks import meta, normed, trained
 from torch import nn
 
 from pwoa_cli import layers
@@ -19,28 +20,6 @@ MELIKETOY = {"style": "layer", "bias": True, "stride_at": 2, "shortcut_from": "i
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def meta(make, **options):
-    with torch.device("meta"):
-        return make(**options)
-
-
-def trained(net):
-    """The network as if trained: batch norms that do something, eval mode."""
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for tensor in (m.running_mean, m.bias.data):
-                tensor.normal_(0, 0.3)
-            for tensor in (m.running_var, m.weight.data):
-                tensor.uniform_(0.5, 2)
-    return net.eval()
-
-
-def normed(x, w, name):
-    """Batch norm in eval mode, by hand."""
-    mean, var, scale, shift = (w[f"{name}.{k}"].view(1, -1, 1, 1) for k in ("running_mean", "running_var", "weight", "bias"))
-    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
 
 # millions in Zagoruyko & Komodakis 2016; the last one is the largest network of the NARes benchmark of robust WRNs
