@@ -1,6 +1,7 @@
 """The main path of `pwoa info`: what a checkpoint is, what that was read from, what its weights are; no data set is needed."""
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli import data as datasets
-from pwoa_cli import layers, models, report, run
+from pwoa_cli import cpu, layers, models, report, run
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, answer, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
@@ -25,6 +26,11 @@ def describe(source: Source, *, data: str | None = None, say: Callable[[str], No
     Raises: InputError if it cannot be read. An architecture that is not known is a finding: `arch` is null then,
     `unknown` says why and what to do, and `layers` are the matrices in the file.
     """
+    with cpu.one_thread() if data is None else nullcontext():
+        return _described(source, data, say=say)
+
+
+def _described(source: Source, data: str | None, *, say: Callable[[str], None]) -> dict[str, Any]:
     warn_of_code(source, say=say)
     about = {"source": source.path, "file_bytes": os.path.getsize(source.path) if os.path.isfile(source.path) else None}
     try:

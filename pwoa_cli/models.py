@@ -38,10 +38,17 @@ class Normalized(nn.Module):
             self.register_buffer(name, by_channel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.net(x if self.mean is None else (x - self.mean) / self.std)
+        return self.logits(self.whole(x), len(x))
+
+    def whole(self, x: Tensor) -> Any:
+        """All that the network returns."""
+        return self.net(x if self.mean is None else (x - self.mean) / self.std)
+
+    def logits(self, out: Any, batch: int) -> Any:
+        """The logits (batch, K) in what the network returns; all of it if they are not found there."""
         if isinstance(out, Tensor) or self.num_classes is None:
             return out
-        return next((part for _, part in parts(out) if part.shape == (len(x), self.num_classes)), out)
+        return next((part for _, part in parts(out) if part.shape == (batch, self.num_classes)), out)
 
 
 def parts(out: Any) -> list[tuple[str, Tensor]]:

@@ -177,7 +177,7 @@ class Statistics:
 
     The misfit of a batch norm is the mean over its channels of KL(batch || stored), both Gaussian: what the images give
     and the running mean and variance. Networks trained with a known normalisation on natural or FGSM images have about
-    0.001 under the right one and many times that under others (examples/benchmarks/normalisations.py), where accuracy
+    0.0005 under the right one and many times that under others (examples/benchmarks/normalisations.py), where accuracy
     tells three of six not apart.
     """
 
@@ -237,8 +237,8 @@ def outputs(loaded: Loaded, x: Tensor) -> list[str]:
     Returns: sentences; none for plain logits.
     """
     with torch.no_grad():
-        out = loaded.model.net(x if loaded.model.mean is None else (x - loaded.model.mean) / loaded.model.std)
-        logits = loaded.model(x)
+        out = loaded.model.whole(x)
+    logits = loaded.model.logits(out, len(x))
     several = [f"{name} {tuple(part.shape)}" for name, part in parts(out)]
     which = next((name for name, part in parts(out) if part is logits or part.shape == logits.shape), "")
     notes = [f"forward returns {', '.join(several)}; {which} is taken as the logits"] if several else []
