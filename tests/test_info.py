@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_models as small
 import torch
 from cli_world import here, pwoa, world  # noqa: F401 (fixtures)
 
@@ -139,3 +140,19 @@ def test_a_family_of_ours_is_described_without_the_libraries_that_take_seconds_t
             "print([m for m in ('timm', 'torchvision', 'rich') if m in sys.modules], file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_network_of_the_documentation(here, pwoa):
+    """docs/checkpoints.md, a network of your own: the file as printed there, then both commands."""
+    text = (Path(__file__).parents[1] / "docs/checkpoints.md").read_text()
+    block = next(b for b in re.findall(r"(?:^(?:    .*)?\n)+", text, re.M) if "# mine.py" in b)
+    lines = [line[4:] for line in block.splitlines()]
+    Path("mine.py").write_text("\n".join(line for line in lines if not line.startswith("pwoa ")))
+    torch.save(models.build("mine.py:net", {"num_classes": 4}).state_dict(), "mine.pt")
+    first, second = (line.split()[1:] for line in lines if line.startswith("pwoa "))
+    code, out, err = pwoa(*first)
+    assert code == 0 and "# mine.pt: mine.py:net, 4 classes" in out, err
+    colours = small.write_npz("colours.npz", channels=3)
+    second[second.index("cifar10")] = colours
+    code, out, err = pwoa(*second, "--eps", "0.1", "--n", "20", "--attacks", "fgsm", "--epochs", "0.1", "--normalize", "none")
+    assert code == 2 and "near chance" in err or code == 0, err  # its weights are random

@@ -140,7 +140,8 @@ def table():
     for name, family in FAMILIES.items():
         open_options = {k for options in SMALL[name] for other in families.identify(network(name, options).state_dict()).others for k in other}
         lines.append(f"| {name} | {', '.join(family.members) or name} | {family.origin} | {family.keys} | {', '.join(sorted(open_options)) or '-'} |")
-    return "\n".join(lines) + "\n\nEach was built and loaded back to equal logits in these wrappings: " + "; ".join(
+    return "\n".join(lines) + "\n\nEvery name is read back from its keys at its full size; a narrow network of every family and naming loads back to " \
+        "equal logits in each of these wrappings: " + "; ".join(
         [*WRAPPINGS, "weight_orig and weight_mask (torch.nn.utils.prune)"]) + ".\n"
 
 
