@@ -2,6 +2,7 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pwoa_cli import cpu, layers, models, report, run
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, answer, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
-from pwoa_cli.readings import outputs, settle, warn_of_code
+from pwoa_cli.readings import Undecided, outputs, settle, warn_of_code
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 PRUNED = ("recipe", "source", "source_sha256", "data", "norm", "eps", "seed", "pwoa_version")  # what a pruned file says
@@ -40,8 +41,12 @@ def _described(source: Source, data: str | None, *, say: Callable[[str], None]) 
     accuracy, x = None, None
     if data is not None:
         dataset = datasets.load(data, device=torch.device("cpu"), size=loaded.default_size)
-        reading, x = settle(loaded, dataset, say=say), dataset.train.batch(torch.arange(2))[0]
-        loaded, accuracy = reading.loaded, {"data": data, "images": len(reading.hits), "accuracy": reading.accuracy}
+        x = dataset.train.batch(torch.arange(2))[0]
+        try:
+            reading = settle(loaded, dataset, say=say)
+            loaded, accuracy = reading.loaded, {"data": data, "images": len(reading.hits), "accuracy": reading.accuracy}
+        except Undecided as error:  # a finding too
+            loaded = replace(loaded, settled=f"{error.message} {error.hint}")
     weights, notes = _weights(loaded, x)
     return run.plain(about | {
         "sha256": loaded.sha256, "arch": loaded.arch, "arch_options": loaded.arch_options, "evidence": loaded.evidence,

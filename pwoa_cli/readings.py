@@ -25,6 +25,10 @@ FITS_BETTER = 2.0  # times the misfit of another reading
 SHOWN = 4  # readings in a sentence
 
 
+class Undecided(InputError):
+    """Images do not tell how a file is to be read."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit: of its batch
@@ -56,8 +60,8 @@ def warn_of_code(source: Source, *, say: Callable[[str], None]) -> None:
 def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], None]) -> Reading:
     """The reading of a file that labelled training images confirm; its `loaded` says so in `settled`.
 
-    Raises: InputError if the model cannot take the images, or if another reading than the first is better and it cannot
-    be told which; with each one's figures.
+    Raises: InputError if the model cannot take the images; Undecided if another reading than the first is better and it
+    cannot be told which, with each one's figures.
     """
     first = run("as read", loaded, dataset)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
@@ -77,8 +81,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     if chosen is None or _contradicted(chosen, screened, first):
         why = "its batch norms' statistics fit another reading than the one that is right most often" if chosen else \
             "neither accuracy nor its batch norms' statistics tell"
-        raise InputError(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
-                         hint=_how(best.loaded, loaded))
+        raise Undecided(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
+                        hint=_how(best.loaded, loaded))
     settled = f"read as {chosen.words}: {figures}" if chosen is not first else f"confirmed: {figures}"
     if chosen is first and len(even) > 1:
         settled += "; not told apart, so it stays (--normalize and --arch decide)"

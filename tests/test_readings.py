@@ -1,14 +1,14 @@
 """What a file leaves open, settled on labelled images. Oracle: networks whose right reading is known, as they were made so."""
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import small_models as small
 import torch
 from torch import nn
 
-from pwoa_cli import data, readings
+from pwoa_cli import data, info, readings
 from pwoa_cli.checkpoint import Source, load_model
-from pwoa_cli.errors import InputError
 from pwoa_cli.families.resnet import CifarResNet
 from pwoa_cli.models import Normalized
 from pwoa_cli.normalisation import NORMALISATIONS
@@ -86,10 +86,14 @@ def test_statistics_of_batch_norm_tell_what_accuracy_cannot():
 
 def test_readings_that_nothing_tells_apart_are_listed_and_none_is_chosen():
     dataset = levels(step=60)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(readings.Undecided) as caught:
         settle(nearest_centre(dataset, "imagenet", norm=False), dataset)
     assert "normalisation imagenet 100.0%" in caught.value.message and "normalisation cifar10 " in caught.value.message
     assert "as read " in caught.value.message and "--normalize " in caught.value.hint
+    pixels, labels = dataset.train.images.permute(0, 2, 3, 1).numpy(), dataset.train.labels.numpy()
+    np.savez("levels.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    made = info.describe(Source("model.pt", arch="net.py:Without"), data="levels.npz", say=lambda text: None)
+    assert made["clean"] is None and "does not say how it is to be read" in made["settled"], "info tells what it found"
 
 
 def test_the_first_reading_stays_where_no_other_is_clearly_better():
