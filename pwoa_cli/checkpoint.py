@@ -188,12 +188,16 @@ def _channels(found: Architecture) -> int | None:
 
 
 def read_as(loaded: Loaded, *, options: Mapping[str, Any] | None = None, normalisation: Normalisation | None = None) -> Loaded:
-    """The same weights under other options of the same keys (one of `others`) or another normalisation; the model is new."""
+    """The same weights under other options of the same keys (one of `others`) or another normalisation.
+
+    The weights are shared, so that a large network can be tried in many ways.
+    """
     merged = loaded.arch_options | dict(options or {})
     net = loaded.model.net
     if options:
-        net = build(loaded.arch, merged)
-        net.load_state_dict(loaded.model.net.state_dict())
+        with torch.device("meta"):
+            net = build(loaded.arch, merged)
+        net.load_state_dict(loaded.model.net.state_dict(), assign=True)
     normalisation = normalisation or loaded.normalisation
     before = {key: loaded.arch_options[key] for key in options or {}}
     others = tuple(before if other == options else other for other in loaded.others)

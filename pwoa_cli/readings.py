@@ -4,8 +4,10 @@ Two witnesses: how often a reading is right, and how well the statistics stored 
 reading is taken instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from pwoa_cli.normalisation import NORMALISATIONS, Normalisation, known_for
 
 PROBE = 500  # training images that tell whether model and data belong together
 SCREEN = 5  # every fifth of them is shown to every reading
+SURE = 0.95  # accuracy at which the options are right: other activations or paddings are far from it
 FAR = 5.0  # standard deviations above chance that a model must be
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
 FITS_BETTER = 2.0  # times the misfit of another reading
@@ -66,7 +69,13 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     first = run("as read", loaded, dataset)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
-    tried = [first, *(run(words, other, dataset, every=SCREEN) for words, other in _alternatives(loaded, dataset))]
+    tried, ways = [first], _alternatives(loaded, dataset, options=loaded.others if first.accuracy < SURE else ())
+    if ways:
+        say(f"trying {len(ways)} other ways to read what the file leaves open")
+    for words, options, normalisation in ways:
+        other = read_as(loaded, options=options, normalisation=normalisation)
+        with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
+            tried.append(run(words, other, dataset, every=SCREEN))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
     leading = max(screened, key=_score)
     finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in screened
@@ -130,14 +139,14 @@ def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
     return only_better - only_worse > CLEAR * (only_better + only_worse) ** 0.5
 
 
-def _alternatives(loaded: Loaded, dataset: datasets.Dataset) -> Iterable[tuple[str, Loaded]]:
-    """(words, model) of every combination of options and normalisation but the one that was read."""
+def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
+                  options: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], Normalisation]]:
+    """(words, options, normalisation) of every combination but the one that was read."""
     normalisations = [("", loaded.normalisation)]
     if loaded.normalisation.said_by == "nobody":
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody")) for n in _names(dataset)]
-    for options, (name, normalisation) in list(product([{}, *loaded.others], normalisations))[1:]:
-        words = ", ".join(part for part in (said(options), name) if part)
-        yield words, read_as(loaded, options=options, normalisation=normalisation)
+    return [(", ".join(part for part in (said(changed), name) if part), changed, normalisation)
+            for changed, (name, normalisation) in list(product([{}, *options], normalisations))[1:]]
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:
