@@ -14,7 +14,7 @@ from pwoa_cli import cpu, layers, models, report, run
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, answer, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
-from pwoa_cli.readings import Undecided, outputs, settle, warn_of_code
+from pwoa_cli.readings import Undecided, is_near_chance, outputs, settle, warn_of_code
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 PRUNED = ("recipe", "source", "source_sha256", "data", "norm", "eps", "seed", "pwoa_version")  # what a pruned file says
@@ -44,7 +44,8 @@ def _described(source: Source, data: str | None, *, say: Callable[[str], None]) 
         x = dataset.train.batch(torch.arange(2))[0]
         try:
             reading = settle(loaded, dataset, say=say)
-            loaded, accuracy = reading.loaded, {"data": data, "images": len(reading.hits), "accuracy": reading.accuracy}
+            loaded, accuracy = reading.loaded, {"data": data, "images": len(reading.hits), "accuracy": reading.accuracy,
+                                                "near_chance": is_near_chance(reading, loaded.num_classes)}
         except Undecided as error:  # a finding too
             loaded = replace(loaded, settled=f"{error.message} {error.hint}")
     weights, notes = _weights(loaded, x)
@@ -165,7 +166,8 @@ def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("or", f"{other}: the same keys (--arch {info['arch']}:{other.replace(' ', '')})"))
     lines.append(("normalisation", info["normalisation"]["words"]))
     if clean:
-        lines.append(("right on", f"{100 * clean['accuracy']:.1f}% of {clean['images']} training images of {clean['data']}"))
+        doubt = ": near chance, so the data or the reading is wrong" if clean["near_chance"] else ""
+        lines.append(("right on", f"{100 * clean['accuracy']:.1f}% of {clean['images']} training images of {clean['data']}{doubt}"))
     if info["settled"]:
         lines.append(("reading", info["settled"]))
     words = f"{threat['norm']}, eps {report.radius(threat['eps'])}" if threat else "not in the file (--norm, --eps say it)"

@@ -108,7 +108,10 @@ def test_a_file_of_no_known_architecture_says_what_to_do_and_doing_it_works(here
 
 def test_clean_accuracy_where_data_is_named(here, pwoa):
     code, out, _ = pwoa("info", "model.pt", "--data", "tiny.npz")
-    assert code == 0 and "- right on: 100.0% of 256 training images of tiny.npz" in out
+    assert code == 0 and "- right on: 100.0% of 256 training images of tiny.npz\n" in out
+    small.save(small.lenet(), "untrained.pt")
+    code, out, _ = pwoa("info", "untrained.pt", "--data", "tiny.npz")
+    assert code == 0 and re.search(r"- right on: \d\d\.\d% of 256 training images of tiny.npz: near chance, so", out)
 
 
 @pytest.mark.parametrize(("args", "message"), [
