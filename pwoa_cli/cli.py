@@ -103,7 +103,8 @@ Eps = Annotated[Optional[str], _option(
     metavar="E")]
 ReportAttacks = Annotated[str, _option("--attacks", DATA, "Attacks of the report.", metavar="A,B")]
 Attacks = Annotated[str, _option(
-    "--attacks", DATA, "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast.", metavar="A,B")]
+    "--attacks", DATA, "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast, fmn, cw-l2, or a "
+    "plug-in.", metavar="A,B")]
 N = Annotated[int, _option("--n", DATA, "Test samples, stratified by class.", metavar="N", parser=_whole("--n", 1))]
 PassBatch = Annotated[Optional[int], _option(
     "--batch-size", RUN, "Most images in one pass; results do not depend on it.", metavar="B", parser=_whole("--batch-size", 1))]

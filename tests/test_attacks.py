@@ -1,7 +1,10 @@
 """Attacks against closed forms on linear models, foolbox sample by sample, and pyautoattack's own run."""
 import copy
+import sys
+import tomllib
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from pwoa_cli.attacks import autoattack, base, gradient
 from pwoa_cli.errors import InputError
 
 NORMS, BATCHES = ("linf", "l2"), (1, 3, 8)
+ALL_NORMS = base.GRADIENT_NORMS
+PLUGIN = Path(__file__).parents[1] / "examples/plugin"
 SHAPE = (1, 4, 4)
 SHORT = {"apgd-ce": {"steps": 10}, "apgd-t": {"steps": 5}, "aa-fast": {"steps": 5}, "fab-t": {"steps": 4},
          "square": {"queries": 40}}
@@ -228,7 +233,8 @@ def test_aa_breaks_the_samples_that_pyautoattack_breaks(trained, norm, eps):
     with torch.random.fork_rng(()):
         theirs, _ = reference.run_standard_evaluation(x, y, batch_size=24)
     ours = autoattack.aa(model, x, y, eps=eps, norm=norm, generator=generator(7), steps=20, queries=60)
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # the quick copy sums in another order
+    assert torch.equal(model(ours).argmax(1) == y, model(theirs).argmax(1) == y)
     assert 0 < (model(ours).argmax(1) == y).sum() < 20
 
 
@@ -308,3 +314,169 @@ def test_wrong_names_are_refused(name, says):
     with pytest.raises(InputError, match=says) as caught:
         attacks.parse(name)
     assert caught.value.hint
+
+
+# --- targets, l1 -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n", BATCHES)
+@pytest.mark.parametrize("norm", ALL_NORMS)
+@pytest.mark.parametrize("loss", ["fgsm", "ce", "margin"])
+def test_targeted_goes_where_untargeted_goes_with_two_classes(norm, n, loss):
+    model, x = linear(seed=4), samples(n, seed=5)
+    y = model(x).argmax(1)
+    run = gradient.fgsm if loss == "fgsm" else partial(gradient.pgd, loss=loss, random_start=False)
+    plain, aimed = (run(model, x, y, eps=0.05, norm=norm, generator=generator(), targets=t) for t in (None, 1 - y))
+    torch.testing.assert_close(plain, aimed)
+    assert (plain != x).any()
+
+
+@pytest.mark.parametrize("norm,eps", [("linf", 0.3), ("l2", 2.0), ("l1", 8.0)])
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_targeted_pgd_reaches_each_class_and_stops_there(trained, norm, eps, loss):
+    model, x, y = trained
+    targets = (y[:8] + 1 + torch.arange(8)) % 10
+    adv = gradient.pgd(model, x[:8], y[:8], eps=eps, norm=norm, generator=generator(), loss=loss, targets=targets)
+    there = targets != y[:8]
+    assert (model(adv).argmax(1) == targets)[there].float().mean() > 0.7
+    already = model(x[:8]).argmax(1)
+    same = gradient.pgd(model, x[:8], y[:8], eps=eps, norm=norm, generator=generator(), targets=already, random_start=False)
+    assert torch.equal(same, x[:8])
+
+
+def worst_l1(model, x, y, eps):
+    """The best one-sample attack in the l1 ball and the box by filling pixels in the order of their slope, in a loop."""
+    slope, moved, left = (model[1].weight[1 - y] - model[1].weight[y]), x.flatten().clone(), eps
+    for i in slope.abs().argsort(descending=True).tolist():
+        step = min(left, float(1 - moved[i]) if slope[i] > 0 else float(moved[i]))
+        moved[i] += step * slope[i].sign()
+        left -= step
+    return moved.view_as(x)
+
+
+@pytest.mark.parametrize("n", BATCHES)
+@pytest.mark.parametrize("eps", [0.1, 1.5])
+def test_fgsm_is_the_exact_worst_case_in_l1(n, eps):
+    model, x = linear(seed=4), samples(n, seed=5, low=0, high=1)
+    y = model(x).argmax(1)
+    adv = gradient.fgsm(model, x, y, eps=eps, norm="l1")
+    torch.testing.assert_close(adv, torch.stack([worst_l1(model, a, b, eps) for a, b in zip(x, y)]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_pgd_finds_the_worst_case_in_l1(loss):
+    model, x, eps = linear(seed=4), samples(8, seed=5), 0.15
+    y = model(x).argmax(1)
+    worst = torch.stack([worst_l1(model, a, b, eps) for a, b in zip(x, y)])
+    adv = gradient.pgd(model, x, y, eps=eps, norm="l1", generator=generator(), steps=40, loss=loss)
+    broken = model(worst).argmax(1) != y
+    assert torch.equal(model(adv).argmax(1) != y, broken) and 0 < broken.sum() < 8
+    torch.testing.assert_close(adv[~broken], worst[~broken], atol=1e-5, rtol=0)
+
+
+def test_projection_onto_the_l1_ball_is_the_nearest_point():
+    """Slow oracle: theta by bisection; one radius for each sample, 0 among them."""
+    x, adv = torch.full((6, 1, 4, 4), 0.5), samples(6, seed=3, low=0, high=1)
+    eps = torch.tensor([0.0, 0.1, 0.5, 1.0, 2.0, 50.0])
+    got = base.project(adv, x, eps=eps, norm="l1") - x
+    for i in range(6):
+        delta, low, high = (adv - x)[i].double(), 0.0, 1.0
+        for _ in range(60):
+            theta = (low + high) / 2
+            low, high = (low, theta) if (delta.abs() - theta).clamp_min(0).sum() <= eps[i] else (theta, high)
+        want = delta if delta.abs().sum() <= eps[i] else delta.sign() * (delta.abs() - high).clamp_min(0)
+        torch.testing.assert_close(got[i].double(), want, atol=1e-6, rtol=0)
+
+
+def test_norms_that_an_attack_does_not_know_are_refused():
+    attacks.check_norm(attacks.parse("fgsm,pgd,cw,fmn"), "l1")
+    for name, norm, says in (("pgd,aa", "l1", "aa attacks in linf or l2, the norm asked for is l1"),
+                             ("cw-l2", "linf", "cw-l2 attacks in l2, the norm asked for is linf")):
+        with pytest.raises(InputError, match=says) as caught:
+            attacks.check_norm(attacks.parse(name), norm)
+        assert "pgd" in caught.value.hint
+
+
+# --- plug-ins ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """install(code, name=...) -> the plug-in on sys.path with a made dist-info, as pip would leave it."""
+    def put(code, module="made_up", entry="made = made_up:attack", package="made-up"):
+        (tmp_path / f"{module}.py").write_text(code)
+        info = tmp_path / f"{package.replace('-', '_')}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text(f"[pwoa.attacks]\n{entry}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    yield put
+    for module in ("made_up", "made_up_too", "pwoa_attack_noise"):
+        sys.modules.pop(module, None)
+
+
+def test_the_example_plugin_works_as_its_pyproject_says(install, trained):
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())
+    (name, where), = project["project"]["entry-points"]["pwoa.attacks"].items()
+    module, = project["tool"]["setuptools"]["py-modules"]
+    install((PLUGIN / f"{module}.py").read_text(), module, f"{name} = {where}", project["project"]["name"])
+    model, x, y = trained
+    attack, = attacks.parse("Noise")
+    assert attack.name == "noise"
+    for norm, eps in (("linf", 0.2), ("l2", 1.0), ("l1", 5.0)):
+        adv = attack.run(model, x[:8], y[:8], eps=eps, norm=norm, generator=generator())
+        assert base.distance(adv - x[:8], norm).max() <= eps * (1 + 1e-5)
+        assert torch.equal(adv, attack.run(model, x[:8], y[:8], eps=eps, norm=norm, generator=generator()))
+
+
+@pytest.mark.parametrize("body,says", [
+    ("raise ValueError('no such norm\\nmore')", "raised ValueError: no such norm"),
+    ("return None", "returned NoneType, expected a tensor of shape"),
+    ("return inputs[:1]", r"returned torch.float32 \(1, 1, 4, 4\), expected torch.float32 \(3, 1, 4, 4\)"),
+    ("return inputs.double()", "returned torch.float64"),
+    ("inputs[0] = float('nan'); return inputs", "returned NaN or infinite pixels for 1 of 3 inputs"),
+    ("return inputs + 0.9", "returned pixels in"),
+    ("return 1 - inputs", "left the ball: linf distance 0.3.*, expected at most eps 0.1")])
+def test_a_faulty_plugin_is_named(install, body, says):
+    install(f"def attack(model, inputs, labels, *, norm, eps, generator):\n    {body}\n")
+    x, y = samples(3), torch.zeros(3, dtype=torch.long)
+    before = x.clone()
+    with pytest.raises(InputError, match="Attack 'made' of package made-up 0.1.0 " + says) as caught:
+        attacks.parse("made")[0].run(linear(), x, y, eps=0.1, norm="linf", generator=generator())
+    assert caught.value.hint and "\n" not in caught.value.message and torch.equal(x, before)
+
+
+def test_a_plugin_that_ignores_the_generator_is_the_same_in_every_run(install):
+    install("import torch\ndef attack(model, inputs, labels, *, norm, eps, generator):\n"
+            "    return (inputs + eps * (torch.rand_like(inputs) - 0.5))\n")
+    x, y = samples(3), torch.zeros(3, dtype=torch.long)
+    run = partial(attacks.parse("made")[0].run, linear(), x, y, eps=0.1, norm="linf")
+    state = torch.get_rng_state()
+    assert torch.equal(run(generator=generator(1)), run(generator=generator(1)))
+    assert not torch.equal(run(generator=generator(1)), run(generator=generator(2)))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("code,says", [
+    ("import nothing_of_that_name", "cannot be loaded from made_up:attack: ModuleNotFoundError"),
+    ("attack = 3", "is int made_up:attack, expected a function")])
+def test_a_plugin_that_cannot_be_used_is_refused_before_anything_runs(install, code, says):
+    install(code)
+    with pytest.raises(InputError, match="Attack 'made' of package made-up 0.1.0 " + says):
+        attacks.parse("pgd,made")
+
+
+def test_two_packages_with_one_name_are_refused_and_near_names_are_told(install):
+    install("attack = print")
+    with pytest.raises(InputError, match="Did you mean made") as caught:
+        attacks.parse("maed")
+    assert caught.value.hint.endswith("made")
+    install("attack = print", "made_up_too", "Made = made_up_too:attack", "made-up-too")
+    with pytest.raises(InputError, match="defined by made-up 0.1.0 and made-up-too 0.1.0"):
+        attacks.parse("made")
+
+
+def test_built_in_names_never_look_for_plugins(install, monkeypatch):
+    install("attack = print", entry="pgd = made_up:attack")
+    monkeypatch.setattr(attacks.plugins, "installed", lambda: pytest.fail("looked for plug-ins"))
+    assert [a.name for a in attacks.parse("fgsm,pgd,cw,fmn-3,cw-l2,aa")] == ["fgsm", "pgd-20", "cw", "fmn-3", "cw-l2", "aa"]

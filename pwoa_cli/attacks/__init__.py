@@ -1,9 +1,10 @@
 """Attacks by name. An attack is a pure function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs.
 
 Names: fgsm; pgd-K, pgd-K-rR (restarts), pgd-K-sS (step size, unit of the inputs), both as pgd-K-rR-sS, and the same
-for cw (PGD on the margin loss); apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and
+for cw (PGD on the margin loss); fmn (100 steps), fmn-K and cw-l2 (smallest perturbation of each sample);
+apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and
 aa-fast (apgd-ce, then apgd-t). `pgd` is pgd-20 and `cw` has 20 steps. The step size is eps/8 for any number of steps
-unless -s gives it.
+unless -s gives it. A name that is none of these is looked for among the plug-ins of installed packages (plugins.py).
 """
 import difflib
 import math
@@ -16,26 +17,36 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import InputError
-from . import autoattack, gradient
+from . import autoattack, gradient, minimum_norm, plugins
+from .base import GRADIENT_NORMS, NORMS
 
 DEFAULT_STEPS = 20
-KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "apgd-ce", "apgd-t", "fab-t", "square", "aa",
-         "aa-fast")
+FMN_STEPS = 100
+KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "fmn", "fmn-K", "cw-l2", "apgd-ce", "apgd-t", "fab-t",
+         "square", "aa", "aa-fast")
 _LOSS = {"pgd": "ce", "cw": "margin"}
 _ITERATIVE = re.compile(r"(pgd|cw)(?:-(\d+))?(?:-r(\d+))?(?:-s(\d*\.?\d+(?:e-?\d+)?(?:/\d+)?))?")
+_FMN = re.compile(r"fmn-(\d+)")
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A resolved name, its function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs, its needs."""
+    """A resolved name, its function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs, its needs.
+
+    minimum_norm: the answer is the smallest perturbation found, in the ball or not, so its norm holds for every eps.
+    """
 
     name: str
     run: Callable[..., Tensor]
     min_classes: int = 2
+    norms: tuple[str, ...] = NORMS
+    minimum_norm: bool = False
 
 
 FIXED = {a.name: a for a in (
-    Attack("fgsm", gradient.fgsm),
+    Attack("fgsm", gradient.fgsm, norms=GRADIENT_NORMS),
+    Attack("fmn", partial(minimum_norm.fmn, steps=FMN_STEPS), norms=GRADIENT_NORMS, minimum_norm=True),
+    Attack("cw-l2", minimum_norm.cw_l2, norms=("l2",), minimum_norm=True),
     Attack("apgd-ce", autoattack.apgd_ce),
     Attack("apgd-t", autoattack.apgd_t, min_classes=4),
     Attack("fab-t", autoattack.fab_t),
@@ -58,15 +69,38 @@ def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
     return tuple({a.name: a for a in attacks}.values())
 
 
+def check_norm(chosen: Sequence[Attack], norm: str) -> None:
+    """Refuse a norm that an attack does not know. Raises: InputError naming the first such attack and what it knows."""
+    for attack in chosen:
+        if norm not in attack.norms:
+            fits = [name for name, other in FIXED.items() if norm in other.norms]
+            raise InputError(f"{attack.name} attacks in {' or '.join(attack.norms)}, the norm asked for is {norm}.",
+                             hint=f"In {norm}: {', '.join(['pgd', 'cw', *fits])}" if fits else "")
+
+
 def _resolve(name: str) -> Attack:
     key = name.lower()
     if key in FIXED:
         return FIXED[key]
     if match := _ITERATIVE.fullmatch(key):
         return _iterative(key, *match.groups())
-    near = difflib.get_close_matches(key, [*FIXED, "pgd", "cw", "pgd-20", "pgd-40", "cw-40"], n=1)
+    if match := _FMN.fullmatch(key):
+        return _fmn(key, int(match[1]))
+    foreign = plugins.installed()
+    if key in foreign:
+        return Attack(key, plugins.load(key, foreign[key]), norms=GRADIENT_NORMS)
+    near = difflib.get_close_matches(key, [*FIXED, "pgd", "cw", "pgd-20", "pgd-40", "cw-40", *foreign], n=1)
     raise InputError(f"Unknown attack {name!r}." + (f" Did you mean {near[0]}?" if near else ""),
-                     hint=f"Known: {', '.join(KNOWN)}")
+                     hint=f"Known: {', '.join([*KNOWN, *foreign])}")
+
+
+def _fmn(name: str, steps: int) -> Attack:
+    """fmn with the steps that its name gives; fmn-100 is fmn."""
+    if steps < 1:
+        raise InputError(f"Attack {name!r}: steps must be above 0.", hint="For example fmn or fmn-200")
+    if steps == FMN_STEPS:
+        return FIXED["fmn"]
+    return Attack(f"fmn-{steps}", partial(minimum_norm.fmn, steps=steps), norms=GRADIENT_NORMS, minimum_norm=True)
 
 
 def _iterative(name: str, family: str, steps: str | None, restarts: str | None, step: str | None) -> Attack:
@@ -80,7 +114,7 @@ def _iterative(name: str, family: str, steps: str | None, restarts: str | None, 
     plain_cw = family == "cw" and n_steps == DEFAULT_STEPS and not options
     canonical = "cw" if plain_cw else f"{family}-{n_steps}{options}"
     run = partial(gradient.pgd, steps=n_steps, restarts=n_restarts, step_size=size, loss=_LOSS[family])
-    return Attack(canonical, run)
+    return Attack(canonical, run, norms=GRADIENT_NORMS)
 
 
 def _step_size(text: str) -> float:

@@ -1,7 +1,7 @@
 """What every attack shares: the ball around an input, who is misclassified, and a model that an attack leaves as it was.
 
 x clean inputs (B,C,H,W) float in [0,1]; adv adversarial inputs of the same shape; y labels (B,) long in 0..K-1;
-logits (B,K); eps > 0 radius of the ball |adv - x|_norm <= eps with norm "linf" or "l2".
+logits (B,K); eps > 0 radius of the ball |adv - x|_norm <= eps with norm "linf", "l2" or "l1".
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2")  # what every attack knows
+GRADIENT_NORMS = (*NORMS, "l1")  # what the attacks written here know
 SLACK = 1e-6  # float32 rounding of x + delta; far below one 255th
 
 
 def distance(delta: Tensor, norm: str) -> Tensor:
-    """Norm of every sample of delta (B,...): max |delta| for linf, sqrt(sum delta^2) for l2. Returns (B,)."""
+    """Norm of every sample of delta (B,...): max |delta| for linf, sqrt(sum delta^2) for l2, sum |delta| for l1. Returns (B,)."""
     flat = delta.flatten(1)
+    if norm == "l1":
+        return flat.abs().sum(1)
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
@@ -24,17 +27,30 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def project(adv: Tensor, inputs: Tensor, *, eps: float, norm: str) -> Tensor:
-    """Move adv into the eps-ball around inputs and into [0,1].
+def project(adv: Tensor, inputs: Tensor, *, eps: float | Tensor, norm: str) -> Tensor:
+    """Move adv into the eps-ball around inputs and into [0,1]; eps: one radius, or (B,), one for each sample.
 
-    linf: clamp to [x - eps, x + eps]; l2: scale the perturbation by min(1, eps / |adv - x|_2). The box comes last:
-    clamping to a box that holds x never moves a pixel away from x, so the result stays in the ball.
+    linf: clamp to [x - eps, x + eps]; l2: scale the perturbation by min(1, eps / |adv - x|_2); l1: lower every |delta_i|
+    by the same theta, not below 0 (Duchi et al. 2008). The box comes last: clamping to a box that holds x never moves a
+    pixel away from x, so the result stays in the ball.
     """
     if norm == "linf":
-        return torch.clamp(adv, inputs - eps, inputs + eps).clamp(0, 1)
+        radius = per_sample(eps, adv) if isinstance(eps, Tensor) else eps
+        return torch.clamp(adv, inputs - radius, inputs + radius).clamp(0, 1)
     delta = adv - inputs
+    if norm == "l1":
+        size = delta.abs() - per_sample(_l1_threshold(delta, eps), delta)
+        return (inputs + delta.sign() * size.clamp_min(0)).clamp(0, 1)
     factor = (eps / distance(delta, norm).clamp_min(1e-12)).clamp_max(1)  # zero perturbation stays zero
     return (inputs + delta * per_sample(factor, delta)).clamp(0, 1)
+
+
+def _l1_threshold(delta: Tensor, eps: float | Tensor) -> Tensor:
+    """theta = max(0, max_k (sum of the k largest |delta_i| - eps) / k), shape (B,): sum max(|delta_i| - theta, 0) <= eps."""
+    largest_first = delta.flatten(1).abs().sort(dim=1, descending=True).values.double()
+    count = torch.arange(1, largest_first.shape[1] + 1, device=delta.device)
+    radius = eps[:, None] if isinstance(eps, Tensor) else eps
+    return ((largest_first.cumsum(1) - radius) / count).amax(1).clamp_min(0).to(delta.dtype)
 
 
 def contain(adv: Tensor, inputs: Tensor, *, eps: float, norm: str) -> Tensor:
@@ -51,6 +67,11 @@ def contain(adv: Tensor, inputs: Tensor, *, eps: float, norm: str) -> Tensor:
 def wrong(logits: Tensor, labels: Tensor) -> Tensor:
     """(B,) bool: the largest logit is not the label's, or a logit is not finite (a NaN must never look robust)."""
     return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
+
+
+def reached(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B,) bool: what a targeted attack wants: the largest logit is the target's, and all logits are finite."""
+    return (logits.argmax(1) == targets) & logits.isfinite().all(1)
 
 
 @contextmanager

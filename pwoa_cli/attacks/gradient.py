@@ -1,12 +1,15 @@
 """FGSM, PGD and CW: ascent on the loss inside the eps-ball, written here and tested on models with a known worst case.
 
 FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. CW: PGD on the margin loss of Carlini & Wagner 2017, as in PwoA.
-x clean inputs (B,C,H,W) in [0,1], y labels (B,), adv iterates, alpha step, z logits (B,K), norm "linf" or "l2".
+x clean inputs (B,C,H,W) in [0,1], y labels (B,), t targets (B,), adv iterates, alpha step, z logits (B,K), norm "linf",
+"l2" or "l1". Untargeted attacks climb the loss of y; targeted ones descend the loss of t, and succeed where t wins.
 """
+from functools import partial
+
 import torch
 from torch import Generator, Tensor, nn
 
-from .base import distance, per_sample, project, wrong
+from .base import distance, per_sample, project, reached, wrong
 
 STEP_FRACTION = 8  # alpha = eps / 8 unless a step size is given
 
@@ -29,86 +32,118 @@ LOSSES = {"ce": ce_margin, "margin": margin}
 
 
 def fgsm(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str,
-         generator: Generator | None = None) -> Tensor:
-    """Fast gradient sign method: adv = clip(x + eps * sign(grad CE)); for l2 the gradient over its norm.
+         generator: Generator | None = None, targets: Tensor | None = None) -> Tensor:
+    """Fast gradient sign method: adv = clip(x + eps * sign(grad CE)); the steepest step of size eps in l2 and l1.
 
-    Goodfellow et al. 2015. Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps > 0; generator: not used, no randomness.
+    Goodfellow et al. 2015. Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps > 0; generator: not used, no randomness;
+        targets: (B,) classes to reach, against the gradient of their loss; labels do not matter then.
     Returns: (B,C,H,W) in [0,1] and in the ball; a sample with zero gradient comes back unchanged.
     """
-    grad, _ = _gradient(model, inputs, labels, loss="ce")
-    return project(inputs + eps * _direction(grad, norm), inputs, eps=eps, norm=norm)
+    grad, _, _ = ascent(model, inputs, labels if targets is None else targets, loss="ce", targeted=targets is not None)
+    return project(_step(inputs, grad, size=eps, norm=norm), inputs, eps=eps, norm=norm)
 
 
 def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
         steps: int = 20, step_size: float | None = None, restarts: int = 1, loss: str = "ce",
-        random_start: bool = True) -> Tensor:
+        random_start: bool = True, targets: Tensor | None = None) -> Tensor:
     """Projected gradient ascent: adv <- project(adv + alpha * direction(grad loss)), Madry et al. 2018.
 
     Starts uniformly in the ball. A sample leaves the run at its first misclassified iterate, which is returned; a
     sample that never breaks comes back as its last iterate (of the last restart).
     Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps > 0; step_size: unit of inputs, default eps / 8;
-        loss: "ce" or "margin"; random_start: False starts at x, then restarts repeat the same run.
+        loss: "ce" or "margin"; random_start: False starts at x, then restarts repeat the same run; targets: (B,)
+        classes to reach instead: a sample leaves at its first iterate that is given its target.
     Returns: (B,C,H,W) in [0,1] and in the ball. Raises: KeyError on another loss.
     """
     alpha = eps / STEP_FRACTION if step_size is None else step_size
+    classes, run = labels if targets is None else targets, partial(_ascend, model, eps=eps, norm=norm, alpha=alpha,
+                                                                   steps=steps, loss=loss, targeted=targets is not None)
     result, standing = inputs.clone(), torch.arange(len(inputs), device=inputs.device)
     for _ in range(restarts):
         if not len(standing):
             break
-        x, y = inputs[standing], labels[standing]
+        x, y = inputs[standing], classes[standing]
         start = _random_start(x, eps=eps, norm=norm, generator=generator) if random_start else x
-        result[standing], broken = _ascend(model, start, x, y, eps=eps, norm=norm, alpha=alpha, steps=steps, loss=loss)
+        result[standing], broken = run(start, x, y)
         standing = standing[~broken]
     return result
 
 
-def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float, norm: str, alpha: float, steps: int,
-            loss: str) -> tuple[Tensor, Tensor]:
-    """One run from `start`: the first misclassified or last iterate of each sample, and who is misclassified."""
-    result, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    adv, rows = start, torch.arange(len(x), device=x.device)
-    for step in range(steps + 1):  # the forward pass of step k judges iterate k; the last one needs no gradient
-        grad, fooled = _gradient(model, adv, y, loss=loss) if step < steps else (adv, _fooled(model, adv, y))
-        result[rows], broken[rows] = adv, fooled
-        if fooled.any():
-            rows, adv, x, y, grad = (t[~fooled] for t in (rows, adv, x, y, grad))
-        if step == steps or not len(rows):
-            break
-        adv = project(adv + alpha * _direction(grad, norm), x, eps=eps, norm=norm)
-    return result, broken
+def ascent(model: nn.Module, adv: Tensor, classes: Tensor, *, loss: str, targeted: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """What an attack climbs: the loss of the labels, or minus the loss of the targets.
 
-
-def _gradient(model: nn.Module, adv: Tensor, labels: Tensor, *, loss: str) -> tuple[Tensor, Tensor]:
-    """Gradient of the loss with respect to the inputs alone (B,C,H,W), and who is misclassified (B,)."""
+    Returns: its gradient with respect to the inputs alone (B,C,H,W), not finite entries as 0; its value (B,); logits (B,K).
+    """
     adv = adv.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(adv)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half-precision logits tie too often
-        total = LOSSES[loss](wide, labels).sum()
-    return torch.autograd.grad(total, adv)[0], wrong(logits.detach(), labels)
+        value = LOSSES[loss](wide, classes)
+        value = -value if targeted else value
+    grad, = torch.autograd.grad(value.sum(), adv)
+    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0), value.detach(), logits.detach()
 
 
-@torch.no_grad()
-def _fooled(model: nn.Module, adv: Tensor, labels: Tensor) -> Tensor:
-    return wrong(model(adv), labels)
-
-
-def _direction(grad: Tensor, norm: str) -> Tensor:
-    """Steepest ascent in the norm: sign(grad), or grad / |grad|_2; zero where the gradient is zero or not finite."""
-    grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+def direction(grad: Tensor, norm: str) -> Tensor:
+    """Steepest ascent in linf or l2: sign(grad), or grad / |grad|_2; zero where the gradient is zero."""
     if norm == "linf":
         return grad.sign()
     grad = grad / per_sample(distance(grad, "linf"), grad).clamp_min(1e-38)  # tiny gradients: squares would underflow
     return grad / per_sample(distance(grad, norm), grad).clamp_min(1e-12)  # zero gradient -> no step
 
 
+def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float, norm: str, alpha: float, steps: int,
+            loss: str, targeted: bool) -> tuple[Tensor, Tensor]:
+    """One run from `start`: the first iterate of each sample that succeeds, or the last one, and who succeeded."""
+    result, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    adv, rows, judge = start, torch.arange(len(x), device=x.device), reached if targeted else wrong
+    for step in range(steps + 1):  # the forward pass of step k judges iterate k; the last one needs no gradient
+        if step < steps:
+            grad, _, logits = ascent(model, adv, y, loss=loss, targeted=targeted)
+        else:
+            grad, logits = adv, _logits(model, adv)
+        fooled = judge(logits, y)
+        result[rows], broken[rows] = adv, fooled
+        if fooled.any():
+            rows, adv, x, y, grad = (t[~fooled] for t in (rows, adv, x, y, grad))
+        if step == steps or not len(rows):
+            break
+        adv = project(_step(adv, grad, size=alpha, norm=norm), x, eps=eps, norm=norm)
+    return result, broken
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, adv: Tensor) -> Tensor:
+    return model(adv)
+
+
+def _step(adv: Tensor, grad: Tensor, *, size: float, norm: str) -> Tensor:
+    """adv moved by `size` along the steepest ascent; in l1 that depends on how far each pixel may still move."""
+    return adv + (_l1_step(adv, grad, size) if norm == "l1" else size * direction(grad, norm))
+
+
+def _l1_step(adv: Tensor, grad: Tensor, size: float) -> Tensor:
+    """The step of largest <grad, step> with |step|_1 <= size and adv + step in [0,1].
+
+    Pixels go to their limit in the order of |grad| until `size` is spent: the greedy answer to this linear programme.
+    """
+    flat, pixels = grad.flatten(1), adv.flatten(1)
+    order = flat.abs().argsort(dim=1, descending=True, stable=True)
+    room = torch.where(flat > 0, 1 - pixels, pixels).masked_fill(flat == 0, 0).gather(1, order)
+    spent_before = room.cumsum(1) - room
+    taken = torch.minimum(room, (size - spent_before).clamp_min(0))
+    return (flat.sign() * torch.zeros_like(room).scatter(1, order, taken)).view_as(adv)
+
+
 def _random_start(x: Tensor, *, eps: float, norm: str, generator: Generator) -> Tensor:
-    """Uniform in the eps-ball around x, clipped to [0,1]; l2: a Gaussian direction times eps * u^(1/d)."""
+    """Uniform in the eps-ball around x, clipped to [0,1]; l2 and l1: a Gaussian or Laplace direction times eps * u^(1/d)."""
     device = generator.device  # a CPU generator gives the same start on every device
     if norm == "linf":
         delta = torch.rand(x.shape, generator=generator, device=device).mul_(2).sub_(1)
     else:
         delta = torch.randn(x.shape, generator=generator, device=device)
+        if norm == "l1":  # |N(0,1)| only lends its sign: -log(1 - u) is exponential, so delta is Laplace
+            delta = delta.sign() * -torch.log1p(-torch.rand(x.shape, generator=generator, device=device))
         radius = torch.rand(len(x), generator=generator, device=device) ** (1 / x[0].numel())
         delta *= per_sample(radius / distance(delta, norm), delta)
     return project(x + eps * delta.to(x.device), x, eps=eps, norm=norm)

@@ -1,0 +1,90 @@
+"""Attacks of other packages: entry points of the group pwoa.attacks, name -> (model, inputs, labels, *, norm, eps, generator).
+
+A plug-in is looked for only when its name is asked for. Its answers are checked, so that a fault is told with the name of
+its package and never becomes a figure.
+"""
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..errors import InputError
+from .base import SLACK, distance
+
+GROUP = "pwoa.attacks"
+
+
+def installed() -> dict[str, list[EntryPoint]]:
+    """{name in lower case: entry points of that name} of the installed packages; more than one is a clash."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name.lower(), []).append(point)
+    return found
+
+
+def load(name: str, points: list[EntryPoint]) -> partial[Tensor]:
+    """The checked function behind a name. Raises: InputError if two packages claim it, or it cannot be imported or called."""
+    if len(points) > 1:
+        raise InputError(f"Attack {name!r} is defined by {' and '.join(sorted(map(_package, points)))}.",
+                         hint="Uninstall all but one of them.")
+    where = f"Attack {name!r} of package {_package(points[0])}"
+    try:
+        function = points[0].load()
+    except Exception as error:  # whatever foreign code raises while it is imported
+        raise InputError(f"{where} cannot be loaded from {points[0].value}: {_told(error)}.",
+                         hint="Install the package again, or leave the attack out.") from error
+    if not callable(function):
+        raise InputError(f"{where} is {type(function).__name__} {points[0].value}, expected a function.", hint=_CONTRACT)
+    return partial(_checked, function, where)
+
+
+_CONTRACT = "It takes (model, inputs, labels, *, norm, eps, generator) and returns adversarial inputs."
+
+
+def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float,
+             norm: str, generator: Generator) -> Tensor:
+    """The plug-in's answer, on copies of the inputs and labels and with torch's generators seeded from ours.
+
+    Raises: InputError if it raises, or its answer has another shape or dtype, is not finite, or leaves [0,1] or the ball.
+    """
+    seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)  # a plug-in that ignores the generator is still the same in every run
+            adv = function(model, inputs.clone(), labels.clone(), norm=norm, eps=eps, generator=generator)
+    except (InputError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever foreign code raises
+        raise InputError(f"{where} raised {_told(error)}.", hint="Report it to that package, or leave the attack out.") from error
+    if fault := _fault(adv, inputs, eps=eps, norm=norm):
+        raise InputError(f"{where} {fault}.", hint=_CONTRACT)
+    return adv.detach()
+
+
+def _fault(adv: object, inputs: Tensor, *, eps: float, norm: str) -> str:
+    """What is wrong with an answer, "" if nothing is."""
+    if not isinstance(adv, Tensor):
+        return f"returned {type(adv).__name__}, expected a tensor of shape {tuple(inputs.shape)}"
+    if adv.shape != inputs.shape or adv.dtype != inputs.dtype:
+        return f"returned {adv.dtype} {tuple(adv.shape)}, expected {inputs.dtype} {tuple(inputs.shape)}"
+    if bad := int((~adv.isfinite()).flatten(1).any(1).sum()):
+        return f"returned NaN or infinite pixels for {bad} of {len(adv)} inputs"
+    low, high = float(adv.min()), float(adv.max())
+    if low < 0 or high > 1:
+        return f"returned pixels in [{low:g}, {high:g}], expected [0, 1]"
+    size = float(distance(adv - inputs, norm).max())
+    outside = size > eps * (1 + SLACK) + SLACK
+    return f"left the ball: {norm} distance {size:.6g}, expected at most eps {eps:.6g}" if outside else ""
+
+
+def _told(error: Exception) -> str:
+    """Type and first line of the message: "ValueError: no such norm"."""
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f": {lines[0].rstrip('.')}" if lines else "")
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
