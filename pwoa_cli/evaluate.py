@@ -14,10 +14,11 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .attacks import Attack, parse
+from .attacks import Attack, check_norm, parse
 from .attacks.base import NORMS, contain, frozen, wrong
+from .attacks.quick import Bounded
+from .cpu import keep_freed_memory
 from .errors import InputError
 
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
@@ -54,9 +55,11 @@ def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor, *, attacks: str |
     _check_inputs(inputs, labels, batch_size)
     if chosen:
         norm, eps = _check_threat(norm, eps)
+        check_norm(chosen, norm)
+        keep_freed_memory()
     report = progress or (lambda name, done, total: None)
     with frozen(model):
-        bounded = _Bounded(model, batch_size)
+        bounded = Bounded(model, batch_size)
         results = {"clean": _clean(bounded, inputs, labels, chosen, report)}
         for attack in chosen:
             results[attack.name] = _under(bounded, attack, inputs, labels, results["clean"].correct, eps=eps, norm=norm,
@@ -145,28 +148,6 @@ def _shrunk_phi(right_t: int, right_s: int, both: int, n: int) -> float:
     if scale == 0:
         return 0.0
     return (max(covariance - n / 2, 0) if covariance > 0 else covariance) / math.sqrt(scale)
-
-
-class _Bounded(nn.Module):
-    """The model with at most `batch_size` samples in one pass; float32 in, float32 logits out.
-
-    With gradients the activations of a part are computed again in the backward pass, so memory stays that of one part.
-    """
-
-    def __init__(self, model: nn.Module, batch_size: int):
-        super().__init__()
-        self.model, self.batch_size = model, batch_size
-        self.training = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) <= self.batch_size:
-            return self.model(x).float()
-        if torch.is_grad_enabled() and x.requires_grad:
-            parts = [checkpoint(self.model, part, use_reentrant=False, preserve_rng_state=False)
-                     for part in x.split(self.batch_size)]
-        else:
-            parts = [self.model(part) for part in x.split(self.batch_size)]
-        return torch.cat(parts).float()
 
 
 @torch.no_grad()

@@ -91,12 +91,13 @@ def test_version_and_no_command(pwoa):
 
 ROWS = [  # lowest first; the package itself (pwoa_cli.load) is ""
     ["errors"],
-    ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats", "attacks.base",
-     "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
+    ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats",
+     "attacks.base", "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
     ["families.small", "families.preact", "families.vgg", "families.resnet", "pickles"],
     ["families.wide", "families.deepmind"],
-    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.autoattack", "families"],
-    ["attacks", "checkpoint_file", "console", "training", "models", "architecture"],
+    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.plugins", "families"],
+    ["models", "attacks.minimum_norm"], ["attacks.quick"], ["attacks.square"], ["attacks.autoattack"],
+    ["attacks", "checkpoint_file", "console", "training", "architecture"],
     ["checkpoint", "evaluate", "signatures_build"],
     ["", "readings"],
     ["subject", "info"],

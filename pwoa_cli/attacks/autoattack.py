@@ -1,7 +1,8 @@
 """AutoAttack (Croce & Hein 2020) from the components of pyautoattack, the reference code, with its standard settings.
 
 APGD-CE (100 steps), APGD-T (targeted DLR), FAB-T and Square (5000 queries), one restart each, targets = min(9, K-1).
-The components seed torch themselves: they run under a forked generator, with a seed drawn from ours.
+The components seed torch themselves: they run under a forked generator, with a seed drawn from ours. They search on a
+`quick` copy of the model with the `Square` that leaves out known answers; who is broken is asked of the model itself.
 """
 import logging
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from ..errors import InputError
 from .base import contain, frozen, wrong
+from .quick import quick
 
 MAX_TARGETS = 9
 STEPS = 100
@@ -66,11 +68,12 @@ def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: st
     _check(components, model, inputs, norm=norm)
     seed, adv = _seed(generator), inputs.clone()
     standing = torch.arange(len(inputs), device=inputs.device)
+    searched = quick(model, inputs)
     for name in components:
         if not len(standing):
             break
         x, y = inputs[standing], labels[standing]
-        found = _run(name, model, x, y, eps=eps, norm=norm, seed=seed, steps=steps, queries=queries)
+        found = _component(name, searched, x, y, eps=eps, norm=norm, seed=seed, steps=steps, queries=queries)
         found = contain(found, x, eps=eps, norm=norm)
         with torch.no_grad(), frozen(model):
             broken = wrong(model(found), y)
@@ -81,17 +84,24 @@ def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: st
 
 def _run(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int,
          steps: int = STEPS, queries: int = QUERIES) -> Tensor:
-    """One component on all inputs; torch's global generators (CPU, CUDA) are left as they were."""
+    """One component on all inputs, searching on a quick copy of the model."""
+    _check((name,), model, inputs, norm=norm)
+    return _component(name, quick(model, inputs), inputs, labels, eps=eps, norm=norm, seed=seed, steps=steps, queries=queries)
+
+
+def _component(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int,
+               steps: int, queries: int) -> Tensor:
+    """The answer of pyautoattack; torch's global generators (CPU, CUDA) are left as they were."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
-        classes = _check((name,), model, inputs, norm=norm)
+        classes = model(inputs[:1]).shape[1]
         common = {"eps": eps, "norm": _NAMES[norm], "seed": seed, "device": inputs.device, "verbose": False}
         attack = _BUILDERS[name](model, min(MAX_TARGETS, classes - 1), steps, queries, common)
         return attack.perturb(inputs.contiguous(), labels).detach()
 
 
-def _check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: str) -> int:
-    """Number of classes of the model, after refusing components that cannot run on it or on images of this size."""
+def _check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: str) -> None:
+    """Refuse components that cannot run on the model or on images of this size."""
     with torch.no_grad(), frozen(model):
         classes = model(inputs[:1]).shape[1]
     if "apgd-t" in names and classes < 4:
@@ -99,7 +109,6 @@ def _check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: st
     if "square" in names and norm == "l2" and min(inputs.shape[2:]) < 5:
         raise InputError(f"square with norm l2 needs images of at least 5x5, got {tuple(inputs.shape[2:])}.",
                          hint="Leave square (and aa) out: --attacks apgd-ce,apgd-t,fab-t")
-    return classes
 
 
 def _build_apgd_ce(model: nn.Module, targets: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
@@ -122,9 +131,9 @@ def _build_fab_t(model: nn.Module, targets: int, steps: int, queries: int, commo
 
 
 def _build_square(model: nn.Module, targets: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
-    from pyautoattack.square import SquareAttack
+    from .square import Square  # here, as it needs pyautoattack
 
-    return SquareAttack(model, p_init=0.8, n_queries=queries, n_restarts=1, resc_schedule=False, **common)
+    return Square(model, p_init=0.8, n_queries=queries, n_restarts=1, resc_schedule=False, **common)
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {"apgd-ce": _build_apgd_ce, "apgd-t": _build_apgd_t, "fab-t": _build_fab_t,
