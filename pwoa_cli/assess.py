@@ -53,6 +53,7 @@ def prepare(request: Request, *, say: Say) -> Job:
         request = _of_run(request, Path(request.source.path) if request.source.path else run.newest(), say=say)
     subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps, device=device, say=say,
                            near_chance="possible" if of_run else "doubted")
+    attacks.check_norm(attacks.parse(request.attacks), subject.norm)
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
     models: dict[str, nn.Module] = {"model": subject.model}
     if request.teacher is not None:

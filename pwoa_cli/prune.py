@@ -78,6 +78,7 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
         subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps, device=device, say=say)
         if change_data:
             subject = replace(subject, dataset=change_data(subject.dataset))
+        attacks.check_norm(attacks.parse(request.attacks), subject.norm)
         x, _ = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
         teacher = open_teacher(request.teacher, subject, device=device, say=say) if request.teacher else subject.loaded
         live = models.live_parameters(subject.model, x[:2])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attack_checks import generator, linear, samples
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,22 +22,6 @@ PLUGIN = Path(__file__).parents[1] / "examples/plugin"
 SHAPE = (1, 4, 4)
 SHORT = {"apgd-ce": {"steps": 10}, "apgd-t": {"steps": 5}, "aa-fast": {"steps": 5}, "fab-t": {"steps": 4},
          "square": {"queries": 40}}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def linear(classes=2, seed=0, scale=1.0):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.randn(classes, 16, generator=generator(seed)) * scale)
-        model[1].bias.copy_(-0.5 * model[1].weight.sum(1))  # the grey image lies on the boundary
-    return model.requires_grad_(False)
-
-
-def samples(n, seed=0, low=0.3, high=0.7):
-    return low + (high - low) * torch.rand(n, *SHAPE, generator=generator(seed))
 
 
 def worst_delta(model, x, y, eps, norm):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attack_checks import generator, linear, samples
 from torch import nn
 
 from pwoa_cli import attacks, checkpoint, data
@@ -18,22 +19,6 @@ NORMS, BATCHES = ("linf", "l2", "l1"), (1, 3, 8)
 # attack, norm, how far above the smallest norm its answer may be
 CASES = [(minimum_norm.fmn, "linf", 0.003), (minimum_norm.fmn, "l2", 0.003), (minimum_norm.fmn, "l1", 0.003),
          (minimum_norm.cw_l2, "l2", 0.02)]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def linear(classes=2, seed=0, scale=1.0):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.randn(classes, 16, generator=generator(seed)) * scale)
-        model[1].bias.copy_(-0.5 * model[1].weight.sum(1))  # the grey image lies on the boundary
-    return model.requires_grad_(False)
-
-
-def samples(n, seed=0, low=0.3, high=0.7):
-    return low + (high - low) * torch.rand(n, 1, 4, 4, generator=generator(seed))
 
 
 def smallest(model, x, y, target, norm):

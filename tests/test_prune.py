@@ -332,6 +332,12 @@ def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch)
     assert "--data DIR" in caught.value.hint and "PWOA_DATA" in caught.value.hint
 
 
+def test_an_attack_of_another_norm_is_refused_before_any_work():
+    assert refused(attacks="fgsm,cw-l2", norm="linf") == "cw-l2 attacks in l2, the norm asked for is linf."
+    with pytest.raises(InputError, match="cw-l2 attacks in l2"):
+        assess.prepare(assess.Request(Source("lenet.pt"), attacks="cw-l2", data="grey.npz", eps="0.1", n=20), say=lambda text: None)
+
+
 def test_more_samples_than_there_are():
     assert refused(n=65) == "65 samples were asked for, but the data has 64: expected 1..64."
 
