@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pwoa_cli import data as datasets
-from pwoa_cli import prune, subject
+from pwoa_cli import checkpoint, prune, subject
 from pwoa_cli.evaluate import evaluate
 
 HELD_OUT = 5000
