@@ -2,19 +2,28 @@
 
 `pwoa prune` ends with the same measurement.
 """
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pwoa_cli import attacks, hub, report, run
-from pwoa_cli.checkpoint import Source
+import pwoa_cli
+from pwoa_cli import attacks, hub, report, run, sample_file, show, unfinished
+from pwoa_cli.checkpoint import Loaded, Source
 from pwoa_cli.checkpoint_file import file_sha256
+from pwoa_cli.data import View
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluate import BLOCK, Result, evaluate, paired_drop, to_json
+from pwoa_cli.evaluate import BLOCK, WORST, Evaluation, by_class, evaluate, to_json
+from pwoa_cli.intervals import discordant, paired_drop
 from pwoa_cli.subject import Progress, Say, Subject, device_named, open_subject, open_teacher, samples, short_path
+from pwoa_cli.unfinished import Unfinished
+
+TEACHER = "teacher"
+STEPS = 1000  # of the progress bar, for each model
 
 
 @dataclass(frozen=True)
@@ -23,25 +32,49 @@ class Request:
 
     source: Source
     attacks: str = "fgsm,pgd,cw"
-    teacher: Source | None = None
+    teacher: Source | None = None  # what the model is compared with
     teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
     data: str | None = None
     norm: str | None = None
     eps: str | None = None
     n: int = 1000
     seed: int = 0
-    batch_size: int = BLOCK
+    batch_size: int | None = None
     device: str = "auto"
+    max_seconds: float | None = None
+    resume: bool = False
+    per_class: bool = False
+    keep_inputs: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything found and checked. models: what to measure, by name: teacher, pruned; or model alone."""
+    """A request with everything found and checked. loaded: what to measure, by name: TEACHER, MODEL; or MODEL alone.
+
+    headings: the same for people. kept: what was kept for --resume, filled by `execute`.
+    """
 
     request: Request
     subject: Subject
-    models: Mapping[str, nn.Module]
+    loaded: Mapping[str, Loaded]
     device: str
+    headings: tuple[str, ...]
+    kept: list[Unfinished] = field(default_factory=list)
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The networks, by the names of `loaded`."""
+        return {who: loaded.model for who, loaded in self.loaded.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """An evaluation: result, the JSON object of `pwoa eval`; found, by model; index and labels of the samples (n,)."""
+
+    result: dict[str, Any]
+    found: Mapping[str, Evaluation]
+    index: Tensor
+    labels: Tensor
 
 
 def prepare(request: Request, *, say: Say) -> Job:
@@ -52,16 +85,17 @@ def prepare(request: Request, *, say: Say) -> Job:
     if of_run:
         request = _of_run(request, Path(request.source.path) if request.source.path else run.newest(), say=say)
     subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps, device=device, say=say,
-                           near_chance="possible" if of_run else "doubted")
+                           near_chance="possible" if of_run else "of pruned")
     attacks.check_norm(attacks.parse(request.attacks), subject.norm)
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
-    models: dict[str, nn.Module] = {"model": subject.model}
+    loaded, headings = {"model": subject.loaded}, ("model",)
     if request.teacher is not None:
         like, teacher = subject.loaded, replace(request.teacher, trust_pickle=request.source.trust_pickle)
         if request.teacher_is_source:
             teacher = replace(teacher, arch=like.arch, options=like.arch_options, mean=like.mean or (), std=like.std or ())
-        models = {"teacher": open_teacher(teacher, subject, device=device, say=say).model, "pruned": subject.model}
-    return Job(request, subject, models, str(device))
+        loaded = {TEACHER: open_teacher(teacher, subject, device=device, say=say), "pruned": subject.loaded}
+        headings = (TEACHER, "pruned") if of_run else ("compared", "model")
+    return Job(request, subject, loaded, str(device), headings)
 
 
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
@@ -86,27 +120,36 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
 def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) -> Source | None:
     """The teacher of a run. Args: reading: which of several models in its file it was, and other choices of its reader."""
     if not hub.is_name(path) and not Path(path).is_file():
-        say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone (--teacher FILE names one)")
+        say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone (--compare FILE names one)")
         return None
     if (hub.pretrained(path).sha256 if hub.is_name(path) else file_sha256(path)) != sha256:
         raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
-                         hint="Name the teacher to compare with: --teacher FILE")
+                         hint="Name the teacher: --compare FILE")
     return Source(path, entry=reading.get("entry"), keep=reading.get("keep"))
 
 
-def execute(job: Job, *, progress: Progress) -> dict[str, Any]:
-    """Attack the model, and the teacher on the same samples; the JSON object of `pwoa eval`."""
+def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
+    """Attack the model, and what it is compared with on the same samples."""
     request, subject = job.request, job.subject
-    x, y = samples(subject.dataset, request.n, seed=request.seed)
-    results = measure(job.models, x, y, subject=subject, attack_names=request.attacks, seed=request.seed,
-                      batch_size=request.batch_size, progress=progress)
-    several = len(results) > 1
-    seconds = {f"{who} {name}" if several else name: r.seconds for who, scores in results.items() for name, r in scores.items()}
-    compared = {"teacher": to_json(results["teacher"]), "drop": compare(results["teacher"], results["pruned"])} if several else {}
-    return report.build_eval(
-        norm=subject.norm, eps=subject.eps, results=to_json(list(results.values())[-1]), seconds=seconds,
+    x = samples(subject.dataset, request.n, seed=request.seed)
+    try:
+        found = measure(job.models, x, subject=subject, attack_names=request.attacks, seed=request.seed, batch_size=request.batch_size,
+                        progress=progress, say=say, seconds=request.max_seconds, keep_inputs=request.keep_inputs,
+                        unfinished=partial(_unfinished, job, say=say))
+    finally:
+        for kept in job.kept:
+            kept.tidy()
+    several, last = len(found) > 1, list(found.values())[-1]
+    seconds = {f"{who} {name}" if several else name: r.seconds for who, scores in found.items() for name, r in scores.items() if name != WORST}
+    compared = {"teacher": to_json(found[TEACHER]), "drop": compare(found[TEACHER], last), "headings": list(job.headings)} if several else {}
+    labels = x.labels.cpu()
+    classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
+    result = report.build_eval(
+        norm=subject.norm, eps=subject.eps, results=to_json(last), seconds=seconds,
         model=request.source.path, environment=report.environment(device=job.device, seed=request.seed),
-        notes=nonfinite_notes(results), data=data_fields(subject, n=request.n, seed=request.seed), **compared)
+        notes=[*_late(found, request), *notes(found)], findings=findings(found), classes=classes,
+        data=data_fields(subject, n=request.n, seed=request.seed), **compared)
+    return Outcome(result, found, x.index, labels)
 
 
 def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
@@ -114,40 +157,107 @@ def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
     return {"name": subject.dataset.name, "where": short_path(subject.dataset.where), "n": n, "seed": seed}
 
 
-def measure(models: Mapping[str, nn.Module], x: Tensor, y: Tensor, *, subject: Subject, attack_names: str, seed: int,
-            progress: Progress, batch_size: int = BLOCK) -> dict[str, dict[str, Result]]:
-    """`evaluate` of each model on the same samples x (n, C, H, W), y (n,), under the subject's threat.
+def measure(models: Mapping[str, nn.Module], x: View, *, subject: Subject, attack_names: str, seed: int, progress: Progress, say: Say,
+            batch_size: int | None = None, seconds: float | None = None, keep_inputs: bool = False,
+            unfinished: Callable[[str, str], Unfinished | None] = lambda who, sha256: None) -> dict[str, Evaluation]:
+    """`evaluate` of each model on the same samples, under the subject's threat; `seconds` are shared out between them.
 
-    Returns: {model: {attack: result}}.
+    Args: unfinished: from the name of a model and the SHA-256 of the samples, where what is finished is kept.
     """
-    each = (1 + len(attacks.parse(attack_names))) * len(x)
-    results: dict[str, dict[str, Result]] = {}
-    for who, model in models.items():
-        finished: dict[str, int] = {}  # samples by attack
+    found: dict[str, Evaluation] = {}
+    end = None if seconds is None else time.monotonic() + seconds
+    for done, (who, model) in enumerate(models.items()):
 
-        def show(name: str, done: int, _total: int) -> None:  # called in this round of the loop only
-            finished[name] = done
-            progress("evaluate", len(results) * each + sum(finished.values()), len(models) * each,
-                     f"{who} {name}" if len(models) > 1 else name)
+        def show(name: str, share: float, before: int = done, title: str = f"{who} " if len(models) > 1 else "") -> None:
+            progress("evaluate", round(STEPS * (before + share)), STEPS * len(models), title + name)
 
-        show("clean", 0, len(x))
-        results[who] = evaluate(model, x, y, attacks=attack_names, norm=subject.norm, eps=subject.eps, seed=seed,
-                                batch_size=batch_size, progress=show)
-    return results
-
-
-def compare(teacher: Mapping[str, Result], student: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
-    """Drop in points with its paired 95% interval, by attack, of two evaluations on the same samples."""
-    return {name: report.in_points(*paired_drop(teacher[name].correct, student[name].correct)) for name in teacher}
+        show("clean", 0.0)
+        left = None if end is None else max(0.0, end - time.monotonic()) / (len(models) - done)
+        found[who] = evaluate(model, x, x.labels, attacks=attack_names, norm=subject.norm, eps=subject.eps, seed=seed, say=say,
+                              batch_size=batch_size, progress=show, seconds=left, keep_inputs=keep_inputs,
+                              unfinished=partial(unfinished, who))
+    progress("evaluate", STEPS * len(models), STEPS * len(models), "")
+    return found
 
 
-def nonfinite_notes(results: Mapping[str, Mapping[str, Result]]) -> list[str]:
-    """A sentence for every attack that met logits which are no numbers."""
-    return [f"{who}: {name} met NaN or infinite logits on {r.nonfinite} samples, counted as broken."
-            for who, scores in results.items() for name, r in scores.items() if r.nonfinite]
+def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | None:
+    """Where the finished parts of this very evaluation are kept; None, with a warning, where nothing can be written."""
+    loaded = job.loaded[who]
+    reading = (loaded.arch, sorted(loaded.arch_options.items()), loaded.normalisation.mean, loaded.normalisation.std)
+    key = unfinished.key(loaded.model, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK, pwoa_cli.__version__, reading)
+    kept = Unfinished(unfinished.FOLDER / key, reuse=job.request.resume)
+    if why := kept.fault():
+        say(f"warning: what is finished cannot be kept, so --resume will not go on from it: {why}")
+        return None
+    if parts := kept.found():
+        say(f"{parts} finished parts of an earlier run are taken over" if job.request.resume else
+            f"warning: {parts} finished parts of this very evaluation are there and will be replaced; --resume goes on from them")
+    elif job.request.resume:
+        say("nothing to resume: no finished part of this evaluation is there; it starts from the beginning")
+    job.kept.append(kept)
+    return kept
+
+
+def compare(teacher: Evaluation, student: Evaluation) -> dict[str, dict[str, Any]]:
+    """Drop in points with its paired 95% interval and McNemar's test, by attack, over the samples that both are done on."""
+    found = {}
+    for name in (name for name in teacher if name in student):
+        both = teacher[name].done & student[name].done
+        if both.any():
+            t, s = teacher[name].correct[both], student[name].correct[both]
+            lost, won, p = discordant(t, s)
+            found[name] = report.in_points(*paired_drop(t, s)) | {"lost": lost, "won": won, "p": p}
+    return found
+
+
+def findings(found: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """What the checks found, by model, as plain dictionaries; the same finding of all models once."""
+    several = len(found) > 1
+    texts: dict[tuple[str, str, bool], list[str]] = {}
+    for who, evaluation in found.items():
+        for finding in evaluation.findings:
+            texts.setdefault((finding.check, finding.text, finding.unreliable), []).append(who)
+    return [{"check": check, "unreliable": unreliable, "text": text, "models": who if several else []}
+            for (check, text, unreliable), who in texts.items()]
+
+
+def notes(found: Mapping[str, Evaluation]) -> list[str]:
+    """The findings as sentences."""
+    sentences = []
+    for finding in findings(found):
+        who = f"{' and '.join(finding['models'])}: " if finding["models"] else ""
+        sentences.append(("unreliable: " if finding["unreliable"] else "") + who + finding["text"])
+    return sentences
+
+
+def _late(found: Mapping[str, Evaluation], request: Request) -> list[str]:
+    """What time did not suffice for."""
+    sentences = []
+    for who, evaluation in found.items():
+        parts = [f"{name} is over {evaluation[name].n} of {request.n} samples" if name in evaluation else f"{name} is not there"
+                 for name in evaluation.unfinished]
+        if parts:
+            title = f"{who}: " if len(found) > 1 else ""
+            sentences.append(f"{title}stopped after {request.max_seconds:g} s: {', '.join(parts)}. The same command with --resume goes on.")
+    return sentences
+
+
+def keep(outcome: Outcome, job: Job, *, folder: Path | None, saved: Path | None) -> None:
+    """Write what was asked for; then what was kept for --resume is no longer needed, unless time ran out.
+
+    Args: folder: for report.json, report.md and samples.npz. saved: for the samples with their adversarial inputs.
+    """
+    if folder:
+        sample_file.save(folder / "samples.npz", outcome.found, index=outcome.index, labels=outcome.labels, inputs=False)
+        write(folder, outcome.result)
+    if saved:
+        sample_file.save(saved, outcome.found, index=outcome.index, labels=outcome.labels, inputs=True)
+    if not any(evaluation.unfinished for evaluation in outcome.found.values()):
+        for kept in job.kept:
+            kept.clear()
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
     """report.md and report.json of a run or an evaluation; the JSON comes last, as a run with it is finished."""
-    run.write_text_atomic(folder / "report.md", report.markdown(result))
+    run.write_text_atomic(folder / "report.md", show.markdown(result))
     run.write_json(folder / "report.json", result)

@@ -61,6 +61,17 @@ def _whole(flag: str, least: int) -> Callable[[Any], int]:
     return parse
 
 
+def _seconds(text: Any) -> float:
+    """--max-seconds as a number above 0. Raises: InputError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--max-seconds {text} is not a number above 0.", hint="Ten minutes: --max-seconds 600")
+    return value
+
+
 PRUNING, MODEL, DATA, RUN = "Pruning", "Model", "Data and attacks", "Run"
 
 
@@ -80,6 +91,8 @@ TrainingBatch = Annotated[Optional[str], _option(
 Arch = Annotated[Optional[str], _option(
     "--arch", MODEL, "Architecture, where the file does not tell.", metavar="NAME|FILE.py:FN")]
 Teacher = Annotated[Optional[str], _option("--teacher", MODEL, "Another checkpoint with the same classes.", metavar="FILE")]
+Compare = Annotated[Optional[str], typer.Option(
+    "--compare", "--teacher", rich_help_panel=MODEL, metavar="FILE", help="Another checkpoint with the same classes, on the same samples.")]
 Classes = Annotated[Optional[int], _option(
     "--num-classes", MODEL, "Classes of the model.", metavar="K", parser=_whole("--num-classes", 2))]
 Normalize = Annotated[Optional[str], _option(
@@ -97,7 +110,7 @@ Data = Annotated[Optional[str], _option(
     metavar="NAME|PATH")]
 InfoData = Annotated[Optional[str], _option(
     "--data", DATA, "Also try it on training images of mnist, cifar10, ..., a folder or an .npz file.", metavar="NAME|PATH")]
-Norm = Annotated[Optional[str], _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2")]
+Norm = Annotated[Optional[str], _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2|l1")]
 Eps = Annotated[Optional[str], _option(
     "--eps", DATA, "Its radius, such as 8/255 or 0.3, for inputs in [0,1]. Default: the file's, else the data set's convention.",
     metavar="E")]
@@ -107,14 +120,24 @@ Attacks = Annotated[str, _option(
     "plug-in.", metavar="A,B")]
 N = Annotated[int, _option("--n", DATA, "Test samples, stratified by class.", metavar="N", parser=_whole("--n", 1))]
 PassBatch = Annotated[Optional[int], _option(
-    "--batch-size", RUN, "Most images in one pass; results do not depend on it.", metavar="B", parser=_whole("--batch-size", 1))]
+    "--batch-size", RUN, "Most images in one pass; results do not depend on it. Default: what fits into memory.", metavar="B",
+    parser=_whole("--batch-size", 1))]
+PerClass = Annotated[bool, _option("--per-class", DATA, "Also accuracy by class.")]
+SaveSamples = Annotated[Optional[Path], _option(
+    "--save-samples", RUN, "Flags, norms and adversarial inputs of every sample, for NumPy.", metavar="FILE.npz")]
+MaxSeconds = Annotated[Optional[float], _option(
+    "--max-seconds", RUN, "Stop the attacks after this time with what is known.", metavar="S", parser=_seconds)]
+Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier run of this command finished.")]
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N", parser=_whole("--seed", 0))]
 Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
 RunFolder = Annotated[Optional[Path], _option("--out", RUN, "Run folder. Default: pwoa-runs/MODEL-S-TIME.", metavar="DIR")]
-ReportFolder = Annotated[Optional[Path], _option("--out", RUN, "Also write report.json and report.md here.", metavar="DIR")]
+ReportFolder = Annotated[Optional[Path], _option(
+    "--out", RUN, "Also write report.json, report.md and samples.npz here.", metavar="DIR")]
 Json = Annotated[bool, _option("--json", RUN, "One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, _option("--quiet", RUN, "Only warnings, errors and the result.")]
 DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
+
+GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
 
 app = typer.Typer(name="pwoa", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
@@ -157,7 +180,7 @@ def prune(
     with _run_folder(console, out, model=model, sparsity=wanted, created=created) as folder:
         console.say("loading torch")
         from pwoa_cli import prune as workflow
-        from pwoa_cli import report
+        from pwoa_cli import show
 
         job = workflow.prepare(workflow.Request(
             _source(model, arch, num_classes, normalize, mean, std, entry, keep, trust_pickle), wanted, structure=structure,
@@ -169,7 +192,7 @@ def prune(
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
-    console.result(report.markdown(result), result, table=lambda: report.table(result))
+    console.result(show.markdown(result), result, table=lambda: show.table(result))
     console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}--attacks pgd,cw,aa")
 
 
@@ -177,37 +200,41 @@ def prune(
 Examples:
   pwoa eval --attacks pgd,cw,aa
   pwoa eval model.pt --attacks fgsm,pgd,cw,aa --n 1000
-  pwoa eval pruned.safetensors --teacher model.pt --json""")
+  pwoa eval pruned.safetensors --compare model.pt --json
+  pwoa eval --attacks aa --max-seconds 600 --resume""")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
         "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its teacher."))] = "",
-    arch: Arch = None, teacher: Teacher = None, num_classes: Classes = None, normalize: Normalize = None, mean: Mean = None,
+    arch: Arch = None, compare: Compare = None, num_classes: Classes = None, normalize: Normalize = None, mean: Mean = None,
     std: Std = None, entry: Entry = None, keep: Keep = None, trust_pickle: Trust = False,
-    data: Data = None, norm: Norm = None, eps: Eps = None, attacks: Attacks = "fgsm,pgd,cw", n: N = 1000,
-    batch_size: PassBatch = None, seed: Seed = 0, device: Device = "auto", out: ReportFolder = None, json: Json = False,
-    quiet: Quiet = False, dry_run: DryRun = False,
+    data: Data = None, norm: Norm = None, eps: Eps = None, attacks: Attacks = "fgsm,pgd,cw", n: N = 1000, per_class: PerClass = False,
+    batch_size: PassBatch = None, seed: Seed = 0, device: Device = "auto", max_seconds: MaxSeconds = None, resume: Resume = False,
+    save_samples: SaveSamples = None, out: ReportFolder = None, json: Json = False, quiet: Quiet = False, dry_run: DryRun = False,
 ) -> None:
     """Measure accuracy under attack."""
     console = Console(json=json, quiet=quiet)
-    with _run_folder(console, out, model=model) if out else _no_folder() as folder:
+    run.check_file(save_samples, flag="--save-samples", ending=".npz")
+    with _run_folder(console, out, model=model, goes_on=GOES_ON) if out else _no_folder(GOES_ON) as folder:
         console.say("loading torch")
-        from pwoa_cli import assess, report
-        from pwoa_cli.evaluate import BLOCK
+        from pwoa_cli import assess, show
 
         job = assess.prepare(assess.Request(
             _source(model, arch, num_classes, normalize, mean, std, entry, keep, trust_pickle),
-            teacher=_teacher(teacher, trust_pickle), data=data, norm=norm, eps=eps, attacks=attacks, n=n,
-            seed=seed, batch_size=batch_size or BLOCK, device=device), say=console.say)
+            teacher=_teacher(compare, trust_pickle), data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, batch_size=batch_size,
+            device=device, max_seconds=max_seconds, resume=resume, per_class=per_class, keep_inputs=save_samples is not None),
+            say=console.say)
         if dry_run:
             console.result("Everything checked; nothing was attacked.", {"dry_run": True, "out": str(out) if out else None})
             return
         with console.progress() as progress:
-            result = assess.execute(job, progress=progress.update)
-        if folder:
-            assess.write(folder, result)
-    console.result(report.markdown(result), result, table=lambda: report.table(result))
-    if folder:
-        console.say(f"wrote {folder}")
+            outcome = assess.execute(job, progress=progress.update, say=console.say)
+        assess.keep(outcome, job, folder=folder, saved=save_samples)
+    for finding in outcome.result["findings"]:
+        if finding["unreliable"]:
+            console.warn(f"unreliable: {finding['text']}")
+    console.result(show.markdown(outcome.result), outcome.result, table=lambda: show.table(outcome.result))
+    for written in filter(None, (folder, save_samples)):
+        console.say(f"wrote {written}")
 
 
 @app.command(cls=Command, epilog="""\b
@@ -289,15 +316,18 @@ def _fraction(text: str | None) -> float | None:
 
 @contextmanager
 def _run_folder(console: Console, out: Path | None, *, model: str, sparsity: float = 0.0,
-                created: datetime | None = None) -> Iterator[Path]:
-    """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is said."""
+                created: datetime | None = None, goes_on: str = "") -> Iterator[Path]:
+    """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is said.
+
+    Args: goes_on: what more there is to say when it is interrupted.
+    """
     with run.opened(out, model_name=Path(model).stem, sparsity=sparsity, now=created or datetime.now()) as folder:
         try:
             yield folder
         except (KeyboardInterrupt, PwoaError) as error:
             kept = _kept(folder)
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(f"interrupted; {kept}") from None
+                raise Interrupted(f"interrupted; {kept} {goes_on}".rstrip()) from None
             if any(folder.iterdir()):
                 console.warn(f"stopped; {kept}")
             raise
@@ -315,11 +345,11 @@ def _kept(folder: Path) -> str:
 
 
 @contextmanager
-def _no_folder() -> Iterator[None]:
+def _no_folder(goes_on: str = "") -> Iterator[None]:
     try:
         yield None
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; nothing was written.") from None
+        raise Interrupted(f"interrupted; nothing was written. {goes_on}".rstrip()) from None
 
 
 def entry() -> None:
@@ -353,8 +383,10 @@ def main() -> None:
     except OSError as error:
         _fail(PwoaError(f"{error.filename or 'A file'}: {error.strerror or error}.",
                         hint="Free disk space and permissions are the usual causes."))
-    except (MemoryError, RuntimeError) as error:  # torch has no common class for CPU and GPU
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in ("out of memory", "allocate memory")):
+    except (MemoryError, RuntimeError) as error:
+        from pwoa_cli.cpu import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         _fail(PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
                         hint="A smaller --batch-size, or another --device."))

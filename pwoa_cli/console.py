@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pwoa_cli.errors import PwoaError
-from pwoa_cli.report import duration, visible
+from pwoa_cli.show import duration, visible
 from pwoa_cli.run import dumps
 
 SECONDS_BETWEEN_LINES = 30

@@ -51,6 +51,28 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """Some samples of a split, read a part at a time: `view[rows]` is float32 in [0, 1] (b, C, H, W).
+
+    index: (n,) int64, which samples of the split, in this order.
+    """
+
+    split: Split
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        return self.split.batch(self.index[rows.cpu() if isinstance(rows, Tensor) else rows])[0]
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (n,) int64."""
+        return self.split.labels[self.index.to(self.split.labels.device)]
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set for image classification; `augment` and `threat` (norm, eps) are its field's conventions."""
 
@@ -338,9 +360,10 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> Tensor:
 
 
 def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
-    """Sorted indices (n,) int64 on the CPU of n samples, each class within 1 of its share (largest remainders).
+    """Indices (n,) int64 on the CPU of n samples, each class within 1 of its share (largest remainders).
 
-    Args: labels: (N,) int64 >= 0. n: 1..N. Raises: InputError if n is outside.
+    They are in the order of the file, unless that goes class by class: then any first part would hold few classes, and
+    the order is drawn from the seed. Args: labels: (N,) int64 >= 0. n: 1..N. Raises: InputError if n is outside.
     """
     labels = labels.cpu()
     total = len(labels)
@@ -352,7 +375,9 @@ def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
     shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     rank = torch.arange(total) - (counts.cumsum(0) - counts)[labels[by_class]]  # position within its class
-    return by_class[rank < quota[labels[by_class]]].sort().values
+    chosen = by_class[rank < quota[labels[by_class]]].sort().values
+    grouped = len(counts) > 1 and bool((labels.diff() >= 0).all())
+    return chosen[torch.randperm(n, generator=torch.Generator().manual_seed(seed))] if grouped else chosen
 
 
 def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:

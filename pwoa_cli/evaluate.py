@@ -1,34 +1,54 @@
-"""Accuracy of a model on clean inputs and under attacks, with intervals, flags that a seed fixes, and checked answers.
+"""Accuracy of a model on clean inputs and under attacks: flags that a seed fixes, checked answers, and what may be wrong.
 
 Samples (n) are cut into fixed blocks of BLOCK; (seed, attack, block) seeds the attack on a block, so the random numbers
-behind the flags depend neither on the batch size nor on the device. Only samples that are right when clean are attacked;
-one counts as broken when a finite adversarial input, in [0,1] and in the eps-ball, is misclassified in a last float32 pass.
+behind the flags depend neither on the batch size nor on the device nor on an interruption. Cheap attacks come first. Only
+samples that are right when clean are attacked; those of the AutoAttack family, which take nearly all the time, go on only
+with what no cheaper attack broke. A sample counts as broken when a finite adversarial input, in [0,1] and in the
+eps-ball, is misclassified in a last float32 pass.
 """
-import difflib
 import hashlib
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .attacks import Attack, check_norm, parse
-from .attacks.base import NORMS, contain, frozen, wrong
-from .attacks.quick import Bounded
-from .cpu import keep_freed_memory
+from . import checks
+from .attacks import Attack, check_norm, parse, stages
+from .attacks.base import contain, distance, frozen, outside, wrong
+from .attacks.bounded import Bounded, Meter, OutOfTime, fitting_batch
+from .checks import Finding
+from .cpu import is_out_of_memory, keep_freed_memory
 from .errors import InputError
+from .intervals import wilson
+from .report import WORST
+from .threat import parse_eps, parse_norm
+from .unfinished import Unfinished, Unit
 
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
-Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
-Progress = Callable[[str, int, int], None]
+CURVE = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # radii of a security curve, in units of eps
+Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
+
+
+class Images(Protocol):
+    """Inputs (n,C,H,W) float in [0,1], a tensor or anything that reads them a part at a time."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One line of the evaluation. correct: (n,) bool on the CPU; nonfinite: samples with NaN or infinite logits."""
+    """One line of the evaluation, over the n samples that are `done` (all, unless time ran out).
+
+    correct, attacked, broken: (N,) bool on the CPU: still right after this attack (for the AutoAttack family: and after
+    the cheaper ones); given to it; broken by it. distance: (N,) float32, norm of the perturbation, NaN where there is
+    none. parts: `broken` by component. outside, nonfinite: answers outside the ball or [0,1], which were projected;
+    samples with NaN or infinite logits, which count as broken. forwards, backwards: samples through the model.
+    """
 
     name: str
     accuracy: float
@@ -36,155 +56,335 @@ class Result:
     ci95: tuple[float, float]
     seconds: float
     correct: Tensor
+    done: Tensor
+    attacked: Tensor
+    broken: Tensor
+    distance: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    outside: int = 0
     nonfinite: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    curve: tuple[tuple[float, float], ...] = ()  # (eps, accuracy), of minimum-norm attacks
 
 
-def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor, *, attacks: str | Sequence[str | Attack], norm: str | None,
-             eps: float | None, seed: int = 0, batch_size: int = BLOCK,
-             progress: Progress | None = None) -> dict[str, Result]:
-    """Clean accuracy, then the accuracy under each attack on its own, all on the same samples.
+class Evaluation(dict[str, Result]):
+    """{"clean": Result, resolved attack name: Result, ..., "worst case": Result (from two attacks on)}, and what goes with it.
+
+    findings: what may be wrong with the figures. broken_by: (N,) names: the first attack that broke a sample, "clean"
+    where it was wrong before, "" where it holds. inputs: (N,C,H,W) adversarial inputs of those attacks, clean elsewhere;
+    None unless asked for. unfinished: names of attacks that time did not suffice for.
+    """
+
+    def __init__(self, results: Mapping[str, Result], *, findings: Sequence[Finding], inputs: Tensor | None = None,
+                 unfinished: Sequence[str] = ()):
+        super().__init__(results)
+        self.findings, self.inputs, self.unfinished = tuple(findings), inputs, tuple(unfinished)
+        self.broken_by = _broken_by(results)
+
+
+def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str | Sequence[str | Attack], norm: str | None,
+             eps: float | None, seed: int = 0, batch_size: int | None = None, progress: Progress | None = None,
+             say: Callable[[str], None] | None = None, seconds: float | None = None, keep_inputs: bool = False,
+             unfinished: Callable[[str], Unfinished] | None = None) -> Evaluation:
+    """Clean accuracy, then the accuracy under each attack, cheap ones first, all on the same samples, and the worst case.
 
     The model is in eval mode meanwhile and comes back as it was; its parameters get no gradient.
-    Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf" or "l2"; eps: radius > 0 in the unit of
-        the inputs; both may be None without attacks; batch_size: most samples in one pass (memory); blocks stay BLOCK;
-        progress: called with (name, samples done, n).
-    Returns: {"clean": Result, resolved attack name: Result, ...}.
+    Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf", "l2" or "l1"; eps: radius > 0 in the
+        unit of the inputs; both may be None without attacks; batch_size: most samples in one pass, None: what fits into
+        memory; blocks stay BLOCK; progress: called with (name, share of the whole); seconds: attacks end by then, and
+        whole blocks count; keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples, where
+        units are kept and looked for, so that a run that was stopped goes on.
     Raises: InputError on wrong inputs, labels, threat or names, on too few classes, on non-finite clean logits.
     """
-    chosen = parse(attacks)
+    chosen = sorted(parse(attacks), key=lambda attack: attack.cost)
     _check_inputs(inputs, labels, batch_size)
     if chosen:
         norm, eps = _check_threat(norm, eps)
         check_norm(chosen, norm)
         keep_freed_memory()
-    report = progress or (lambda name, done, total: None)
+    meter, start, was_training = Meter(), time.monotonic(), model.training
     with frozen(model):
-        bounded = Bounded(model, batch_size)
-        results = {"clean": _clean(bounded, inputs, labels, chosen, report)}
-        for attack in chosen:
-            results[attack.name] = _under(bounded, attack, inputs, labels, results["clean"].correct, eps=eps, norm=norm,
-                                          seed=seed, report=report)
-    return results
+        first = _part(inputs, slice(0, 2), model)
+        bounded = Bounded(model, batch_size or fitting_batch(model, first, most=BLOCK), meter)
+        run = _Run(bounded, inputs, labels.cpu(), chosen, norm, eps, seed, keep_inputs, progress or (lambda name, share: None),
+                   say or (lambda text: None))
+        clean, sha256 = _clean(run)
+        meter.deadline = None if seconds is None else start + seconds  # the clean figure is always whole
+        run = replace(run, kept=unfinished(sha256) if unfinished and chosen else None)
+        findings = _before(run, clean.correct, was_training=was_training)
+        return _attacked(run, clean, findings)
 
 
-def to_json(results: dict[str, Result]) -> dict[str, dict]:
-    """{NAME: {"accuracy": 0..1, "n": int, "ci95": [low, high]}}, the form in report.json."""
-    return {name: {"accuracy": r.accuracy, "n": r.n, "ci95": list(r.ci95)} for name, r in results.items()}
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What stays the same during an evaluation."""
+
+    model: Bounded
+    inputs: Images
+    labels: Tensor
+    chosen: Sequence[Attack]
+    norm: str | None
+    eps: float | None
+    seed: int
+    keep_inputs: bool
+    progress: Progress
+    say: Callable[[str], None]
+    kept: Unfinished | None = None
+
+    def batch(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of some samples on the device of the model, in float32."""
+        x = _part(self.inputs, rows, self.model.model)
+        return x, self.labels[rows].to(x.device, torch.long)
 
 
-def parse_norm(text: str) -> str:
-    """"linf" or "l2" from Linf, inf, linf, L2, 2 in any case. Raises: InputError on another norm."""
-    key = str(text).strip().lower().replace("_", "")
-    norm = {"inf": "linf", "l∞": "linf", "2": "l2"}.get(key, key)
-    if norm in NORMS:
-        return norm
-    near = difflib.get_close_matches(key, NORMS, n=1)
-    raise InputError(f"Unknown norm {text!r}." + (f" Did you mean {near[0]}?" if near else ""),
-                     hint=f"Known: {', '.join(NORMS)}")
+# --- clean ---------------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def _clean(run: _Run) -> tuple[Result, str]:
+    """Clean flags, refusing what makes every later figure meaningless, and the SHA-256 of inputs and labels."""
+    start, n = time.perf_counter(), len(run.labels)
+    correct, bad, digest = torch.zeros(n, dtype=torch.bool), 0, hashlib.sha256()
+    for first in range(0, n, BLOCK):
+        x, y = run.batch(slice(first, first + BLOCK))
+        _check_range(x)
+        digest.update(x.cpu().contiguous().numpy().tobytes() + y.cpu().numpy().tobytes())
+        logits = run.model(x)
+        _check_logits(logits, run.labels, run.chosen)
+        correct[first:first + BLOCK] = ~wrong(logits, y).cpu()
+        bad += _nonfinite(logits)
+        run.progress("clean", 0.0)
+    if bad:
+        raise InputError(f"The model gives NaN or infinite logits on {bad} of {n} clean inputs.",
+                         hint="Check the weights and the normalisation of the checkpoint.")
+    nobody, whole = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+    return _result("clean", correct, done=whole, attacked=nobody, broken=nobody, distance=torch.full((n,), torch.nan),
+                   seconds=time.perf_counter() - start, forwards=run.model.meter.forwards), digest.hexdigest()
 
 
-def parse_eps(text: str | float, *, norm: str = "linf") -> float:
-    """Radius of the ball from "8/255", "0.3" or a number; unit of inputs in [0,1].
+def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
+    """What the threat and a probe of the model tell before the first attack."""
+    if not run.chosen:
+        return []
+    x, y = run.batch(slice(0, BLOCK))
+    with torch.no_grad():
+        classes = run.model.model(x[:1]).shape[1]
+    chance = checks.near_chance(int(clean.sum()), len(clean), classes)
+    found = [checks.Finding("near-chance", f"clean accuracy {100 * clean.double().mean():.1f}% is near chance "
+                            f"({100 / classes:.1f}%).", unreliable=True)] * chance
+    found += [*checks.of_threat(run.eps, run.norm), *checks.of_model(
+        run.model.model, x, y, was_training=was_training, attacks=[attack.name for attack in run.chosen], batch_size=run.model.batch_size)]
+    blind = next((finding for finding in found if finding.check == "no-gradient"), None)
+    if blind and any(attack.name != "square" for attack in run.chosen):
+        raise InputError(blind.text[0].upper() + blind.text[1:], hint="Only an attack without gradients can run: --attacks square")
+    return found
 
-    Raises: InputError if it is no number, not finite, 0 or negative, or above 1 for linf (pixels are in [0,1]).
+
+# --- attacks -------------------------------------------------------------------------------------------------------------
+
+def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
+    """Every attack in turn; stops at the deadline with what is known."""
+    results, standing, unfinished = {"clean": clean}, clean.correct.clone(), []
+    saved = _part(run.inputs, slice(0, None), run.model.model).cpu().clone() if run.keep_inputs else None  # the user's stay
+    share = _Shares(run)
+    for attack in run.chosen:
+        rows = standing if attack.cascade else clean.correct
+        result = _under(run, attack, rows, standing, share, saved) if not unfinished else None
+        if result is None or not bool(result.done.all()):
+            unfinished.append(attack.name)
+        if result is not None:
+            results[attack.name] = result if not attack.minimum_norm else replace(result, curve=_curve(result, clean.correct, run.eps))
+            standing = standing & result.correct
+    if len(results) > 2:
+        results[WORST] = _worst(list(results.values())[1:])
+    return Evaluation(results, findings=[*findings, *_of_copies(run), *checks.of_results(results)], inputs=saved, unfinished=unfinished)
+
+
+def _of_copies(run: _Run) -> list[Finding]:
+    """Whether the fast copies that attacks searched on are still the model: else they looked in the wrong place."""
+    copies = {id(copy): copy for copy in run.model.copies.values() if copy is not run.model}
+    x, _ = run.batch(slice(0, checks.PROBE))
+    return [finding for copy in copies.values() if (finding := checks.same_function(copy.model, run.model.model, x))]
+
+
+def _under(run: _Run, attack: Attack, todo: Tensor, standing: Tensor, share: "_Shares", saved: Tensor | None) -> Result | None:
+    """One attack on the samples `todo` (n,) bool, block by block; None where not one block was done in time.
+
+    Args: standing: (n,) bool, those that no attack broke yet; the others' adversarial inputs are not `saved` again.
     """
-    shown = str(text).strip()
-    try:
-        top, slash, bottom = shown.partition("/")
-        value = float(Fraction(top.strip()) / Fraction(bottom.strip())) if slash else float(shown)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise InputError(f"eps {shown!r} is not a number.", hint="Write it as 8/255 or 0.03") from None
-    if not math.isfinite(value) or value <= 0:
-        wanted = "there is nothing to attack at 0" if value == 0 else "it must be finite and above 0"
-        raise InputError(f"eps is {shown}: {wanted}.", hint="Write it as 8/255 or 0.03")
-    if norm == "linf" and value > 1:
-        near = f" Did you mean {shown}/255?" if value <= 255 and not slash else ""
-        raise InputError(f"eps is {shown}, but inputs are in [0,1] and the norm is linf.{near}",
-                         hint="Write it as 8/255 or 0.03")
-    return value
+    n, parts = len(todo), stages(attack)
+    correct, done, broken = todo.clone(), torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    far, by_part = torch.full((n,), torch.nan), {part.name: torch.zeros(n, dtype=torch.bool) for part in parts}
+    units: list[Unit] = []
+    for first in range(0, n, BLOCK):
+        rows, found = first + todo[first:first + BLOCK].nonzero().flatten(), []
+        try:
+            for part in parts:
+                if len(rows):
+                    unit = _unit(run, attack, part, first // BLOCK, rows, share)
+                    found.append((part.name, unit))
+                    rows = rows[~unit.broken]
+        except OutOfTime:
+            break
+        for name, unit in found:  # only now: a block counts when all of its components are done
+            hit = unit.rows[unit.broken]
+            correct[hit], broken[hit], by_part[name][hit] = False, True, True
+            far[unit.rows] = unit.distance
+            if saved is not None:
+                new = standing[hit]
+                saved[hit[new]] = unit.inputs[new]
+            units.append(unit)
+        done[first:first + BLOCK] = True
+        share.add(attack, first)
+    if not done.any():
+        return None
+    totals = {name: sum(getattr(unit, name) for unit in units) for name in ("outside", "nonfinite", "forwards", "backwards", "seconds")}
+    return _result(attack.name, correct & done, done=done, attacked=todo & done, broken=broken, distance=far,
+                   parts=by_part if len(parts) > 1 else {}, **totals)
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson (1927) 95% score interval of correct/n: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-
-    Exactly 0 below for correct = 0 and 1 above for correct = n. Raises: InputError unless 0 <= correct <= n, n > 0.
-    """
-    if not 0 <= correct <= n or n == 0:
-        raise InputError(f"An accuracy of {correct} out of {n} has no interval: expected 0 <= correct <= n and n > 0.")
-    p, z2 = correct / n, Z95 * Z95
-    centre = p + z2 / (2 * n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
-    return (0.0 if correct == 0 else low), (1.0 if correct == n else high)
-
-
-def paired_drop(teacher: Tensor, student: Tensor) -> tuple[float, tuple[float, float]]:
-    """Drop in accuracy p_T - p_S on the same samples, with Newcombe's (1998, method 10) 95% interval for paired data.
-
-    With Wilson intervals (l, u) of each: D - sqrt(a^2 - 2 phi a b + b^2) with a = p_T - l_T, b = u_S - p_S, and the mirror
-    image above; phi is the correlation of the flags, shrunk towards 0 by n/2 in its numerator when it is positive.
-    Args: teacher, student: (n,) bool, correct or not. Raises: InputError if the shapes differ or n is 0.
-    """
-    if teacher.shape != student.shape or teacher.dim() != 1 or not len(teacher):
-        raise InputError(f"Flags of shapes {tuple(teacher.shape)} and {tuple(student.shape)} are not of the same samples.")
-    t, s, n = teacher.bool().cpu(), student.bool().cpu(), len(teacher)
-    right_t, right_s = int(t.sum()), int(s.sum())
-    p_t, p_s, drop = right_t / n, right_s / n, (right_t - right_s) / n
-    (l_t, u_t), (l_s, u_s) = wilson(right_t, n), wilson(right_s, n)
-    phi = _shrunk_phi(right_t, right_s, int((t & s).sum()), n)
-    low = drop - _side(p_t - l_t, u_s - p_s, phi)
-    high = drop + _side(u_t - p_t, p_s - l_s, phi)
-    return drop, (max(-1.0, low), min(1.0, high))
+def _unit(run: _Run, attack: Attack, part: Attack, block: int, rows: Tensor, share: "_Shares") -> Unit:
+    """One attack, or one component of it, on the samples `rows` of a block; taken from disk if it is there."""
+    name = f"{attack.name}.{part.name}.{block}"
+    known = run.kept.get(name, rows, inputs=run.keep_inputs) if run.kept else None
+    if known is not None:
+        return known
+    meter, start = run.model.meter, time.perf_counter()
+    before = meter.forwards, meter.backwards
+    x, y = run.batch(rows.to(_device(run.model)))
+    with share.watched(part, block, len(rows)):
+        adv = _answer(run, attack, part, block, x, y)
+    counted, broken, size, nonfinite = _verified(run, part, adv, x, y)
+    far = 0 if part.minimum_norm else int(outside(adv, x, eps=run.eps, norm=run.norm).sum())
+    unit = Unit(rows, broken.cpu(), size.cpu(), far, nonfinite, meter.forwards - before[0], meter.backwards - before[1],
+                time.perf_counter() - start, counted[broken].cpu() if run.keep_inputs else None)
+    if run.kept:
+        run.kept.put(name, unit)
+    return unit
 
 
-def _side(a: float, b: float, phi: float) -> float:
-    return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))  # rounding when a = b and phi is near 1
-
-
-def _shrunk_phi(right_t: int, right_s: int, both: int, n: int) -> float:
-    """Correlation of the flags as Newcombe corrects it; 0 if one model is right, or wrong, on every sample."""
-    scale = right_t * (n - right_t) * right_s * (n - right_s)
-    covariance = both * n - right_t * right_s  # equals ad - bc of the 2x2 table
-    if scale == 0:
-        return 0.0
-    return (max(covariance - n / 2, 0) if covariance > 0 else covariance) / math.sqrt(scale)
+def _answer(run: _Run, attack: Attack, part: Attack, block: int, x: Tensor, y: Tensor) -> Tensor:
+    """The attack's adversarial inputs; where memory runs out, again with passes of half the size, from the same seed."""
+    while True:
+        generator = torch.Generator().manual_seed(block_seed(run.seed, attack.name, block))
+        try:
+            return part.run(run.model, x, y, eps=run.eps, norm=run.norm, generator=generator).detach()
+        except (RuntimeError, MemoryError) as error:
+            size = min(run.model.batch_size, len(x))
+            if not is_out_of_memory(error) or size < 2:
+                raise
+        run.model.batch_size = (size + 1) // 2  # outside the handler: the traceback holds on to what filled the memory
+        run.say(f"warning: out of memory in {part.name}: now {run.model.batch_size} samples in a pass instead of {size}")
 
 
 @torch.no_grad()
-def _clean(model: nn.Module, inputs: Tensor, labels: Tensor, chosen: Sequence[Attack], report: Progress) -> Result:
-    """Clean flags; refuses what makes every later figure meaningless."""
-    start, n = time.perf_counter(), len(inputs)
-    correct, broken = torch.zeros(n, dtype=torch.bool), 0
-    for first in range(0, n, BLOCK):
-        x, y = _rows(model, inputs, labels, slice(first, first + BLOCK))
-        logits = model(x)
-        _check_logits(logits, labels, chosen)
-        correct[first:first + BLOCK] = ~wrong(logits, y).cpu()
-        broken += _nonfinite(logits)
-        report("clean", min(first + BLOCK, n), n)
-    if broken:
-        raise InputError(f"The model gives NaN or infinite logits on {broken} of {n} clean inputs.",
-                         hint="Check the weights and the normalisation of the checkpoint.")
-    return _result("clean", correct, time.perf_counter() - start)
+def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """What counts of an answer: inputs, broken (b,) bool, distance (b,), number of samples with logits that are no numbers.
+
+    A minimum-norm attack's distance is that of its answer wherever that lies: it holds for every eps.
+    """
+    with _float32():
+        counted = contain(adv, x, eps=run.eps, norm=run.norm)
+        logits = run.model(counted)
+        broken, reach, hit = wrong(logits, y), counted, wrong(logits, y)
+        if attack.minimum_norm:
+            reach = torch.where(adv.isfinite(), adv, x).clamp(0, 1)
+            hit = wrong(run.model(reach), y)
+    return counted, broken, torch.where(hit, distance(reach - x, run.norm), torch.nan), _nonfinite(logits)
 
 
-def _under(model: nn.Module, attack: Attack, inputs: Tensor, labels: Tensor, clean: Tensor, *, eps: float, norm: str,
-           seed: int, report: Progress) -> Result:
-    """Flags under one attack, block by block: right when clean and not broken."""
-    start, n = time.perf_counter(), len(inputs)
-    correct, nonfinite = clean.clone(), 0
-    for first in range(0, n, BLOCK):
-        rows = first + clean[first:first + BLOCK].nonzero().flatten()
-        if len(rows):
-            x, y = _rows(model, inputs, labels, rows.to(inputs.device))
-            generator = torch.Generator().manual_seed(block_seed(seed, attack.name, first // BLOCK))
-            adv = attack.run(model, x, y, eps=eps, norm=norm, generator=generator)
-            with torch.no_grad():
-                logits = model(contain(adv.detach(), x, eps=eps, norm=norm))
-            correct[rows] = ~wrong(logits, y).cpu()
-            nonfinite += _nonfinite(logits)
-        report(attack.name, min(first + BLOCK, n), n)
-    return _result(attack.name, correct, time.perf_counter() - start, nonfinite)
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Plain float32 inside: no TensorFloat-32 products on a GPU, no autocast of the caller's."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False), \
+                torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Shares:
+    """Which share of the evaluation is done, by the passes that each attack is known to need."""
+
+    def __init__(self, run: _Run):
+        self.run, self.done = run, 0.0
+        self.blocks = -(-len(run.labels) // BLOCK)
+        self.total = sum(attack.cost for attack in run.chosen) * self.blocks
+
+    def add(self, attack: Attack, first: int) -> None:
+        """A block of an attack is over."""
+        before = sum(other.cost for other in self.run.chosen[:self.run.chosen.index(attack)]) * self.blocks
+        self.done = before + attack.cost * (first // BLOCK + 1)
+        self.run.progress(attack.name, self.done / self.total)
+
+    @contextmanager
+    def watched(self, part: Attack, block: int, rows: int) -> Iterator[None]:
+        """Inside, every pass moves the share on, up to what the part is expected to need."""
+        meter = self.run.model.meter
+        start = meter.forwards + 2 * meter.backwards
+
+        def beat() -> None:
+            inside = min(1.0, (meter.forwards + 2 * meter.backwards - start) / (part.cost * rows))
+            self.run.progress(f"{part.name} block {block + 1}/{self.blocks}", (self.done + part.cost * inside) / self.total)
+
+        meter.beat = beat
+        try:
+            yield
+        finally:
+            meter.beat = lambda: None
+            self.done += part.cost
+
+
+# --- what is said of it --------------------------------------------------------------------------------------------------
+
+def _worst(results: Sequence[Result]) -> Result:
+    """Right under every attack, over the samples that all of them were done on."""
+    done = torch.stack([r.done for r in results]).all(0)
+    correct = torch.stack([r.correct for r in results]).all(0)
+    sums = {name: sum(getattr(r, name) for r in results) for name in ("seconds", "forwards", "backwards")}
+    broken = torch.stack([r.broken for r in results]).any(0)
+    return _result(WORST, correct & done, done=done, attacked=torch.stack([r.attacked for r in results]).any(0), broken=broken & done,
+                   distance=torch.full(correct.shape, torch.nan), **sums)
+
+
+def _broken_by(results: Mapping[str, Result]) -> tuple[str, ...]:
+    """(N,) names: the first attack that broke each sample."""
+    names = ["" if right else "clean" for right in results["clean"].correct.tolist()]
+    for result in results.values():
+        for part, flags in (result.parts or {"": result.broken}).items():
+            for row in flags.nonzero().flatten().tolist():
+                names[row] = names[row] or (f"{result.name}: {part}" if part else result.name)
+    return tuple(names)
+
+
+def _curve(result: Result, clean: Tensor, eps: float) -> tuple[tuple[float, float], ...]:
+    """(radius, accuracy) by the smallest perturbations that were found: right when clean, and none within the radius."""
+    size, right = result.distance[result.done].nan_to_num(torch.inf), clean[result.done]
+    return tuple((c * eps, float((right & (size > c * eps)).double().mean())) for c in CURVE)
+
+
+def to_json(results: Mapping[str, Result]) -> dict[str, dict]:
+    """{NAME: {"accuracy": 0..1, "n": int, "ci95": [low, high], ...}}, the form in report.json; attacks also say what they cost."""
+    return {name: {"accuracy": r.accuracy, "n": r.n, "ci95": list(r.ci95)} | ({} if name == "clean" else _spent(r))
+            for name, r in results.items()}
+
+
+def _spent(r: Result) -> dict[str, object]:
+    found = {"attacked": int(r.attacked.sum()), "broken": int(r.broken.sum()), "forwards": r.forwards, "backwards": r.backwards}
+    parts = {"parts": {part: int(flags.sum()) for part, flags in r.parts.items()}} if r.parts else {}
+    return found | parts | ({"curve": [list(point) for point in r.curve]} if r.curve else {})
+
+
+def by_class(results: Mapping[str, Result], labels: Tensor) -> dict[str, dict[int, dict]]:
+    """{NAME: {class: {"accuracy", "n", "ci95"}}} over the samples of each class that are done."""
+    found: dict[str, dict[int, dict]] = {}
+    for name, r in results.items():
+        counts = {int(c): (int((r.correct & (labels == c)).sum()), int((r.done & (labels == c)).sum())) for c in labels.unique()}
+        found[name] = {c: {"accuracy": right / n, "n": n, "ci95": list(wilson(right, n))} for c, (right, n) in counts.items() if n}
+    return found
 
 
 def block_seed(seed: int, name: str, block: int) -> int:
@@ -192,32 +392,44 @@ def block_seed(seed: int, name: str, block: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{name}|{block}".encode()).digest()[:8], "big") >> 1
 
 
-def _rows(model: nn.Module, inputs: Tensor, labels: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-    """A block on the device of the model, in float32."""
-    parameter = next(model.parameters(), inputs)
-    return inputs[rows].to(parameter.device, torch.float32), labels[rows].to(parameter.device, torch.long)
-
-
-def _result(name: str, correct: Tensor, seconds: float, nonfinite: int = 0) -> Result:
-    right, n = int(correct.sum()), len(correct)
-    return Result(name, right / n, n, wilson(right, n), seconds, correct, nonfinite)
+def _result(name: str, correct: Tensor, *, done: Tensor, **more: object) -> Result:
+    right, n = int(correct.sum()), int(done.sum())
+    return Result(name, right / n, n, wilson(right, n), correct=correct, done=done, **more)
 
 
 def _nonfinite(logits: Tensor) -> int:
     return int((~logits.isfinite().all(1)).sum())
 
 
-def _check_inputs(inputs: Tensor, labels: Tensor, batch_size: int) -> None:
-    if inputs.dim() != 4 or not inputs.is_floating_point() or not len(inputs):
-        raise InputError(f"Inputs are {inputs.dtype} of shape {tuple(inputs.shape)}, expected float (n,C,H,W) with n > 0.")
-    if labels.shape != inputs.shape[:1] or labels.is_floating_point():
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _part(inputs: Images, rows: slice | Tensor, model: nn.Module) -> Tensor:
+    """Some inputs on the device of the model, in float32."""
+    found = inputs[rows.to(inputs.device) if isinstance(rows, Tensor) and isinstance(inputs, Tensor) else rows]
+    parameter = next(model.parameters(), found)
+    return found.to(parameter.device, torch.float32)
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+def _check_inputs(inputs: Images, labels: Tensor, batch_size: int | None) -> None:
+    head = inputs[:1]
+    if head.dim() != 4 or not head.is_floating_point() or not len(inputs):
+        raise InputError(f"Inputs are {head.dtype} of shape {(len(inputs), *head.shape[1:])}, expected float (n,C,H,W) with n > 0.")
+    if labels.shape != (len(inputs),) or labels.is_floating_point():
         raise InputError(f"Labels are {labels.dtype} of shape {tuple(labels.shape)}, expected integers ({len(inputs)},).")
-    low, high = float(inputs.min()), float(inputs.max())
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"The batch size is {batch_size}, expected at least 1.")
+    _check_range(head)  # before the first pass, and each block before its own
+
+
+def _check_range(x: Tensor) -> None:
+    low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):  # NaN fails both
         raise InputError(f"Inputs span [{low:g}, {high:g}], expected [0, 1].",
                          hint="Divide bytes by 255; normalisation belongs inside the model (--mean, --std).")
-    if batch_size < 1:
-        raise InputError(f"The batch size is {batch_size}, expected at least 1.")
 
 
 def _check_threat(norm: str | None, eps: float | None) -> tuple[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli import data as datasets
-from pwoa_cli import cpu, layers, models, report, run
+from pwoa_cli import cpu, layers, models, report, run, show
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, answer, load_model, said
 from pwoa_cli.checkpoint_file import file_sha256, read_state_dict
@@ -146,11 +146,11 @@ def facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was found, as (label, sentence)."""
     weights = info["weights"]
     lines = [*_identity(info), *(("reading", text) for text in info["unwrapped"])]
-    zeros = report.percent_of_weights(weights["sparsity"])
+    zeros = show.percent_of_weights(weights["sparsity"])
     lines.append(("weights", f"{weights['total']:,} in {len(info['layers'])} layers ({info['parameters']:,} parameters in all)"
                   + (f", and {weights['dead']:,} dead" if weights["dead"] else "")))
     lines.append(("sparsity", f"{zeros}%: {weights['nonzero']:,} of {weights['total']:,} nonzero"))
-    file = report.size(info["file_bytes"]) + ", " if info["file_bytes"] is not None else ""
+    file = show.size(info["file_bytes"]) + ", " if info["file_bytes"] is not None else ""
     lines.append(("file", f"{file}SHA-256 {info['sha256']}"))
     if info.get("pruned"):
         lines += _history(info["pruned"])
@@ -170,7 +170,7 @@ def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("right on", f"{100 * clean['accuracy']:.1f}% of {clean['images']} training images of {clean['data']}{doubt}"))
     if info["settled"]:
         lines.append(("reading", info["settled"]))
-    words = f"{threat['norm']}, eps {report.radius(threat['eps'])}" if threat else "not in the file (--norm, --eps say it)"
+    words = f"{threat['norm']}, eps {show.radius(threat['eps'])}" if threat else "not in the file (--norm, --eps say it)"
     return [*lines, ("threat", words)]
 
 
@@ -180,13 +180,13 @@ def _history(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("pruned from", f"{source}, SHA-256 {pruned.get('source_sha256', 'not known')}"))
     recipe, seed, data, version = (pruned.get(key, "not known") for key in ("recipe", "seed", "data", "pwoa_version"))
     lines.append(("recipe", f"{recipe}, seed {seed}, data {data}, pwoa {version}"))
-    return lines + ([("report", f"{report.summary(made)} {report.caption(made)}")] if made else [])
+    return lines + ([("report", f"{show.summary(made)} {show.caption(made)}")] if made else [])
 
 
 def rows(info: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Layer, shape, weights and sparsity in percent of each."""
     return [(row["name"], "x".join(map(str, row["shape"])), f"{row['total']:,}",
-             "dead" if row["live"] is False else report.percent_of_weights(1 - row["nonzero"] / max(1, row["total"])))
+             "dead" if row["live"] is False else show.percent_of_weights(1 - row["nonzero"] / max(1, row["total"])))
             for row in info["layers"]]
 
 
@@ -195,8 +195,8 @@ HEAD = ("layer", "shape", "weights", "zero %")
 
 def markdown(info: Mapping[str, Any]) -> str:
     """The findings as one Markdown document."""
-    lines = [f"# {report.inline(headline(info))}", "", *(f"- {label}: {report.inline(text)}" for label, text in facts(info))]
-    return "\n".join([*lines, "", *report.markdown_table(HEAD, rows(info))]) + "\n"
+    lines = [f"# {show.inline(headline(info))}", "", *(f"- {label}: {show.inline(text)}" for label, text in facts(info))]
+    return "\n".join([*lines, "", *show.markdown_table(HEAD, rows(info))]) + "\n"
 
 
 def table(info: Mapping[str, Any]) -> Any:
@@ -209,10 +209,10 @@ def table(info: Mapping[str, Any]) -> Any:
     findings.add_column(no_wrap=True)
     findings.add_column(overflow="fold")
     for label, text in facts(info):
-        findings.add_row(label, report.text_cell(text))
+        findings.add_row(label, show.text_cell(text))
     weights.add_column(HEAD[0], overflow="fold")
     for heading in HEAD[1:]:
         weights.add_column(heading, justify="right", no_wrap=True)
     for row in rows(info):
-        weights.add_row(*map(report.text_cell, row))
-    return Group(report.text_cell(headline(info), "bold"), "", findings, "", weights)
+        weights.add_row(*map(show.text_cell, row))
+    return Group(show.text_cell(headline(info), "bold"), "", findings, "", weights)

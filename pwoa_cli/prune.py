@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pwoa_cli
-from pwoa_cli import allocation, assess, attacks, checkpoint, layers, models, report, run, sparse_file, training
+from pwoa_cli import allocation, assess, attacks, checkpoint, layers, models, report, run, show, sparse_file, training
 from pwoa_cli import data as datasets
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.config import Recipe, read_recipe
@@ -79,7 +79,7 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
         if change_data:
             subject = replace(subject, dataset=change_data(subject.dataset))
         attacks.check_norm(attacks.parse(request.attacks), subject.norm)
-        x, _ = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
+        x = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
         teacher = open_teacher(request.teacher, subject, device=device, say=say) if request.teacher else subject.loaded
         live = models.live_parameters(subject.model, x[:2])
         weights, dead = _prunable(subject.model, x[:2], live, request.structure)
@@ -148,7 +148,7 @@ def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) 
         raise InputError(f"--sparsity {sparsity:g} of the {total:,} weights of {where} is less than one weight.",
                          hint="Nine weights in ten: --sparsity 0.9")
     if zeros > sparsity * total:
-        raise InputError(f"{where} is pruned already: {report.percent_of_weights(zeros / total)}% of its weights are zero, "
+        raise InputError(f"{where} is pruned already: {show.percent_of_weights(zeros / total)}% of its weights are zero, "
                          f"{100 * sparsity:g}% were asked for.", hint=f"Ask for more: --sparsity above {zeros / total:.4g}")
 
 
@@ -163,7 +163,7 @@ def _check_reachable(weights: Mapping[str, Tensor], request: Request, recipe: Re
     most = zeros / sum(w.numel() for w in weights.values())
     if most < wanted - 0.01:
         raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {kind}s, as one must stay in each of "
-                         f"{len(weights)} layers: at most {report.percent_of_weights(most)}%.",
+                         f"{len(weights)} layers: at most {show.percent_of_weights(most)}%.",
                          hint=f"--sparsity {int(100 * most) / 100:g}")
 
 
@@ -203,16 +203,16 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     student = _logged_fit(job, folder, progress=progress)
     with _timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
-    say(f"saved and verified {folder / 'model.safetensors'} ({report.size(size['file_bytes'])})")
-    x, y = samples(subject.dataset, request.n, seed=request.seed)
+    say(f"saved and verified {folder / 'model.safetensors'} ({show.size(size['file_bytes'])})")
+    x = samples(subject.dataset, request.n, seed=request.seed)
     with _timed(seconds, "evaluate"):
-        scores = assess.measure({"teacher": job.teacher.model, "pruned": student}, x, y, subject=subject,
-                                attack_names=request.attacks, seed=request.seed, progress=progress)
+        scores = assess.measure({"teacher": job.teacher.model, "pruned": student}, x, subject=subject,
+                                attack_names=request.attacks, seed=request.seed, progress=progress, say=say)
     result = report.build(
         created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity, structure=request.structure, size=size,
-        model=_origin(job), layers=_layers(job, student), macs=layers.macs(student, x), teacher=to_json(scores["teacher"]),
+        model=_origin(job), layers=_layers(job, student), macs=layers.macs(student, x[:1]), teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=assess.compare(scores["teacher"], scores["pruned"]), seconds=seconds,
-        environment=environment, recipe=asdict(job.plan.recipe), notes=[*_notes(job), *assess.nonfinite_notes(scores)],
+        environment=environment, recipe=asdict(job.plan.recipe), notes=[*_notes(job), *assess.notes(scores)], findings=assess.findings(scores),
         data=assess.data_fields(subject, n=request.n, seed=request.seed) | {"argument": request.data or subject.dataset.name})
     assess.write(folder, result)
     return result
@@ -270,7 +270,7 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
     file_bytes = sparse_file.save(state, path, metadata=metadata)
     arch = subject.loaded.arch if ".py:" in subject.loaded.arch else None  # the user named that file in this very command
     again = pwoa_cli.load(path, arch=arch).to(job.device)
-    x, _ = samples(subject.dataset, min(100, len(subject.dataset.test)), seed=job.request.seed)
+    x = samples(subject.dataset, min(100, len(subject.dataset.test)), seed=job.request.seed)[:]
     with torch.no_grad():
         equal = torch.equal(again(x), student(x))
     if not equal:

@@ -122,6 +122,22 @@ def _started(path: Path) -> tuple[float, int, str]:
     return (path / "report.json").stat().st_mtime, again, path.name
 
 
+def check_file(path: Path | None, *, flag: str, ending: str) -> None:
+    """That a file can be written where the user wants it, before any work; None is fine.
+
+    Raises: InputError if it has another ending, is a folder, or its folder is missing or cannot be written.
+    """
+    if path is None:
+        return
+    if path.suffix != ending or path.is_dir():
+        raise InputError(f"{flag} {path} is {'a folder' if path.is_dir() else f'no {ending} file'}.", hint=f"For example: {flag} samples{ending}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"pwoa")
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}.", hint="Name a folder that you can write to.") from None
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; becomes `path` if the block ends well, else is removed.

@@ -12,9 +12,9 @@ from pwoa_cli import data as datasets
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, load_model, read_as
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluate import parse_eps, parse_norm
 from pwoa_cli.readings import Reading, is_clearly_better, is_near_chance, outputs, run, settle, warn_of_code
-from pwoa_cli.report import radius
+from pwoa_cli.show import radius
+from pwoa_cli.threat import parse_eps, parse_norm
 
 LOW = 0.5  # accuracy on training images that makes one doubt the data or the normalisation
 Say = Callable[[str], None]  # a line for people
@@ -94,12 +94,12 @@ def _percent(right: torch.Tensor) -> str:
 
 
 def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device, say: Say,
-                 near_chance: Literal["refused", "doubted", "possible"] = "refused") -> Subject:
+                 near_chance: Literal["refused", "of pruned", "possible"] = "refused") -> Subject:
     """Model, data and threat of one command; everything that can be wrong with them is found here, before any work.
 
     Args: data: --data, None: the known data set on this machine on which the model is right most often.
     norm, eps: as typed, None: from the file, else the convention of the data set. near_chance: what such a model is;
-    "doubted" gives a warning, "possible" (pruned on this very data) none.
+    "possible" where it was pruned on this very data, "of pruned" where that holds if the file is a pruned one.
     Raises: InputError if model and data do not belong together or the threat cannot be known.
     """
     asked = norm and parse_norm(norm)  # a typing mistake is told before a large file is read
@@ -152,10 +152,11 @@ def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say
     say(f"data set: {dataset.name} from {short_path(dataset.where)}, {len(dataset.train)} training and "
         f"{len(dataset.test)} test images; the model is {right}")
     hint = "Another data set (--data), or the normalisation that the model was trained with (--normalize, or --mean and --std)?"
-    if is_near_chance(reading, loaded.num_classes) and near_chance == "refused":
+    meant = near_chance == "possible" or near_chance == "of pruned" and "recipe" in loaded.extra
+    if is_near_chance(reading, loaded.num_classes) and not meant:
         raise InputError(f"{loaded.source} is {right} of {dataset.name}, near chance ({100 / loaded.num_classes:.1f}%)"
                          f"{reading.tried and f'; other readings, {reading.tried}'}.", hint=hint)
-    if reading.accuracy < LOW and near_chance != "possible":
+    if reading.accuracy < LOW and not meant:
         say(f"warning: {loaded.source} is {right} of {dataset.name}. {hint}")
     return reading.loaded, dataset
 
@@ -206,6 +207,6 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
                      hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
 
 
-def samples(dataset: datasets.Dataset, n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same n stratified test samples for everyone who asks with this seed: images (n, C, H, W), labels (n,)."""
-    return dataset.test.batch(datasets.stratified(dataset.test.labels, n, seed=seed))
+def samples(dataset: datasets.Dataset, n: int, *, seed: int) -> datasets.View:
+    """The same n stratified test samples for everyone who asks with this seed, read when they are needed."""
+    return datasets.View(dataset.test, datasets.stratified(dataset.test.labels, n, seed=seed))

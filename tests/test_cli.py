@@ -14,7 +14,7 @@ import torch
 from cli_world import BUDGET, PACKAGE, PRUNE, RUN_FILES, TINY, here, pwoa, world  # noqa: F401 (fixtures)
 
 import pwoa_cli
-from pwoa_cli import cli, report, run
+from pwoa_cli import cli, report, run, show
 
 
 # --- help --------------------------------------------------------------------------------------------------------------
@@ -53,8 +53,8 @@ def test_help_groups_options_and_shows_defaults(pwoa):
 
 def test_the_same_word_in_every_command(pwoa):
     model = "--arch --num-classes --normalize --mean --std --entry --keep --trust-pickle --data --json --quiet".split()
-    every = [*model, *"--teacher --norm --eps --attacks --n --batch-size --seed --device --out --dry-run".split()]
-    for command, flags in {"prune": [*every, "--recipe", "--sparsity", "--epochs"], "eval": every, "info": model}.items():
+    every = [*model, *"--norm --eps --attacks --n --batch-size --seed --device --out --dry-run".split()]
+    for command, flags in {"prune": [*every, "--teacher", "--recipe", "--sparsity", "--epochs"], "eval": [*every, "--compare"], "info": model}.items():
         _, out, _ = pwoa(command, "--help")
         assert set(flags) <= set(re.findall(r"^  (?:-h, )?(--[\w-]+)", out, re.M))
 
@@ -92,13 +92,14 @@ def test_version_and_no_command(pwoa):
 ROWS = [  # lowest first; the package itself (pwoa_cli.load) is ""
     ["errors"],
     ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats",
-     "attacks.base", "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
-    ["families.small", "families.preact", "families.vgg", "families.resnet", "pickles"],
+     "attacks.base", "attacks.bounded", "intervals", "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
+    ["families.small", "families.preact", "families.vgg", "families.resnet", "pickles",
+     "threat", "unfinished"],
     ["families.wide", "families.deepmind"],
-    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.plugins", "families"],
+    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.plugins", "families"], ["show"],
     ["models", "attacks.minimum_norm"], ["attacks.quick"], ["attacks.square"], ["attacks.autoattack"],
-    ["attacks", "checkpoint_file", "console", "training", "architecture"],
-    ["checkpoint", "evaluate", "signatures_build"],
+    ["attacks", "checkpoint_file", "console", "training", "architecture", "checks"],
+    ["checkpoint", "evaluate", "signatures_build"], ["sample_file"],
     ["", "readings"],
     ["subject", "info"],
     ["assess"],
@@ -147,7 +148,7 @@ def test_prune_writes_a_run_and_says_where_and_what_next(here, pwoa):
     assert code == 0, err
     assert sorted(p.name for p in Path("runs/one").iterdir()) == RUN_FILES
     made = json.loads(Path("runs/one/report.json").read_text())
-    assert report.markdown(made) == Path("runs/one/report.md").read_text() == out
+    assert show.markdown(made) == Path("runs/one/report.md").read_text() == out
     assert err.splitlines()[-2:] == ["wrote runs/one", "next: pwoa eval runs/one --attacks pgd,cw,aa"]
     assert "Traceback" not in err and "\x1b" not in err + out
     said = err.split("prune 900 weights")[0]
@@ -169,7 +170,7 @@ def test_report_json_keeps_the_contract(here, pwoa):
     for side in ("teacher", "student"):
         assert made[side].keys() == {"clean", "fgsm"}
         for score in made[side].values():
-            assert score.keys() == {"accuracy", "n", "ci95"} and 0 <= score["accuracy"] <= 1 and score["n"] == 20
+            assert score.keys() >= {"accuracy", "n", "ci95"} and 0 <= score["accuracy"] <= 1 and score["n"] == 20
     assert made["seconds"].keys() == {"load", "sparsify", "finetune", "save", "evaluate"}
     assert {"torch", "pwoa", "seed"} <= made["environment"].keys()
     assert str(Path.home()) not in json.dumps(made)
@@ -197,10 +198,13 @@ def test_json_is_the_only_thing_on_stdout(here, pwoa, args):
     assert code == 0 and out.count("\n") == 1 and isinstance(json.loads(out), dict), err
 
 
+NEAR_CHANCE = "warning: unreliable: clean accuracy 30.0% is near chance (25.0%).\n"  # of this little pruned network: warnings stay
+
+
 def test_quiet_leaves_the_result_alone(here, pwoa):
     for args in (PRUNE, ["eval", "--n", "20", "--attacks", "fgsm"]):
         code, out, err = pwoa(*args, "--quiet")
-        assert code == 0 and out.startswith("# ") and not err
+        assert code == 0 and out.startswith("# ") and not err.replace(NEAR_CHANCE, "")
 
 
 def test_eval_of_one_model(here, pwoa):
@@ -208,6 +212,7 @@ def test_eval_of_one_model(here, pwoa):
     made = json.loads(out)
     assert code == 0 and made["results"].keys() == {"clean", "pgd-2"} and "teacher" not in made
     assert made["results"]["clean"] == {"accuracy": 1.0, "n": 20, "ci95": pytest.approx([0.839, 1.0], abs=1e-3)}
+    assert made["results"]["pgd-2"]["attacked"] == 20 and made["results"]["pgd-2"]["backwards"] > 0
     assert json.loads(Path("measured/report.json").read_text()) == made
     assert Path("measured/report.md").read_text().startswith("# model.pt under attack")
     assert made["environment"]["device"] in ("cpu", "cuda", "mps")  # resolved, not "auto"
@@ -237,7 +242,7 @@ def test_eval_results_depend_on_no_batch_size(here, pwoa):
 def test_eval_where_the_teacher_has_gone_or_changed(here, pwoa):
     small.save(small.learn(small.lenet(), seed=1), "model.pt")
     code, out, err = pwoa("eval", "--n", "20", "--attacks", "fgsm")
-    assert code == 2 and not out and "SHA-256 differs" in err and "--teacher FILE" in err
+    assert code == 2 and not out and "SHA-256 differs" in err and "--compare FILE" in err
     Path("model.pt").rename("away.pt")
     code, out, err = pwoa("eval", "--n", "20", "--attacks", "fgsm", "--json")
     assert code == 0 and "results" in json.loads(out) and "model.pt is not there any more" in err

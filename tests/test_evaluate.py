@@ -9,6 +9,7 @@ from torch import nn
 from pwoa_cli import evaluate as ev
 from pwoa_cli.attacks import Attack, parse
 from pwoa_cli.errors import InputError
+from pwoa_cli.intervals import wilson
 
 
 def linear(classes=2, seed=0):
@@ -38,12 +39,12 @@ def test_flags_are_the_closed_form(n):
     model = linear()
     x, y = batch(model, n, wrong=[0] if n > 1 else [])
     results = ev.evaluate(model, x, y, attacks="fgsm,pgd,cw,apgd-ce", norm="linf", eps=0.06)
-    assert list(results) == ["clean", "fgsm", "pgd-20", "cw", "apgd-ce"]
+    assert list(results) == ["clean", "fgsm", "pgd-20", "cw", "apgd-ce", "worst case"]
     assert torch.equal(results["clean"].correct, model(x).argmax(1) == y)
     for name in ("fgsm", "pgd-20", "cw", "apgd-ce"):
         assert torch.equal(results[name].correct, robust_by_closed_form(model, x, y, 0.06)), name
     r = results["pgd-20"]
-    assert r.n == n and r.accuracy == float(r.correct.double().mean()) and r.ci95 == ev.wilson(int(r.correct.sum()), n)
+    assert r.n == n and r.accuracy == float(r.correct.double().mean()) and r.ci95 == wilson(int(r.correct.sum()), n)
     assert r.seconds > 0 and r.nonfinite == 0
 
 
@@ -139,10 +140,13 @@ def test_nan_logits_never_look_robust(attack):
 def test_progress_and_json():
     model, calls = linear(), []
     x, y = batch(model, 250)
-    results = ev.evaluate(model, x, y, attacks="fgsm", norm="linf", eps=0.1, progress=lambda *a: calls.append(a))
-    assert calls == [("clean", 200, 250), ("clean", 250, 250), ("fgsm", 200, 250), ("fgsm", 250, 250)]
+    results = ev.evaluate(model, x, y, attacks="pgd-2,fgsm", norm="linf", eps=0.1, progress=lambda *a: calls.append(a))
+    shares = [share for _, share in calls]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1 and len(set(shares)) > 4
+    assert [name for name, _ in calls][-1] == "pgd-2" and ("fgsm", pytest.approx(3 / 9)) in calls  # the cheap one first
     shown = json.loads(json.dumps(ev.to_json(results)))
     assert shown["clean"] == {"accuracy": 1.0, "n": 250, "ci95": [pytest.approx(0.98487, abs=1e-4), 1.0]}
+    assert shown["fgsm"]["attacked"] == 250 and shown["fgsm"]["broken"] == round(250 * (1 - shown["fgsm"]["accuracy"]))
 
 
 def test_clean_only_needs_no_threat():
@@ -190,87 +194,6 @@ def _nan_model():
 def test_wrong_use_is_refused(change, says):
     with pytest.raises(InputError, match=says):
         ev.evaluate(**_spoiled(**change))
-
-
-@pytest.mark.parametrize("text,norm,value", [
-    ("8/255", "linf", 8 / 255), ("0.3", "linf", 0.3), (0.3, "linf", 0.3), (" 4 / 255 ", "linf", 4 / 255), ("1", "linf", 1.0),
-    ("2", "l2", 2.0), ("128/255", "l2", 128 / 255), ("3e-2", "linf", 0.03)])
-def test_eps_is_read(text, norm, value):
-    assert ev.parse_eps(text, norm=norm) == value
-
-
-@pytest.mark.parametrize("text,norm,says", [
-    ("8", "linf", "Did you mean 8/255"), (8, "linf", "Did you mean 8/255"), ("300", "linf", r"norm is linf\.$"),
-    ("510/255", "linf", r"norm is linf\.$"), ("-0.1", "linf", "above 0"),
-    ("-8/255", "l2", "above 0"), ("0", "linf", "nothing to attack"),
-    ("nan", "linf", "finite"), ("inf", "l2", "finite"), ("abc", "linf", "not a number"), ("8/0", "linf", "not a number"),
-    ("8/", "linf", "not a number"), ("0,03", "linf", "not a number")])
-def test_wrong_eps_is_refused(text, norm, says):
-    with pytest.raises(InputError, match=says) as caught:
-        ev.parse_eps(text, norm=norm)
-    assert "8/255" in caught.value.hint
-
-
-def test_norms():
-    assert [ev.parse_norm(t) for t in ("Linf", "inf", "L_inf", "l2", "L2", "2")] == ["linf"] * 3 + ["l2"] * 3
-    with pytest.raises(InputError, match="Did you mean linf"):
-        ev.parse_norm("linff")
-
-
-@pytest.mark.parametrize("correct,n,low,high", [  # Newcombe 1998, Statist. Med. 17:857-872, the score interval
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (20, 20, 0.8389, 1.0)])
-def test_wilson_gives_the_published_intervals(correct, n, low, high):
-    assert ev.wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_ends_are_exact():
-    for n in (1, 7, 1000):
-        assert ev.wilson(0, n)[0] == 0.0 and ev.wilson(n, n)[1] == 1.0
-
-
-@pytest.mark.parametrize("correct,n", [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_what_is_no_count(correct, n):
-    with pytest.raises(InputError, match="no interval"):
-        ev.wilson(correct, n)
-
-
-def flags(both, only_teacher, only_student, neither):
-    t = torch.tensor([1] * both + [1] * only_teacher + [0] * only_student + [0] * neither).bool()
-    s = torch.tensor([1] * both + [0] * only_teacher + [1] * only_student + [0] * neither).bool()
-    return t, s
-
-
-@pytest.mark.parametrize("table,drop,low,high", [
-    ((36, 12, 2, 0), 0.2, 0.0569, 0.3404),  # Newcombe 1998, Statist. Med. 17:2635-2650, method 10
-    ((14, 5, 0, 22), 0.122, 0.011, 0.226),  # Altman et al. 2000, Statistics with Confidence, Table 6.2
-    ((1, 1, 7, 12), -0.286, -0.507, -0.026)])  # Fagerland et al. 2017, ch. 8 (Bentur et al. 2009)
-def test_paired_drop_gives_the_published_intervals(table, drop, low, high):
-    got, ci95 = ev.paired_drop(*flags(*table))
-    assert (got, *ci95) == pytest.approx((drop, low, high), abs=5e-5 if drop == 0.2 else 5e-4)
-
-
-def test_paired_drop_mirrors_and_holds_zero_for_equal_models():
-    t, s = flags(30, 9, 4, 7)
-    drop, (low, high) = ev.paired_drop(t, s)
-    assert ev.paired_drop(s, t) == (-drop, (pytest.approx(-high), pytest.approx(-low)))
-    drop, (low, high) = ev.paired_drop(t, t)
-    assert drop == 0 and low < 0 < high and high < 0.2
-    everyone = torch.ones(50, dtype=torch.bool)
-    assert ev.paired_drop(everyone, everyone)[0] == 0
-
-
-def test_paired_drop_covers_the_truth():
-    """95% of 400 simulated comparisons hold the true drop of 3 points (binomial slack of 3 standard errors)."""
-    draw = torch.Generator().manual_seed(0)
-    u = torch.rand(400, 300, generator=draw)  # correlated flags: both right below 0.88, the teacher alone up to 0.92, ...
-    teacher, student = (u < 0.92), (u < 0.88) | ((u > 0.92) & (u < 0.93))
-    held = [low <= 0.03 <= high for _, (low, high) in (ev.paired_drop(t, s) for t, s in zip(teacher, student))]
-    assert 0.92 <= sum(held) / 400 <= 1.0
-
-
-def test_paired_drop_refuses_different_samples():
-    with pytest.raises(InputError, match="not of the same samples"):
-        ev.paired_drop(torch.ones(3), torch.ones(4))
 
 
 def test_block_seeds_are_fixed():

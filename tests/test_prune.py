@@ -517,7 +517,7 @@ def test_eval_of_a_run_reads_its_source_as_the_run_did(tmp_path):
     """A tie on the probe images must not lose the --mean and --std that the run was told."""
     made, _ = run_in(tmp_path / "run", mean=(0.02,), std=(1.0,))
     asked = assess.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=20)
-    found = assess.execute(assess.prepare(asked, say=lambda text: None), progress=lambda *_: None)
+    found = assess.execute(assess.prepare(asked, say=lambda text: None), progress=lambda *_: None, say=lambda text: None).result
     assert found["teacher"] == made["teacher"] and found["student"] == made["student"] and found["drop"] == made["drop"]
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 import pytest
 from rich.console import Console
 
-from pwoa_cli import report, run
+from pwoa_cli import report, run, show
 from pwoa_cli.errors import InputError
 
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.15.0+cu132", "pwoa": "0.1.0", "platform": "Linux", "cpu_count": 2, "device": "cpu",
@@ -49,7 +49,7 @@ def _evaluation(**changes) -> dict:
 
 def _rendered(shown: dict, width: int = 60) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=False).print(report.table(shown))
+    Console(file=stream, width=width, force_terminal=False).print(show.table(shown))
     return stream.getvalue()
 
 
@@ -120,18 +120,18 @@ def test_given_drop_wins():
 
 
 def test_rows():
-    assert report.rows(_report())[1] == ("pgd-10", "93.6 [91.9, 95.0]", "93.2 [91.5, 94.6]", "0.4 [-1.8, 2.6]")
-    assert report.rows(_evaluation())[0] == ("clean", "98.7 [97.8, 99.2]")
+    assert show.rows(_report())[1] == ("pgd-10", "93.6 [91.9, 95.0]", "93.2 [91.5, 94.6]", "0.4 [-1.8, 2.6]")
+    assert show.rows(_evaluation())[0] == ("clean", "98.7 [97.8, 99.2]")
 
 
 def test_rows_of_attacks_that_one_side_lacks_and_of_a_tiny_drop():
     teacher, student = {"clean": _score(0.9801, 0.97, 0.99), "cw": TEACHER["aa"]}, {"clean": _score(0.9803, 0.97, 0.99)}
-    assert report.rows(_report(teacher=teacher, student=student)) == [
+    assert show.rows(_report(teacher=teacher, student=student)) == [
         ("clean", "98.0 [97.0, 99.0]", "98.0 [97.0, 99.0]", "0.0 [-1.4, 1.4]"), ("cw", "83.0 [77.2, 87.6]", "-", "-")]
 
 
 def test_markdown_document():
-    text = report.markdown(_report())
+    text = show.markdown(_report())
     assert text.startswith("# lenet.pt pruned to 90% sparsity\n\n"
                            "clean 98.6 -> 98.7%, aa 83.0 -> 82.0% (lowest), file 10.8 times smaller.\n")
     for line in ("|  | teacher | pruned | drop |", "| pgd-10 | 93.6 [91.9, 95.0] | 93.2 [91.5, 94.6] | 0.4 [-1.8, 2.6] |",
@@ -147,29 +147,29 @@ def test_markdown_document():
 
 def test_markdown_tables_have_equal_columns_whatever_the_names():
     evil = "a|b\n\x1b[31m`x`"
-    text = report.markdown(_report(teacher={evil: TEACHER["aa"]}, student={evil: TEACHER["aa"]},
+    text = show.markdown(_report(teacher={evil: TEACHER["aa"]}, student={evil: TEACHER["aa"]},
                                    layers=[{"name": evil, "shape": (1,), "nonzero": 1, "total": 2}]))
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert bars == [5, 5, 5, 6, 6, 6] and "\x1b" not in text
 
 
 def test_evaluation_shows_in_the_same_style():
-    one = report.markdown(_evaluation())
+    one = show.markdown(_evaluation())
     assert one.startswith("# lenet.pt under attack\n\nclean 98.7%, aa 82.0% (lowest).\n")
     assert "| aa | 82.0 [76.1, 86.7] |" in one and "eps 8/255" in one and "drop" not in one and "Layers" not in one
-    two = report.markdown(_evaluation(teacher=TEACHER))
+    two = show.markdown(_evaluation(teacher=TEACHER))
     assert "| aa | 83.0 [77.2, 87.6] | 82.0 [76.1, 86.7] | 1.0 [-" in two
     assert _evaluation().keys() >= {"results"} and _evaluation(teacher=TEACHER).keys() >= {"teacher", "student", "drop"}
 
 
 def test_headline_of_a_run_names_its_folder():
-    assert report.headline({"model": {"source": "pwoa-runs/lenet-0.9/model.safetensors"}}) == "lenet-0.9 under attack"
-    assert report.headline({"model": {"source": "model.safetensors"}}) == "model.safetensors under attack"
+    assert show.headline({"model": {"source": "pwoa-runs/lenet-0.9/model.safetensors"}}) == "lenet-0.9 under attack"
+    assert show.headline({"model": {"source": "model.safetensors"}}) == "model.safetensors under attack"
 
 
 def test_evaluation_of_clean_accuracy_alone():
     shown = _evaluation(norm=None, eps=None, results={"clean": STUDENT["clean"]})
-    assert "attacks within" not in report.markdown(shown) and "clean 98.7%." in report.markdown(shown)
+    assert "attacks within" not in show.markdown(shown) and "clean 98.7%." in show.markdown(shown)
 
 
 def _long() -> dict:
@@ -188,10 +188,10 @@ def test_terminal_table_holds_at_60_columns_with_every_number(shown):
     text = _rendered(shown)
     assert max(map(len, text.splitlines())) <= 60 and "…" not in text
     words = text.split()
-    for _, *cells in report.rows(shown):
+    for _, *cells in show.rows(shown):
         assert all(word in words for cell in cells for word in cell.split())
     flat = "".join(words)
-    assert all("".join(sentence.split()) in flat for _, sentence in report.facts(shown))
+    assert all("".join(sentence.split()) in flat for _, sentence in show.facts(shown))
 
 
 def test_terminal_table_reads_no_markup_and_no_escape():
@@ -203,31 +203,31 @@ def test_terminal_table_reads_no_markup_and_no_escape():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0.0s"), (3.21, "3.2s"), (9.96, "10s"), (59.6, "1m 00s"), (104, "1m 44s"),
                                                (725, "12m"), (7500, "2h 05m"), (math.inf, "?"), (math.nan, "?")])
 def test_duration(seconds, text):
-    assert report.duration(seconds) == text
+    assert show.duration(seconds) == text
 
 
 @pytest.mark.parametrize(("eps", "text"), [(0.3, "0.3"), (8 / 255, "8/255"), (0.031, "0.031"), (0.2, "0.2"), (1 / 255, "1/255"),
                                            (0.5, "0.5"), (0.0131, "0.0131"), (1, "1"), (0.123456789, "0.1235")])
 def test_radius(eps, text):
-    assert report.radius(eps) == text
+    assert show.radius(eps) == text
 
 
 @pytest.mark.parametrize(("sparsity", "text"), [(0, "0"), (0.9, "90"), (0.9975, "99.75"), (1 / 3, "33.33"),
                                                 (0.999996, "99.9996"), (1, "100")])
 def test_percent_of_weights(sparsity, text):
-    assert report.percent_of_weights(sparsity) == text
+    assert show.percent_of_weights(sparsity) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"),
                                              (999_951, "1.0 MB"),
                                              (2_293_000, "2.3 MB"), (3.2e13, "32.0 TB"), (3.2e17, "320000.0 TB")])
 def test_size(count, text):
-    assert report.size(count) == text
+    assert show.size(count) == text
 
 
 @pytest.mark.parametrize(("a", "b", "text"), [(2.6e6, 2.4e5, "10.8"), (101, 100, "1.01"), (1200, 10, "120"), (1, 0, "-")])
 def test_ratio(a, b, text):
-    assert report.ratio(a, b) == text
+    assert show.ratio(a, b) == text
 
 
 def test_environment_has_what_the_schema_asks():

@@ -30,8 +30,8 @@ def held_out(found: datasets.Dataset) -> datasets.Dataset:
 
 def measure(job: prune.Job, model: torch.nn.Module, attacks: str) -> dict[str, float]:
     """Percent right, clean and under each attack, on the job's samples."""
-    x, y = subject.samples(job.subject.dataset, job.request.n, seed=job.request.seed)
-    results = evaluate(model, x, y, attacks=attacks, norm=job.subject.norm, eps=job.subject.eps, seed=job.request.seed)
+    x = subject.samples(job.subject.dataset, job.request.n, seed=job.request.seed)
+    results = evaluate(model, x, x.labels, attacks=attacks, norm=job.subject.norm, eps=job.subject.eps, seed=job.request.seed)
     return {name: round(100 * r.accuracy, 2) for name, r in results.items()}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import autoattack, gradient, minimum_norm, plugins
-from .base import GRADIENT_NORMS, NORMS
+from .base import NORMS
 
 DEFAULT_STEPS = 20
 FMN_STEPS = 100
@@ -34,6 +34,9 @@ class Attack:
     """A resolved name, its function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs, its needs.
 
     minimum_norm: the answer is the smallest perturbation found, in the ball or not, so its norm holds for every eps.
+    cost: passes that a sample takes, backwards ones counted twice, for the order of attacks and the time that is left.
+    cascade: goes on only with what cheaper attacks left; the others' figures are their own. parts: names of the attacks
+    that it runs one after the other, from one seed.
     """
 
     name: str
@@ -41,19 +44,29 @@ class Attack:
     min_classes: int = 2
     norms: tuple[str, ...] = NORMS
     minimum_norm: bool = False
+    cost: int = 1
+    cascade: bool = False
+    parts: tuple[str, ...] = ()
 
 
 FIXED = {a.name: a for a in (
-    Attack("fgsm", gradient.fgsm, norms=GRADIENT_NORMS),
-    Attack("fmn", partial(minimum_norm.fmn, steps=FMN_STEPS), norms=GRADIENT_NORMS, minimum_norm=True),
-    Attack("cw-l2", minimum_norm.cw_l2, norms=("l2",), minimum_norm=True),
-    Attack("apgd-ce", autoattack.apgd_ce),
-    Attack("apgd-t", autoattack.apgd_t, min_classes=4),
-    Attack("fab-t", autoattack.fab_t),
-    Attack("square", autoattack.square),
-    Attack("aa", autoattack.aa, min_classes=4),
-    Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4),
+    Attack("fgsm", gradient.fgsm, cost=3),
+    Attack("fmn", partial(minimum_norm.fmn, steps=FMN_STEPS), minimum_norm=True, cost=3 * FMN_STEPS),
+    Attack("cw-l2", minimum_norm.cw_l2, norms=("l2",), minimum_norm=True, cost=5400),
+    Attack("apgd-ce", autoattack.apgd_ce, cost=300, cascade=True),
+    Attack("apgd-t", autoattack.apgd_t, min_classes=4, cost=2700, cascade=True),
+    Attack("fab-t", autoattack.fab_t, cost=4000, cascade=True),
+    Attack("square", autoattack.square, cost=5000, cascade=True),
+    Attack("aa", autoattack.aa, min_classes=4, cost=12000, cascade=True, parts=autoattack.STANDARD),
+    Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4, cost=3000, cascade=True,
+           parts=autoattack.FAST),
 )}
+UNKNOWN_COST = 1000  # of a plug-in
+
+
+def stages(attack: Attack) -> tuple[Attack, ...]:
+    """The attacks that an attack consists of, in order: itself, unless it has parts."""
+    return tuple(FIXED[name] for name in attack.parts) or (attack,)
 
 
 def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
@@ -88,7 +101,7 @@ def _resolve(name: str) -> Attack:
         return _fmn(key, int(match[1]))
     foreign = plugins.installed()
     if key in foreign:
-        return Attack(key, plugins.load(key, foreign[key]), norms=GRADIENT_NORMS)
+        return Attack(key, plugins.load(key, foreign[key]), cost=UNKNOWN_COST)
     near = difflib.get_close_matches(key, [*FIXED, "pgd", "cw", "pgd-20", "pgd-40", "cw-40", *foreign], n=1)
     raise InputError(f"Unknown attack {name!r}." + (f" Did you mean {near[0]}?" if near else ""),
                      hint=f"Known: {', '.join([*KNOWN, *foreign])}")
@@ -100,7 +113,7 @@ def _fmn(name: str, steps: int) -> Attack:
         raise InputError(f"Attack {name!r}: steps must be above 0.", hint="For example fmn or fmn-200")
     if steps == FMN_STEPS:
         return FIXED["fmn"]
-    return Attack(f"fmn-{steps}", partial(minimum_norm.fmn, steps=steps), norms=GRADIENT_NORMS, minimum_norm=True)
+    return Attack(f"fmn-{steps}", partial(minimum_norm.fmn, steps=steps), minimum_norm=True, cost=3 * steps)
 
 
 def _iterative(name: str, family: str, steps: str | None, restarts: str | None, step: str | None) -> Attack:
@@ -114,7 +127,7 @@ def _iterative(name: str, family: str, steps: str | None, restarts: str | None, 
     plain_cw = family == "cw" and n_steps == DEFAULT_STEPS and not options
     canonical = "cw" if plain_cw else f"{family}-{n_steps}{options}"
     run = partial(gradient.pgd, steps=n_steps, restarts=n_restarts, step_size=size, loss=_LOSS[family])
-    return Attack(canonical, run, norms=GRADIENT_NORMS)
+    return Attack(canonical, run, cost=3 * n_steps * n_restarts)
 
 
 def _step_size(text: str) -> float:

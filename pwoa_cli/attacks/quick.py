@@ -1,4 +1,4 @@
-"""The same network, sooner: a frozen copy for attacks on a CPU, and passes of at most so many samples.
+"""The same network, sooner: a frozen copy for attacks on a CPU.
 
 x inputs (B,C,H,W) in [0,1], z logits (B,K). Attacks search on the copy; who is broken is decided on the model itself.
 """
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..models import Normalized
 from .base import frozen
+from .bounded import Bounded
 
 PROBES = 8  # images on which the copy is compared with the model
 TOLERANCE = 1e-4  # of the largest logit: another order of summation in float32 stays below 1e-5
@@ -19,28 +19,6 @@ GRADIENT_TOLERANCE = 1e-2  # of its norm: rounding may flip a ReLU near 0; a gra
 REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError,
             copy.Error)  # of the user's own code, run on stand-ins for tensors; TraceError is a ValueError
 FEW_CHANNELS = 4  # images: oneDNN's gradient for so few input channels is 5 to 7 times slower than `_InputGradient`
-
-
-class Bounded(nn.Module):
-    """The model with at most `batch_size` samples in one pass; float32 in, float32 logits out.
-
-    With gradients the activations of a part are computed again in the backward pass, so memory stays that of one part.
-    """
-
-    def __init__(self, model: nn.Module, batch_size: int):
-        super().__init__()
-        self.model, self.batch_size = model, batch_size
-        self.training = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) <= self.batch_size:
-            return self.model(x).float()
-        if torch.is_grad_enabled() and x.requires_grad:
-            parts = [checkpoint(self.model, part, use_reentrant=False, preserve_rng_state=False)
-                     for part in x.split(self.batch_size)]
-        else:
-            parts = [self.model(part) for part in x.split(self.batch_size)]
-        return torch.cat(parts).float()
 
 
 # --- The copy ------------------------------------------------------------------------------------------------------------
@@ -58,14 +36,21 @@ def quick(model: nn.Module, inputs: Tensor) -> nn.Module:
     torch.fx cannot trace it, or where the copy answers differently.
     """
     if isinstance(model, Bounded):
-        inner = quick(model.model, inputs[:model.batch_size])
-        return model if inner is model.model else Bounded(inner, model.batch_size)
+        return _of_bounded(model, inputs)
     inputs = inputs[:PROBES]
     if inputs.device.type != "cpu":
         return model
     with frozen(model), torch.random.fork_rng(()):
         ready = _copy(model) if steady(model, inputs) else None
         return ready if ready is not None and _agree(ready, model, inputs) else model
+
+
+def _of_bounded(model: Bounded, inputs: Tensor) -> nn.Module:
+    """The copy behind the same bound and meter, made once and kept with the model."""
+    if model.batch_size not in model.copies:
+        inner = quick(model.model, inputs[:model.batch_size])
+        model.copies[model.batch_size] = model if inner is model.model else Bounded(inner, model.batch_size, model.meter)
+    return model.copies[model.batch_size]
 
 
 def steady(model: nn.Module, inputs: Tensor) -> bool:

@@ -12,7 +12,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, fx, nn
 
 from ..models import Normalized
-from .quick import PROBES, Bounded, hooked, plain, steady
+from .bounded import Bounded, Meter
+from .quick import PROBES, hooked, plain, steady
 
 Span = tuple[int, int]  # first index, and one past the last
 Window = tuple[Span, Span]
@@ -105,13 +106,17 @@ class Windowed:
     def __init__(self, stages: Sequence["_Stage"], head: nn.Module, normalise: Normalized):
         self.stages, self.head, self.normalise = stages, head, normalise
         self.paddings = [*(stage.padding for stage in stages), 0]  # of maps
+        self.meter = Meter()  # a window counts as a pass, though it costs less
         self.maps: list[Tensor] = []  # padded inputs of every stage, then the features, of the kept points
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor) -> "Windowed | None":
         """For the points x (B,C,H,W); None for other networks, and where the maps of so many points take too much memory."""
         if isinstance(model, Bounded):
-            return cls.of(model.model, x) if len(x) <= model.batch_size else None
+            found = cls.of(model.model, x) if len(x) <= model.batch_size else None
+            if found:
+                found.meter = model.meter
+            return found
         shell = model if isinstance(model, Normalized) else Normalized(model)
         layers = _chain(shell.net)
         n_maps = next((i for i, part in enumerate(layers) if not _on_maps(part)), len(layers))
@@ -134,6 +139,7 @@ class Windowed:
 
     def logits(self, rows: Tensor, patch: Tensor, window: Window) -> tuple[Tensor, list]:
         """Logits (R,K) of kept points `rows` (R,) with `patch` (R,C,h,w) at `window`, and what `accept` needs."""
+        self.meter.forward(len(rows))
         found, patch = [], self.normalise(patch)
         for i, (stage, kept) in enumerate(zip(self.stages, self.maps, strict=False)):
             inside = tuple((a + stage.padding, b + stage.padding) for a, b in window)

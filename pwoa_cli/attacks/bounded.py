@@ -1,0 +1,114 @@
+"""Passes of at most so many samples through a model, counted and timed; how many fit into memory is measured.
+
+x inputs (B,C,H,W) in [0,1], z logits (B,K).
+"""
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+SHARE = 0.5  # of the free memory that passes may take: the rest is for what an attack keeps, and for other processes
+
+
+class OutOfTime(Exception):
+    """The deadline of a `Meter` has passed."""
+
+
+@dataclass
+class Meter:
+    """Samples that went through a model forwards and backwards; `beat` is called at each pass.
+
+    deadline: of time.monotonic(); the first pass after it raises OutOfTime.
+    """
+
+    deadline: float | None = None
+    forwards: int = 0
+    backwards: int = 0
+    beat: Callable[[], None] = lambda: None
+
+    def forward(self, samples: int) -> None:
+        """Count a pass. Raises: OutOfTime."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime
+        self.forwards += samples
+        self.beat()
+
+    def backward(self, samples: int) -> None:
+        """Count a pass back to the inputs."""
+        self.backwards += samples
+
+
+class Bounded(nn.Module):
+    """The model with at most `batch_size` samples in one pass; float32 in, float32 logits out; `meter` counts.
+
+    With gradients the activations of a part are computed again in the backward pass, so memory stays that of one part.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int, meter: Meter | None = None):
+        super().__init__()
+        self.model, self.batch_size, self.meter = model, batch_size, meter or Meter()
+        self.copies: dict[int, nn.Module] = {}  # of `quick`, by batch size
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.meter.forward(len(x))
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        if len(x) <= self.batch_size:
+            logits = self.model(x).float()
+        elif differentiable:
+            logits = torch.cat([checkpoint(self.model, part, use_reentrant=False, preserve_rng_state=False)
+                                for part in x.split(self.batch_size)]).float()
+        else:
+            logits = torch.cat([self.model(part) for part in x.split(self.batch_size)]).float()
+        if differentiable and logits.requires_grad:
+            logits.register_hook(lambda _: self.meter.backward(len(x)))
+        return logits
+
+
+def fitting_batch(model: nn.Module, x: Tensor, *, most: int) -> int:
+    """The largest of most, most / 2, most / 4, ..., 1 whose activations take SHARE of the free memory or less.
+
+    Two samples are passed, and what autograd keeps for them is added up; the answer does not depend on the speed of the
+    machine. Args: x: (B,C,H,W), the first two are used.
+    """
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = sum(p.nbytes for p in model.parameters())
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model(x[:2].clone().requires_grad_())
+    each = max(1, sum(kept.values()) - weights + out.nbytes + x[:2].nbytes) / min(2, len(x))
+    size, room = most, SHARE * free_bytes(x.device)
+    while size > 1 and 2 * each * size > room:  # twice: the backward pass holds gradients beside the activations
+        size = (size + 1) // 2
+    return size
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that this process may still take on a device; infinity where nothing tells."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return float("inf")
+    return min(free, _left_in_cgroup())
+
+
+def _left_in_cgroup() -> float:
+    """What a container's limit (cgroup v2) leaves, files that the kernel may forget not counted; infinity without a limit."""
+    home = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (float((home / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (home / "memory.stat").read_text().splitlines())
+        return limit - used + float(stat.get("inactive_file", 0))
+    except (OSError, ValueError):  # "max" is no number: no limit
+        return float("inf")

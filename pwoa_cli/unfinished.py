@@ -1,0 +1,111 @@
+"""What an evaluation has found so far, kept on disk so that it can go on after any end: one file for each finished unit.
+
+    pwoa-runs/.eval/KEY/ATTACK.PART.BLOCK.npz        written at once: temporary name, fsync, rename
+
+A unit is one attack, or one component of it, on one block of samples. KEY is a hash of all that the flags depend on: the
+weights, the samples, the threat, the seed. A file that is cut short or of other samples is taken as not there.
+"""
+import hashlib
+import re
+import shutil
+import tempfile
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .run import ROOT, atomic
+
+FORMAT = 1  # of the files; part of KEY
+FOLDER = ROOT / ".eval"
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """What one attack did to the samples `rows` (m,) int64 of a block.
+
+    broken: (m,) bool. distance: (m,) float32, norm of the perturbation of those that it broke (of the smallest, for a
+    minimum-norm attack, in the ball or not), NaN elsewhere. inputs: (b, C, H, W) float32, the b broken ones; None unless
+    asked for. outside, nonfinite: answers outside the ball or [0,1]; samples with logits that are no numbers.
+    """
+
+    rows: Tensor
+    broken: Tensor
+    distance: Tensor
+    outside: int
+    nonfinite: int
+    forwards: int
+    backwards: int
+    seconds: float
+    inputs: Tensor | None = None
+
+
+COUNTS = ("outside", "nonfinite", "forwards", "backwards")
+
+
+class Unfinished:
+    """The units of one evaluation in a folder. reuse: those that are there are taken; else they are replaced."""
+
+    def __init__(self, folder: Path, *, reuse: bool):
+        self.folder, self.reuse = folder, reuse
+
+    def fault(self) -> str:
+        """Why nothing can be written there, "" if it can."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(b"pwoa")
+        except OSError as error:
+            return f"{self.folder}: {error.strerror}"
+        return ""
+
+    def found(self) -> int:
+        """How many units are there."""
+        return len(list(self.folder.glob("*.npz"))) if self.folder.is_dir() else 0
+
+    def get(self, name: str, rows: Tensor, *, inputs: bool) -> Unit | None:
+        """The unit of this name, if it is whole, was made of the same `rows`, and has its inputs where they are asked for."""
+        if not self.reuse:
+            return None
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(self._path(name), "rb") as whole:
+            file = np.load(whole)
+            unit = Unit(*(torch.from_numpy(file[field]) for field in ("rows", "broken", "distance")),
+                        **{field: int(file[field]) for field in COUNTS}, seconds=float(file["seconds"]),
+                        inputs=torch.from_numpy(file["inputs"]) if inputs else None)
+            same = torch.equal(unit.rows, rows) and unit.broken.shape == unit.distance.shape == rows.shape
+            return unit if same and (not inputs or len(unit.inputs) == int(unit.broken.sum())) else None
+        return None
+
+    def put(self, name: str, unit: Unit) -> None:
+        """Write a unit, whole or not at all. Raises: InputError if it cannot be written."""
+        arrays = {field: np.asarray(value) for field, value in vars(unit).items() if value is not None}
+        with atomic(self._path(name)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+
+    def clear(self) -> None:
+        """Remove the folder: the evaluation is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove folders in which nothing is kept."""
+        with suppress(OSError):  # something is there, or it never was
+            for folder in (self.folder, *([FOLDER, ROOT] if self.folder.parent == FOLDER else [])):
+                if folder.exists():
+                    folder.rmdir()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{re.sub(r'[^a-z0-9.-]', '_', name)}.npz"
+
+
+def key(model: nn.Module, *more: object) -> str:
+    """24 hex digits of what the flags depend on: names, shapes and bits of the tensors of a model, and `more` by its repr."""
+    digest = hashlib.sha256(repr((FORMAT, more)).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]

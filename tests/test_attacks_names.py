@@ -1,0 +1,140 @@
+"""Attacks by name: what a name stands for, which are refused, and the plug-ins of installed packages."""
+import sys
+import tomllib
+from functools import partial
+from pathlib import Path
+
+import attack_checks
+import pytest
+import torch
+from attack_checks import generator, linear, samples
+
+from pwoa_cli import attacks
+from pwoa_cli.attacks import base
+from pwoa_cli.errors import InputError
+
+PLUGIN = Path(__file__).parents[1] / "examples/plugin"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return attack_checks.trained()
+
+
+@pytest.mark.parametrize("given,resolved", [
+    ("pgd", "pgd-20"), ("cw", "cw"), ("cw-20", "cw"), ("cw-40", "cw-40"), ("PGD-10", "pgd-10"), ("pgd-40-r5", "pgd-40-r5"),
+    ("pgd-40-r1", "pgd-40"), ("pgd-40-s0.01", "pgd-40-s0.01"), ("pgd-40-r5-s2/255", "pgd-40-r5-s2/255"), ("cw-r5", "cw-20-r5"),
+    (" aa ", "aa"), ("aa-fast", "aa-fast"), ("pgd,pgd-20, cw ,cw", "pgd-20,cw"), ("clean, fgsm", "fgsm"), ("clean", "")])
+def test_names_resolve(given, resolved):
+    assert ",".join(a.name for a in attacks.parse(given)) == resolved
+
+
+def test_names_carry_their_settings():
+    options = attacks.parse(["pgd-40-r5-s2/255"])[0].run.keywords
+    assert options == {"steps": 40, "restarts": 5, "step_size": pytest.approx(2 / 255), "loss": "ce"}
+    assert attacks.parse("cw")[0].run.keywords == {"steps": 20, "restarts": 1, "step_size": None, "loss": "margin"}
+
+
+@pytest.mark.parametrize("name,says", [
+    ("pdg", "Did you mean pgd"), ("appgd-ce", "Did you mean apgd-ce"), ("autoattack", "Unknown attack 'autoattack'"),
+    ("pgd-0", "must be above 0"), ("pgd-10-r0", "must be above 0"), ("pgd-10-s0", "must be above 0"),
+    ("pgd-10-s1/0", "must be above 0"), ("pgd-", "Unknown"), ("fgsm-3", "Unknown"), ("", "No attack"),
+    ("pgd,,cw", "Unknown attack ''")])
+def test_wrong_names_are_refused(name, says):
+    with pytest.raises(InputError, match=says) as caught:
+        attacks.parse(name)
+    assert caught.value.hint
+
+
+def test_norms_that_an_attack_does_not_know_are_refused():
+    attacks.check_norm(attacks.parse("fgsm,pgd,cw,fmn,apgd-ce,apgd-t,fab-t,square,aa,aa-fast"), "l1")
+    for norm in ("linf", "l1"):
+        with pytest.raises(InputError, match=f"cw-l2 attacks in l2, the norm asked for is {norm}") as caught:
+            attacks.check_norm(attacks.parse("pgd,cw-l2"), norm)
+        assert "pgd" in caught.value.hint
+
+
+# --- plug-ins ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """install(code, name=...) -> the plug-in on sys.path with a made dist-info, as pip would leave it."""
+    def put(code, module="made_up", entry="made = made_up:attack", package="made-up"):
+        (tmp_path / f"{module}.py").write_text(code)
+        info = tmp_path / f"{package.replace('-', '_')}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text(f"[pwoa.attacks]\n{entry}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    yield put
+    for module in ("made_up", "made_up_too", "pwoa_attack_noise"):
+        sys.modules.pop(module, None)
+
+
+def test_the_example_plugin_works_as_its_pyproject_says(install, trained):
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())
+    (name, where), = project["project"]["entry-points"]["pwoa.attacks"].items()
+    module, = project["tool"]["setuptools"]["py-modules"]
+    install((PLUGIN / f"{module}.py").read_text(), module, f"{name} = {where}", project["project"]["name"])
+    model, x, y = trained
+    attack, = attacks.parse("Noise")
+    assert attack.name == "noise"
+    for norm, eps in (("linf", 0.2), ("l2", 1.0), ("l1", 5.0)):
+        adv = attack.run(model, x[:8], y[:8], eps=eps, norm=norm, generator=generator())
+        assert base.distance(adv - x[:8], norm).max() <= eps * (1 + 1e-5)
+        assert torch.equal(adv, attack.run(model, x[:8], y[:8], eps=eps, norm=norm, generator=generator()))
+
+
+@pytest.mark.parametrize("body,says", [
+    ("raise ValueError('no such norm\\nmore')", "raised ValueError: no such norm"),
+    ("return None", "returned NoneType, expected a tensor of shape"),
+    ("return inputs[:1]", r"returned torch.float32 \(1, 1, 4, 4\), expected torch.float32 \(3, 1, 4, 4\)"),
+    ("return inputs.double()", "returned torch.float64"),
+    ("inputs[0] = float('nan'); return inputs", "returned NaN or infinite pixels for 1 of 3 inputs"),
+    ("return inputs + 0.9", "returned pixels in"),
+    ("return 1 - inputs", "left the ball: linf distance 0.3.*, expected at most eps 0.1")])
+def test_a_faulty_plugin_is_named(install, body, says):
+    install(f"def attack(model, inputs, labels, *, norm, eps, generator):\n    {body}\n")
+    x, y = samples(3), torch.zeros(3, dtype=torch.long)
+    before = x.clone()
+    with pytest.raises(InputError, match="Attack 'made' of package made-up 0.1.0 " + says) as caught:
+        attacks.parse("made")[0].run(linear(), x, y, eps=0.1, norm="linf", generator=generator())
+    assert caught.value.hint and "\n" not in caught.value.message and torch.equal(x, before)
+
+
+def test_a_plugin_that_ignores_the_generator_is_the_same_in_every_run(install):
+    install("import torch\ndef attack(model, inputs, labels, *, norm, eps, generator):\n"
+            "    return (inputs + eps * (torch.rand_like(inputs) - 0.5))\n")
+    x, y = samples(3), torch.zeros(3, dtype=torch.long)
+    run = partial(attacks.parse("made")[0].run, linear(), x, y, eps=0.1, norm="linf")
+    state = torch.get_rng_state()
+    assert torch.equal(run(generator=generator(1)), run(generator=generator(1)))
+    assert not torch.equal(run(generator=generator(1)), run(generator=generator(2)))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("code,says", [
+    ("import nothing_of_that_name", "cannot be loaded from made_up:attack: ModuleNotFoundError"),
+    ("attack = 3", "is int made_up:attack, expected a function")])
+def test_a_plugin_that_cannot_be_used_is_refused_before_anything_runs(install, code, says):
+    install(code)
+    with pytest.raises(InputError, match="Attack 'made' of package made-up 0.1.0 " + says):
+        attacks.parse("pgd,made")
+
+
+def test_two_packages_with_one_name_are_refused_and_near_names_are_told(install):
+    install("attack = print")
+    with pytest.raises(InputError, match="Did you mean made") as caught:
+        attacks.parse("maed")
+    assert caught.value.hint.endswith("made")
+    install("attack = print", "made_up_too", "Made = made_up_too:attack", "made-up-too")
+    with pytest.raises(InputError, match="defined by made-up 0.1.0 and made-up-too 0.1.0"):
+        attacks.parse("made")
+
+
+def test_built_in_names_never_look_for_plugins(install, monkeypatch):
+    install("attack = print", entry="pgd = made_up:attack")
+    monkeypatch.setattr(attacks.plugins, "installed", lambda: pytest.fail("looked for plug-ins"))
+    assert [a.name for a in attacks.parse("fgsm,pgd,cw,fmn-3,cw-l2,aa")] == ["fgsm", "pgd-20", "cw", "fmn-3", "cw-l2", "aa"]
