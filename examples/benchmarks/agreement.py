@@ -4,10 +4,10 @@
 
 The first n test images that the model gets right, one thread, no cheap attack before another. `broken` is asked of the model
 for the answer moved into [0,1] and the ball; for the minimum-norm attacks it means broken within eps, and the ratio is
-the median of norms (pwoa / reference) where both found something. fgsm, pgd
-and cw run in float64, as the sign of a tiny gradient is noise in float32; pgd and cw without random start, up to the first
-misclassified iterate of each side. In l2 and l1 pwoa's AutoAttack gives the reference's points; in linf it searches on the
-`quick` copy, where float32 rounds otherwise and a search may end elsewhere, as the reference's own does beside other images.
+the median of norms (pwoa / reference) where both found something. fgsm, pgd and cw run in float64, as the sign of a tiny
+gradient is noise in float32; pgd and cw without random start, up to the first misclassified iterate of each side. In l2
+and l1 pwoa's AutoAttack gives the reference's points; in linf it searches on the `quick` copy, where float32 rounds otherwise
+and a search may end elsewhere, as the reference's own does beside other images.
 """
 import argparse
 import warnings

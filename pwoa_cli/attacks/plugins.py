@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..errors import InputError
-from .base import SLACK, distance
+from .base import distance, slack
 
 GROUP = "pwoa.attacks"
 
@@ -76,7 +76,7 @@ def _fault(adv: object, inputs: Tensor, *, eps: float, norm: str) -> str:
     if low < 0 or high > 1:
         return f"returned pixels in [{low:g}, {high:g}], expected [0, 1]"
     size = float(distance(adv - inputs, norm).max())
-    outside = size > eps * (1 + SLACK) + SLACK
+    outside = size > eps + slack(inputs, eps=eps, norm=norm)
     return f"left the ball: {norm} distance {size:.6g}, expected at most eps {eps:.6g}" if outside else ""
 
 
