@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import pwoa_cli
 from pwoa_cli import attacks, hub, report, run, sample_file, show, unfinished
+from pwoa_cli.architecture import is_file
 from pwoa_cli.checkpoint import Loaded, Source
 from pwoa_cli.checkpoint_file import file_sha256
 from pwoa_cli.data import View
@@ -49,16 +49,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything found and checked. loaded: what to measure, by name: TEACHER, MODEL; or MODEL alone.
-
-    headings: the same for people. kept: what was kept for --resume, filled by `execute`.
+    """A request with everything found and checked. loaded: what to measure, by name: the model last, before it what it is
+    compared with. kept: what was kept for --resume, filled by `execute`.
     """
 
     request: Request
     subject: Subject
     loaded: Mapping[str, Loaded]
     device: str
-    headings: tuple[str, ...]
     kept: list[Unfinished] = field(default_factory=list)
 
     @property
@@ -88,14 +86,14 @@ def prepare(request: Request, *, say: Say) -> Job:
                            near_chance="possible" if of_run else "of pruned")
     attacks.check_norm(attacks.parse(request.attacks), subject.norm)
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
-    loaded, headings = {"model": subject.loaded}, ("model",)
+    loaded = {"model": subject.loaded}
     if request.teacher is not None:
         like, teacher = subject.loaded, replace(request.teacher, trust_pickle=request.source.trust_pickle)
         if request.teacher_is_source:
             teacher = replace(teacher, arch=like.arch, options=like.arch_options, mean=like.mean or (), std=like.std or ())
-        loaded = {TEACHER: open_teacher(teacher, subject, device=device, say=say), "pruned": subject.loaded}
-        headings = (TEACHER, "pruned") if of_run else ("compared", "model")
-    return Job(request, subject, loaded, str(device), headings)
+        other, own = (TEACHER, "pruned") if of_run else ("compared", "model")
+        loaded = {other: open_teacher(teacher, subject, device=device, say=say, flag="--compare"), own: subject.loaded}
+    return Job(request, subject, loaded, str(device))
 
 
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
@@ -139,15 +137,17 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     finally:
         for kept in job.kept:
             kept.tidy()
-    several, last = len(found) > 1, list(found.values())[-1]
+    several, (*others, last) = len(found) > 1, found.values()
+    if taken := sum(kept.taken for kept in job.kept):
+        say(f"{taken} finished part{'s' * (taken > 1)} of an earlier run {'were' if taken > 1 else 'was'} taken over")
     seconds = {f"{who} {name}" if several else name: r.seconds for who, scores in found.items() for name, r in scores.items() if name != WORST}
-    compared = {"teacher": to_json(found[TEACHER]), "drop": compare(found[TEACHER], last), "headings": list(job.headings)} if several else {}
+    compared = {"teacher": to_json(others[0]), "drop": compare(others[0], last), "headings": list(found)} if several else {}
     labels = x.labels.cpu()
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
     result = report.build_eval(
         norm=subject.norm, eps=subject.eps, results=to_json(last), seconds=seconds,
         model=request.source.path, environment=report.environment(device=job.device, seed=request.seed),
-        notes=[*_late(found, request), *notes(found)], findings=findings(found), classes=classes,
+        notes=[*_late(found, job), *notes(found)], findings=findings(found), classes=classes,
         data=data_fields(subject, n=request.n, seed=request.seed), **compared)
     return Outcome(result, found, x.index, labels)
 
@@ -184,15 +184,17 @@ def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | No
     """Where the finished parts of this very evaluation are kept; None, with a warning, where nothing can be written."""
     loaded = job.loaded[who]
     reading = (loaded.arch, sorted(loaded.arch_options.items()), loaded.normalisation.mean, loaded.normalisation.std)
-    key = unfinished.key(loaded.model, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK, pwoa_cli.__version__, reading)
-    kept = Unfinished(unfinished.FOLDER / key, reuse=job.request.resume)
+    own = file_sha256(Path(loaded.arch.partition(":")[0])) if is_file(loaded.arch) else ""
+    key = unfinished.key(loaded.model, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK, job.device, reading, own,
+                         unfinished.code())
+    kept = Unfinished(run.UNFINISHED / key, reuse=job.request.resume)
     if why := kept.fault():
         say(f"warning: what is finished cannot be kept, so --resume will not go on from it: {why}")
         return None
-    if parts := kept.found():
-        say(f"{parts} finished parts of an earlier run are taken over" if job.request.resume else
-            f"warning: {parts} finished parts of this very evaluation are there and will be replaced; --resume goes on from them")
-    elif job.request.resume:
+    there = any(kept.folder.glob("*.npz"))
+    if there and not job.request.resume:
+        say("warning: finished parts of this very evaluation are there; those of the same attacks will be replaced. --resume goes on from them")
+    if job.request.resume and not there:
         say("nothing to resume: no finished part of this evaluation is there; it starts from the beginning")
     job.kept.append(kept)
     return kept
@@ -230,15 +232,18 @@ def notes(found: Mapping[str, Evaluation]) -> list[str]:
     return sentences
 
 
-def _late(found: Mapping[str, Evaluation], request: Request) -> list[str]:
+def _late(found: Mapping[str, Evaluation], job: Job) -> list[str]:
     """What time did not suffice for."""
-    sentences = []
+    request, sentences = job.request, []
+    more = "The same command with --resume goes on." if any(kept.made for kept in job.kept) else \
+        "Nothing was finished that --resume could go on from: give it more time."
     for who, evaluation in found.items():
         parts = [f"{name} is over {evaluation[name].n} of {request.n} samples" if name in evaluation else f"{name} is not there"
                  for name in evaluation.unfinished]
         if parts:
             title = f"{who}: " if len(found) > 1 else ""
-            sentences.append(f"{title}stopped after {request.max_seconds:g} s: {', '.join(parts)}. The same command with --resume goes on.")
+            sentences.append(f"{title}stopped after {request.max_seconds:g} s: {', '.join(parts)}; the worst case counts what was broken "
+                             f"until then. {more}")
     return sentences
 
 

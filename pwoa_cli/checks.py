@@ -112,7 +112,7 @@ def _training_mode(was_training: bool) -> Finding | None:
 def _few_classes(classes: int, attacks: Collection[str] | None) -> Finding | None:
     if classes > TARGETS or (attacks is not None and not set(attacks) & set(TARGETED)):
         return None
-    return Finding("few-classes", f"the model has {classes} classes, so targeted attacks try {classes - 1} targets for each"
+    return Finding("few-classes", f"the model has {classes} classes, so targeted attacks try {classes - 1} target{'s' * (classes > 2)} for each"
                                   f" sample instead of {TARGETS}.", False)
 
 
@@ -208,17 +208,18 @@ def _zero_gradients(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Ten
 # --- The threat and the clean accuracy ------------------------------------------------------------------------------------
 
 
-def of_threat(eps: float, norm: str) -> list[Finding]:
-    """A radius that is nearly k/255, or so large that nothing can hold; linf only, where both are known without the images."""
+def of_threat(eps: float, norm: str, *, pixels: int) -> list[Finding]:
+    """A radius that is nearly k/255 (linf), or so large that nothing can hold: half the diagonal of the box of `pixels` values."""
     found = []
     near = [k for k in COMMON_255 if SAME_EPS < abs(eps * 255 / k - 1) <= NEAR_EPS]
     if norm == "linf" and near:
         usual = f"{near[0]}/255"
         found.append(Finding("rounded-eps", f"eps is {eps:g}, {_percent(abs(eps * 255 / near[0] - 1))} off {usual} ="
                                             f" {near[0] / 255:.6f}; figures of others are for {usual} (--eps {usual}).", False))
-    if norm == "linf" and eps >= GREY_EPS:
-        found.append(Finding("large-eps", f"eps is {eps:g}, half the range of a pixel or more: every image can be made the"
-                                          " same uniform grey, so no model can hold above chance.", False))
+    grey = {"linf": GREY_EPS, "l2": GREY_EPS * pixels**0.5, "l1": GREY_EPS * pixels}[norm]
+    if eps >= grey:
+        found.append(Finding("large-eps", f"eps is {eps:g} in {norm}: from {grey:.4g} on every image can be made the same uniform"
+                                          " grey, so no model can hold above chance.", False))
     return found
 
 

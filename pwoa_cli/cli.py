@@ -139,6 +139,12 @@ DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what w
 
 GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
 
+
+def _goes_on() -> str:
+    """GOES_ON, if an evaluation has kept anything."""
+    return GOES_ON if any(run.UNFINISHED.glob("*/*.npz")) else ""
+
+
 app = typer.Typer(name="pwoa", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -214,7 +220,7 @@ def evaluate(
     """Measure accuracy under attack."""
     console = Console(json=json, quiet=quiet)
     run.check_file(save_samples, flag="--save-samples", ending=".npz")
-    with _run_folder(console, out, model=model, goes_on=GOES_ON) if out else _no_folder(GOES_ON) as folder:
+    with _run_folder(console, out, model=model, goes_on=_goes_on, again=resume) if out else _no_folder(_goes_on) as folder:
         console.say("loading torch")
         from pwoa_cli import assess, show
 
@@ -231,7 +237,7 @@ def evaluate(
         assess.keep(outcome, job, folder=folder, saved=save_samples)
     for finding in outcome.result["findings"]:
         if finding["unreliable"]:
-            console.warn(f"unreliable: {finding['text']}")
+            console.warn(f"unreliable: {' and '.join(finding['models'])}{': ' * bool(finding['models'])}{finding['text']}")
     console.result(show.markdown(outcome.result), outcome.result, table=lambda: show.table(outcome.result))
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
@@ -316,18 +322,18 @@ def _fraction(text: str | None) -> float | None:
 
 @contextmanager
 def _run_folder(console: Console, out: Path | None, *, model: str, sparsity: float = 0.0,
-                created: datetime | None = None, goes_on: str = "") -> Iterator[Path]:
+                created: datetime | None = None, goes_on: Callable[[], str] = str, again: bool = False) -> Iterator[Path]:
     """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is said.
 
-    Args: goes_on: what more there is to say when it is interrupted.
+    Args: goes_on: what more there is to say when it is interrupted. again: as in run.create.
     """
-    with run.opened(out, model_name=Path(model).stem, sparsity=sparsity, now=created or datetime.now()) as folder:
+    with run.opened(out, model_name=Path(model).stem, sparsity=sparsity, now=created or datetime.now(), again=again) as folder:
         try:
             yield folder
         except (KeyboardInterrupt, PwoaError) as error:
             kept = _kept(folder)
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(f"interrupted; {kept} {goes_on}".rstrip()) from None
+                raise Interrupted(f"interrupted; {kept} {goes_on()}".rstrip()) from None
             if any(folder.iterdir()):
                 console.warn(f"stopped; {kept}")
             raise
@@ -345,11 +351,12 @@ def _kept(folder: Path) -> str:
 
 
 @contextmanager
-def _no_folder(goes_on: str = "") -> Iterator[None]:
+def _no_folder(goes_on: Callable[[], str] = str) -> Iterator[None]:
     try:
         yield None
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; nothing was written. {goes_on}".rstrip()) from None
+        more = goes_on()
+        raise Interrupted(f"interrupted; {f'no report was written. {more}' if more else 'nothing was written.'}") from None
 
 
 def entry() -> None:

@@ -362,8 +362,8 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> Tensor:
 def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
     """Indices (n,) int64 on the CPU of n samples, each class within 1 of its share (largest remainders).
 
-    They are in the order of the file, unless that goes class by class: then any first part would hold few classes, and
-    the order is drawn from the seed. Args: labels: (N,) int64 >= 0. n: 1..N. Raises: InputError if n is outside.
+    In an order that the seed draws, so that any first part of them is a fair sample too, whatever the order of the file.
+    Args: labels: (N,) int64 >= 0. n: 1..N. Raises: InputError if n is outside.
     """
     labels = labels.cpu()
     total = len(labels)
@@ -376,8 +376,7 @@ def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     rank = torch.arange(total) - (counts.cumsum(0) - counts)[labels[by_class]]  # position within its class
     chosen = by_class[rank < quota[labels[by_class]]].sort().values
-    grouped = len(counts) > 1 and bool((labels.diff() >= 0).all())
-    return chosen[torch.randperm(n, generator=torch.Generator().manual_seed(seed))] if grouped else chosen
+    return chosen[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
 
 
 def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:

@@ -28,6 +28,7 @@ from .report import WORST
 from .threat import parse_eps, parse_norm
 from .unfinished import Unfinished, Unit
 
+LOW = 0.5  # clean accuracy that makes one doubt the data or the normalisation
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
 CURVE = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # radii of a security curve, in units of eps
 Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
@@ -69,18 +70,19 @@ class Result:
 
 
 class Evaluation(dict[str, Result]):
-    """{"clean": Result, resolved attack name: Result, ..., "worst case": Result (from two attacks on)}, and what goes with it.
+    """{"clean": Result, resolved attack name: Result, ..., "worst case": Result (from two attacks on, or
+    where time ran out)}, and what goes with it.
 
     findings: what may be wrong with the figures. broken_by: (N,) names: the first attack that broke a sample, "clean"
     where it was wrong before, "" where it holds. inputs: (N,C,H,W) adversarial inputs of those attacks, clean elsewhere;
     None unless asked for. unfinished: names of attacks that time did not suffice for.
     """
 
-    def __init__(self, results: Mapping[str, Result], *, findings: Sequence[Finding], inputs: Tensor | None = None,
-                 unfinished: Sequence[str] = ()):
+    def __init__(self, results: Mapping[str, Result], *, findings: Sequence[Finding], broken_by: Sequence[str],
+                 inputs: Tensor | None = None, unfinished: Sequence[str] = ()):
         super().__init__(results)
-        self.findings, self.inputs, self.unfinished = tuple(findings), inputs, tuple(unfinished)
-        self.broken_by = _broken_by(results)
+        self.findings, self.broken_by = tuple(findings), tuple(broken_by)
+        self.inputs, self.unfinished = inputs, tuple(unfinished)
 
 
 def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str | Sequence[str | Attack], norm: str | None,
@@ -93,8 +95,8 @@ def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str |
     Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf", "l2" or "l1"; eps: radius > 0 in the
         unit of the inputs; both may be None without attacks; batch_size: most samples in one pass, None: what fits into
         memory; blocks stay BLOCK; progress: called with (name, share of the whole); seconds: attacks end by then, and
-        whole blocks count; keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples, where
-        units are kept and looked for, so that a run that was stopped goes on.
+        whole blocks count; keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples and of
+        what the model predicts on them, where units are kept and looked for, so that a run that was stopped goes on.
     Raises: InputError on wrong inputs, labels, threat or names, on too few classes, on non-finite clean logits.
     """
     chosen = sorted(parse(attacks), key=lambda attack: attack.cost)
@@ -142,14 +144,14 @@ class _Run:
 
 @torch.no_grad()
 def _clean(run: _Run) -> tuple[Result, str]:
-    """Clean flags, refusing what makes every later figure meaningless, and the SHA-256 of inputs and labels."""
+    """Clean flags, refusing what makes every later figure meaningless; SHA-256 of inputs, labels and predictions."""
     start, n = time.perf_counter(), len(run.labels)
     correct, bad, digest = torch.zeros(n, dtype=torch.bool), 0, hashlib.sha256()
     for first in range(0, n, BLOCK):
         x, y = run.batch(slice(first, first + BLOCK))
         _check_range(x)
-        digest.update(x.cpu().contiguous().numpy().tobytes() + y.cpu().numpy().tobytes())
         logits = run.model(x)
+        digest.update(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (x, y, logits.argmax(1))))
         _check_logits(logits, run.labels, run.chosen)
         correct[first:first + BLOCK] = ~wrong(logits, y).cpu()
         bad += _nonfinite(logits)
@@ -172,32 +174,56 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
     chance = checks.near_chance(int(clean.sum()), len(clean), classes)
     found = [checks.Finding("near-chance", f"clean accuracy {100 * clean.double().mean():.1f}% is near chance "
                             f"({100 / classes:.1f}%).", unreliable=True)] * chance
-    found += [*checks.of_threat(run.eps, run.norm), *checks.of_model(
+    accuracy = 100 * float(clean.double().mean())
+    if accuracy < 100 * LOW and not chance:
+        found.append(Finding("low-accuracy", f"clean accuracy is {accuracy:.1f}%: are the data and the normalisation those of its "
+                             "training?", unreliable=False))
+    found += [*checks.of_threat(run.eps, run.norm, pixels=x[0].numel()), *checks.of_model(
         run.model.model, x, y, was_training=was_training, attacks=[attack.name for attack in run.chosen], batch_size=run.model.batch_size)]
     blind = next((finding for finding in found if finding.check == "no-gradient"), None)
-    if blind and any(attack.name != "square" for attack in run.chosen):
+    if blind and any(attack.needs_gradients for attack in run.chosen):
         raise InputError(blind.text[0].upper() + blind.text[1:], hint="Only an attack without gradients can run: --attacks square")
     return found
 
 
 # --- attacks -------------------------------------------------------------------------------------------------------------
 
+class _Found:
+    """What is known of the samples so far: who still stands, which attack broke whom first, and its inputs where asked for."""
+
+    def __init__(self, run: _Run, clean: Tensor):
+        self.standing = clean.clone()
+        self.broken_by = ["" if right else "clean" for right in clean.tolist()]
+        self.inputs = _part(run.inputs, slice(0, None), run.model.model).cpu().clone() if run.keep_inputs else None
+        self.units = 0
+
+    def add(self, unit: Unit, name: str) -> None:
+        """Take over what an attack, or a component of it, did to its samples."""
+        self.units += 1
+        hit = unit.rows[unit.broken]
+        new = self.standing[hit]
+        for row in hit[new].tolist():
+            self.broken_by[row] = name
+        if self.inputs is not None:
+            self.inputs[hit[new]] = unit.inputs[new]
+        self.standing[hit] = False
+
+
 def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
     """Every attack in turn; stops at the deadline with what is known."""
-    results, standing, unfinished = {"clean": clean}, clean.correct.clone(), []
-    saved = _part(run.inputs, slice(0, None), run.model.model).cpu().clone() if run.keep_inputs else None  # the user's stay
-    share = _Shares(run)
+    results, found, unfinished, share = {"clean": clean}, _Found(run, clean.correct), [], _Shares(run)
     for attack in run.chosen:
-        rows = standing if attack.cascade else clean.correct
-        result = _under(run, attack, rows, standing, share, saved) if not unfinished else None
+        rows = found.standing.clone() if attack.cascade else clean.correct
+        result = _under(run, attack, rows, found, share) if not unfinished else None
         if result is None or not bool(result.done.all()):
             unfinished.append(attack.name)
         if result is not None:
             results[attack.name] = result if not attack.minimum_norm else replace(result, curve=_curve(result, clean.correct, run.eps))
-            standing = standing & result.correct
-    if len(results) > 2:
-        results[WORST] = _worst(list(results.values())[1:])
-    return Evaluation(results, findings=[*findings, *_of_copies(run), *checks.of_results(results)], inputs=saved, unfinished=unfinished)
+    checked = checks.of_results(results)
+    if len(results) > 2 or unfinished and found.units:
+        results[WORST] = _worst(found, list(results.values())[1:], clean)
+    return Evaluation(results, findings=[*findings, *_of_copies(run), *checked], broken_by=found.broken_by, inputs=found.inputs,
+                      unfinished=unfinished)
 
 
 def _of_copies(run: _Run) -> list[Finding]:
@@ -207,11 +233,8 @@ def _of_copies(run: _Run) -> list[Finding]:
     return [finding for copy in copies.values() if (finding := checks.same_function(copy.model, run.model.model, x))]
 
 
-def _under(run: _Run, attack: Attack, todo: Tensor, standing: Tensor, share: "_Shares", saved: Tensor | None) -> Result | None:
-    """One attack on the samples `todo` (n,) bool, block by block; None where not one block was done in time.
-
-    Args: standing: (n,) bool, those that no attack broke yet; the others' adversarial inputs are not `saved` again.
-    """
+def _under(run: _Run, attack: Attack, todo: Tensor, known: _Found, share: "_Shares") -> Result | None:
+    """One attack on the samples `todo` (n,) bool, block by block; None where not one block was done in time."""
     n, parts = len(todo), stages(attack)
     correct, done, broken = todo.clone(), torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     far, by_part = torch.full((n,), torch.nan), {part.name: torch.zeros(n, dtype=torch.bool) for part in parts}
@@ -222,44 +245,43 @@ def _under(run: _Run, attack: Attack, todo: Tensor, standing: Tensor, share: "_S
             for part in parts:
                 if len(rows):
                     unit = _unit(run, attack, part, first // BLOCK, rows, share)
+                    known.add(unit, f"{attack.name}: {part.name}" if len(parts) > 1 else attack.name)
                     found.append((part.name, unit))
                     rows = rows[~unit.broken]
         except OutOfTime:
             break
-        for name, unit in found:  # only now: a block counts when all of its components are done
+        for name, unit in found:  # only now: a block counts for the attack when all of its components are done
             hit = unit.rows[unit.broken]
             correct[hit], broken[hit], by_part[name][hit] = False, True, True
             far[unit.rows] = unit.distance
-            if saved is not None:
-                new = standing[hit]
-                saved[hit[new]] = unit.inputs[new]
             units.append(unit)
         done[first:first + BLOCK] = True
         share.add(attack, first)
     if not done.any():
         return None
     totals = {name: sum(getattr(unit, name) for unit in units) for name in ("outside", "nonfinite", "forwards", "backwards", "seconds")}
+    totals["outside"] = min(totals["outside"], int((todo & done).sum()))  # several components may leave the ball with one sample
     return _result(attack.name, correct & done, done=done, attacked=todo & done, broken=broken, distance=far,
                    parts=by_part if len(parts) > 1 else {}, **totals)
 
 
 def _unit(run: _Run, attack: Attack, part: Attack, block: int, rows: Tensor, share: "_Shares") -> Unit:
     """One attack, or one component of it, on the samples `rows` of a block; taken from disk if it is there."""
-    name = f"{attack.name}.{part.name}.{block}"
+    name = f"{attack.name}.{part.name}.{block}" + (f".{hashlib.sha256(attack.version.encode()).hexdigest()[:12]}" if attack.version else "")
     known = run.kept.get(name, rows, inputs=run.keep_inputs) if run.kept else None
     if known is not None:
         return known
     meter, start = run.model.meter, time.perf_counter()
     before = meter.forwards, meter.backwards
-    x, y = run.batch(rows.to(_device(run.model)))
+    x, y = run.batch(rows)
     with share.watched(part, block, len(rows)):
         adv = _answer(run, attack, part, block, x, y)
     counted, broken, size, nonfinite = _verified(run, part, adv, x, y)
     far = 0 if part.minimum_norm else int(outside(adv, x, eps=run.eps, norm=run.norm).sum())
     unit = Unit(rows, broken.cpu(), size.cpu(), far, nonfinite, meter.forwards - before[0], meter.backwards - before[1],
                 time.perf_counter() - start, counted[broken].cpu() if run.keep_inputs else None)
-    if run.kept:
-        run.kept.put(name, unit)
+    if run.kept and (why := run.kept.put(name, unit)):
+        run.say(f"warning: {name} could not be kept, --resume would make it again: {why}")
     return unit
 
 
@@ -281,16 +303,18 @@ def _answer(run: _Run, attack: Attack, part: Attack, block: int, x: Tensor, y: T
 def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """What counts of an answer: inputs, broken (b,) bool, distance (b,), number of samples with logits that are no numbers.
 
-    A minimum-norm attack's distance is that of its answer wherever that lies: it holds for every eps.
+    A minimum-norm attack's distance is that of its answer wherever that lies, so it holds for every eps, or of the answer
+    moved into the ball if that is misclassified too.
     """
     with _float32():
         counted = contain(adv, x, eps=run.eps, norm=run.norm)
         logits = run.model(counted)
-        broken, reach, hit = wrong(logits, y), counted, wrong(logits, y)
+        broken = wrong(logits, y)
+        size = torch.where(broken, distance(counted - x, run.norm), torch.inf)
         if attack.minimum_norm:
             reach = torch.where(adv.isfinite(), adv, x).clamp(0, 1)
-            hit = wrong(run.model(reach), y)
-    return counted, broken, torch.where(hit, distance(reach - x, run.norm), torch.nan), _nonfinite(logits)
+            size = torch.where(wrong(run.model(reach), y), distance(reach - x, run.norm).minimum(size), size)
+    return counted, broken, torch.where(size.isfinite(), size, torch.nan), _nonfinite(logits)
 
 
 @contextmanager
@@ -340,24 +364,11 @@ class _Shares:
 
 # --- what is said of it --------------------------------------------------------------------------------------------------
 
-def _worst(results: Sequence[Result]) -> Result:
-    """Right under every attack, over the samples that all of them were done on."""
-    done = torch.stack([r.done for r in results]).all(0)
-    correct = torch.stack([r.correct for r in results]).all(0)
+def _worst(found: _Found, results: Sequence[Result], clean: Result) -> Result:
+    """Not broken by anything that was tried, over all samples: an upper bound also where time ran out."""
     sums = {name: sum(getattr(r, name) for r in results) for name in ("seconds", "forwards", "backwards")}
-    broken = torch.stack([r.broken for r in results]).any(0)
-    return _result(WORST, correct & done, done=done, attacked=torch.stack([r.attacked for r in results]).any(0), broken=broken & done,
-                   distance=torch.full(correct.shape, torch.nan), **sums)
-
-
-def _broken_by(results: Mapping[str, Result]) -> tuple[str, ...]:
-    """(N,) names: the first attack that broke each sample."""
-    names = ["" if right else "clean" for right in results["clean"].correct.tolist()]
-    for result in results.values():
-        for part, flags in (result.parts or {"": result.broken}).items():
-            for row in flags.nonzero().flatten().tolist():
-                names[row] = names[row] or (f"{result.name}: {part}" if part else result.name)
-    return tuple(names)
+    return _result(WORST, found.standing, done=clean.done, attacked=clean.correct, broken=clean.correct & ~found.standing,
+                   distance=torch.full(clean.correct.shape, torch.nan), **sums)
 
 
 def _curve(result: Result, clean: Tensor, eps: float) -> tuple[tuple[float, float], ...]:
@@ -399,10 +410,6 @@ def _result(name: str, correct: Tensor, *, done: Tensor, **more: object) -> Resu
 
 def _nonfinite(logits: Tensor) -> int:
     return int((~logits.isfinite().all(1)).sum())
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _part(inputs: Images, rows: slice | Tensor, model: nn.Module) -> Tensor:
@@ -448,6 +455,7 @@ def _check_logits(logits: Tensor, labels: Tensor, chosen: Sequence[Attack]) -> N
         raise InputError(f"Labels span {low}..{high}, but the model has {classes} classes (0..{classes - 1}).",
                          hint="Check that --data fits the model.")
     needy = [a for a in chosen if a.min_classes > classes]
+    rest = dict.fromkeys([*(a.name for a in chosen if a not in needy), "apgd-ce", "fab-t", "square"])
     if needy:
         raise InputError(f"{needy[0].name} needs at least {needy[0].min_classes} classes, the model has {classes}.",
-                         hint="Use --attacks apgd-ce,fab-t,square instead.")
+                         hint=f"Use --attacks {','.join(rest)} instead.")

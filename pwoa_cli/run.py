@@ -20,22 +20,24 @@ from typing import Any, Self
 from pwoa_cli.errors import InputError
 
 ROOT = Path("pwoa-runs")
+UNFINISHED = ROOT / ".eval"  # what evaluations found so far
 FINISHED = ("model.safetensors", "report.json")
 STAMP = "%Y%m%d-%H%M%S"
 OUT_HINT = "Name a folder that you can write to: --out DIR"
 
 
-def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime, need_bytes: int = 10_000_000) -> Path:
+def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime, need_bytes: int = 10_000_000,
+           again: bool = False) -> Path:
     """Make the folder of a new run and try that it can be written, before any work is done for it.
 
     Args: out: None for pwoa-runs/<model>-<sparsity>-<time>, with -2, -3, ... where that exists; a folder given by the
     user must be new or empty. model_name: any text, made fit for a file name. now: the start of the run.
-    need_bytes: free space asked of the disk.
+    need_bytes: free space asked of the disk. again: a folder of the user's may hold the files of an earlier try.
     Raises: InputError if the folder exists with content, cannot be made or written, or the disk is too full.
     """
     try:
         made = out is None or not out.exists()
-        path = _new_default(model_name, sparsity, now) if out is None else _named(out)
+        path = _new_default(model_name, sparsity, now) if out is None else _named(out, again=again)
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(b"pwoa")
     except OSError as error:
@@ -49,11 +51,11 @@ def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime,
     return path
 
 
-def _named(out: Path) -> Path:
+def _named(out: Path, *, again: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"output folder {out} is a file.", hint=OUT_HINT)
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
+    if any(out.iterdir()) and not again:
         raise InputError(f"output folder {out} exists and is not empty; nothing in it was touched.",
                          hint="Name a new folder with --out DIR, or leave --out away: each run gets its own under pwoa-runs.")
     return out

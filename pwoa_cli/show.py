@@ -103,10 +103,11 @@ def headline(report: Mapping[str, Any]) -> str:
 def summary(report: Mapping[str, Any]) -> str:
     """Clean and worst accuracy and the file's size, in a sentence."""
     pruned = list(columns(report).values())[:2]  # teacher and pruned, or one model
-    worst = min((name for name in pruned[-1] if name not in ("clean", WORST)), key=lambda name: pruned[-1][name]["accuracy"], default=None)
+    attacks = [name for name in pruned[-1] if name != "clean"]
+    worst = WORST if WORST in attacks else min(attacks, key=lambda name: pruned[-1][name]["accuracy"], default=None)
     parts = [f"{name} {' -> '.join(_short(column.get(name)) for column in pruned)}%"
              for name in ("clean", worst) if name in pruned[-1]]
-    if len(parts) == 2:
+    if len(attacks) > 1 and worst != WORST:
         parts[1] += " (lowest)"
     if "size" in report:
         parts.append(f"file {ratio(report['size']['dense_bytes'], report['size']['file_bytes'])} times smaller")
@@ -198,7 +199,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
     if "classes" in report:
         head, body = class_rows(report)
-        lines += ["", "## By class", "", *markdown_table(head, body)]
+        lines += ["", f"## By class ({list(report['classes'])[-1]})", "", *markdown_table(head, body)]
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}", f"{layer['total']:,}",
                    percent_of_weights(1 - layer["nonzero"] / max(1, layer["total"]))) for layer in report["sparsity"]["layers"]]
@@ -243,7 +244,7 @@ def table(report: Mapping[str, Any]) -> Any:
             by_class.add_column(heading, justify="right", overflow="fold")
         for row in body:
             by_class.add_row(*map(text_cell, row))
-        parts += ["", by_class]
+        parts += ["", text_cell(f"By class ({list(report['classes'])[-1]})", "bold"), by_class]
     return Group(*parts)
 
 

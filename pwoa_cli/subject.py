@@ -57,8 +57,8 @@ def open_model(source: Source, *, device: torch.device, say: Say) -> Loaded:
     return replace(loaded, model=loaded.model.to(device).eval())
 
 
-def open_teacher(source: Source, subject: Subject, *, device: torch.device, say: Say) -> Loaded:
-    """The model of --teacher, for the images and classes of the subject.
+def open_teacher(source: Source, subject: Subject, *, device: torch.device, say: Say, flag: str = "--teacher") -> Loaded:
+    """The model of --teacher, or of another `flag`, for the images and classes of the subject.
 
     What its file does not tell is taken from the subject's model: the architecture, and the normalisation if the teacher
     is right more often with it. Raises: InputError as `load_model`, or if it does not fit the subject's images and classes.
@@ -76,9 +76,9 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
         if teacher is None:
             raise  # what the file itself lacks
     if teacher.num_classes != like.num_classes:
-        raise InputError(f"--teacher {source.path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
+        raise InputError(f"{flag} {source.path} has {teacher.num_classes} classes, {like.source} has {like.num_classes}.",
                          hint="A teacher must know the same classes in the same order.")
-    right = run("as read", teacher, subject.dataset, what=f"--teacher {source.path}").hits
+    right = run("as read", teacher, subject.dataset, what=f"{flag} {source.path}").hits
     if teacher.normalisation.said_by == "nobody" and like.mean is not None:
         other = read_as(teacher, normalisation=like.normalisation)
         right_so = run("as read", other, subject.dataset).hits

@@ -2,26 +2,30 @@
 
     pwoa-runs/.eval/KEY/ATTACK.PART.BLOCK.npz        written at once: temporary name, fsync, rename
 
-A unit is one attack, or one component of it, on one block of samples. KEY is a hash of all that the flags depend on: the
-weights, the samples, the threat, the seed. A file that is cut short or of other samples is taken as not there.
+A unit is one attack, or one component of it, on one block of samples. KEY is a hash of all that the flags depend on: weights,
+what the model predicts on the clean samples, the samples, threat, seed, and the code of this package and of its libraries. A
+file that is cut short or of other samples is taken as not there.
 """
 import hashlib
-import re
 import shutil
 import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .run import ROOT, atomic
+from .errors import InputError
+from .run import ROOT, UNFINISHED, atomic
 
 FORMAT = 1  # of the files; part of KEY
-FOLDER = ROOT / ".eval"
+LIBRARIES = ("torch", "numpy", "pyautoattack", "timm", "torchvision")  # whose figures may move with their version
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,15 @@ COUNTS = ("outside", "nonfinite", "forwards", "backwards")
 
 
 class Unfinished:
-    """The units of one evaluation in a folder. reuse: those that are there are taken; else they are replaced."""
+    """The units of one evaluation in a folder. reuse: those that are there are taken; else they are replaced.
+
+    taken, made: how many units were found and how many were written.
+    """
 
     def __init__(self, folder: Path, *, reuse: bool):
         self.folder, self.reuse = folder, reuse
+        self.taken, self.made = 0, 0
+        self._paths: set[Path] = set()
 
     def fault(self) -> str:
         """Why nothing can be written there, "" if it can."""
@@ -63,43 +72,51 @@ class Unfinished:
             return f"{self.folder}: {error.strerror}"
         return ""
 
-    def found(self) -> int:
-        """How many units are there."""
-        return len(list(self.folder.glob("*.npz"))) if self.folder.is_dir() else 0
-
     def get(self, name: str, rows: Tensor, *, inputs: bool) -> Unit | None:
         """The unit of this name, if it is whole, was made of the same `rows`, and has its inputs where they are asked for."""
+        path = self._path(name)
         if not self.reuse:
             return None
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(self._path(name), "rb") as whole:
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(path, "rb") as whole:
             file = np.load(whole)
             unit = Unit(*(torch.from_numpy(file[field]) for field in ("rows", "broken", "distance")),
                         **{field: int(file[field]) for field in COUNTS}, seconds=float(file["seconds"]),
                         inputs=torch.from_numpy(file["inputs"]) if inputs else None)
             same = torch.equal(unit.rows, rows) and unit.broken.shape == unit.distance.shape == rows.shape
-            return unit if same and (not inputs or len(unit.inputs) == int(unit.broken.sum())) else None
+            if same and (not inputs or len(unit.inputs) == int(unit.broken.sum())):
+                self.taken += 1
+                return unit
         return None
 
-    def put(self, name: str, unit: Unit) -> None:
-        """Write a unit, whole or not at all. Raises: InputError if it cannot be written."""
+    def put(self, name: str, unit: Unit) -> str:
+        """Write a unit, whole or not at all. Returns: why that failed, "" if it did not: an evaluation can do without."""
         arrays = {field: np.asarray(value) for field, value in vars(unit).items() if value is not None}
-        with atomic(self._path(name)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # another evaluation may have tidied it away
+            with atomic(self._path(name)) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+        except (OSError, InputError) as error:
+            return str(error)
+        self.made += 1
+        return ""
 
     def clear(self) -> None:
-        """Remove the folder: the evaluation is over."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the units that were asked for or written: their evaluation is over. Those of other attacks stay."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
         self.tidy()
 
     def tidy(self) -> None:
         """Remove folders in which nothing is kept."""
         with suppress(OSError):  # something is there, or it never was
-            for folder in (self.folder, *([FOLDER, ROOT] if self.folder.parent == FOLDER else [])):
+            for folder in (self.folder, *([UNFINISHED, ROOT] if self.folder.parent == UNFINISHED else [])):
                 if folder.exists():
                     folder.rmdir()
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{re.sub(r'[^a-z0-9.-]', '_', name)}.npz"
+        path = self.folder / f"{quote(name, safe='')}.npz"  # names of plug-ins may hold anything
+        self._paths.add(path)
+        return path
 
 
 def key(model: nn.Module, *more: object) -> str:
@@ -109,3 +126,12 @@ def key(model: nn.Module, *more: object) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]
+
+
+@cache
+def code() -> str:
+    """SHA-256 of the modules of this package and the versions of LIBRARIES: another code may find another answer."""
+    digest = hashlib.sha256(repr([(name, metadata.version(name)) for name in LIBRARIES]).encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

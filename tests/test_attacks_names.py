@@ -10,7 +10,7 @@ import torch
 from attack_checks import generator, linear, samples
 
 from pwoa_cli import attacks
-from pwoa_cli.attacks import base
+from pwoa_cli.attacks import base, bounded
 from pwoa_cli.errors import InputError
 
 PLUGIN = Path(__file__).parents[1] / "examples/plugin"
@@ -39,7 +39,7 @@ def test_names_carry_their_settings():
     ("pdg", "Did you mean pgd"), ("appgd-ce", "Did you mean apgd-ce"), ("autoattack", "Unknown attack 'autoattack'"),
     ("pgd-0", "must be above 0"), ("pgd-10-r0", "must be above 0"), ("pgd-10-s0", "must be above 0"),
     ("pgd-10-s1/0", "must be above 0"), ("pgd-", "Unknown"), ("fgsm-3", "Unknown"), ("", "No attack"),
-    ("pgd,,cw", "Unknown attack ''")])
+    ("pgd,,cw", "An attack has no name")])
 def test_wrong_names_are_refused(name, says):
     with pytest.raises(InputError, match=says) as caught:
         attacks.parse(name)
@@ -113,6 +113,24 @@ def test_a_plugin_that_ignores_the_generator_is_the_same_in_every_run(install):
     assert torch.equal(run(generator=generator(1)), run(generator=generator(1)))
     assert not torch.equal(run(generator=generator(1)), run(generator=generator(2)))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_plugin_says_which_release_it_is(install):
+    code = "def attack(model, inputs, labels, *, norm, eps, generator):\n    return inputs\n"
+    install(code)
+    first = attacks.parse("made")[0].version
+    assert first.startswith("made-up 0.1.0 ") and attacks.parse("made")[0].version == first
+    Path(sys.modules["made_up"].__file__).write_text(code + "# another attack\n")
+    assert attacks.parse("made")[0].version != first
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError(\"DefaultCPUAllocator: can't allocate memory\")", "OutOfTime()"])
+def test_what_is_the_machines_and_not_the_plugins_fault_passes_through(install, error):
+    install("from pwoa_cli.attacks.bounded import OutOfTime\ndef attack(model, inputs, labels, *, norm, eps, generator):\n"
+            f"    try:\n        raise {error}\n    except Exception as caught:\n        raise caught\n")
+    kind = {"M": MemoryError, "R": RuntimeError, "O": bounded.OutOfTime}[error[0]]
+    with pytest.raises(kind):
+        attacks.parse("made")[0].run(linear(), samples(3), torch.zeros(3).long(), eps=0.1, norm="linf", generator=generator())
 
 
 @pytest.mark.parametrize("code,says", [

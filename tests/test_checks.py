@@ -311,27 +311,29 @@ def test_other_shapes_and_nan_are_other_functions(trained, data):
 @pytest.mark.parametrize("eps, near", [(0.031, "8/255"), (8 / 256, "8/255"), (0.016, "4/255"), (0.0039, "1/255"),
                                        (0.063, "16/255")])
 def test_rounded_radii_are_said(eps, near):
-    text = only(checks.of_threat(eps, "linf"), "rounded-eps", unreliable=False)
+    text = only(checks.of_threat(eps, "linf", pixels=784), "rounded-eps", unreliable=False)
     assert f"eps is {eps:g}" in text and f"--eps {near}" in text
 
 
 def test_a_rounded_radius_is_said_with_its_figures():
-    assert checks.of_threat(0.031, "linf")[0].text == ("eps is 0.031, 1.2% off 8/255 = 0.031373; figures of others are for 8/255"
+    assert checks.of_threat(0.031, "linf", pixels=784)[0].text == ("eps is 0.031, 1.2% off 8/255 = 0.031373; figures of others are for 8/255"
                                                        " (--eps 8/255).")
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 4 / 255, 0.0314, 0.03, 0.3, 0.1, 0.06, 0.01, 0.02, 0.499, 12 / 255])
 def test_radii_of_the_literature_are_not_doubted(eps):
-    assert checks.of_threat(eps, "linf") == []
+    assert checks.of_threat(eps, "linf", pixels=784) == []
 
 
 def test_radii_of_other_norms_are_not_255ths():
-    assert checks.of_threat(0.031, "l2") == checks.of_threat(0.5, "l2") == checks.of_threat(12.0, "l1") == []
+    assert checks.of_threat(0.031, "l2", pixels=784) == checks.of_threat(0.5, "l2", pixels=784) == checks.of_threat(12.0, "l1", pixels=784) == checks.of_threat(13.9, "l2", pixels=784) == []
+    for eps, norm in ((14.0, "l2"), (392.0, "l1"), (300.0, "l2")):
+        assert "grey" in only(checks.of_threat(eps, norm, pixels=784), "large-eps", unreliable=False)
 
 
 @pytest.mark.parametrize("eps", [0.5, 0.9])
 def test_a_radius_that_reaches_grey_is_said(eps):
-    assert "grey" in only(checks.of_threat(eps, "linf"), "large-eps", unreliable=False)
+    assert "grey" in only(checks.of_threat(eps, "linf", pixels=784), "large-eps", unreliable=False)
 
 
 @pytest.mark.parametrize("correct, n, classes, stops", [

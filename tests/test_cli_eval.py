@@ -45,7 +45,7 @@ def test_kill_9_and_resume_gives_equal_flags(large, pwoa):
     left = units()
     assert process.returncode == -signal.SIGKILL and 2 <= left < 9 and not Path("resumed.npz").exists()
     code, again, err = pwoa(*SLOW, "--json", "--save-samples", "resumed.npz", "--resume")
-    assert code == 0 and f"{left} finished parts of an earlier run are taken over" in err
+    assert code == 0 and f"{left} finished parts of an earlier run were taken over" in err
     assert known(json.loads(again)) == known(json.loads(out)) and not KEPT.exists()
     whole, resumed = sample_file.read(Path("whole.npz")), sample_file.read(Path("resumed.npz"))
     assert whole.keys() == resumed.keys() and all(whole[key].tobytes() == resumed[key].tobytes() for key in whole)
@@ -56,21 +56,25 @@ def test_what_was_kept_is_neither_lost_nor_mixed_up(large, pwoa):
     assert "nothing to resume" in pwoa(*head, "fgsm", "--resume", "--max-seconds", "600")[2]
     code, out, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "3", "--json")
     made = json.loads(out)
-    assert code == 0 and units() == 3 and made["results"].keys() == {"clean", "fgsm"}
-    assert "stopped after 3 s: pgd-100000 is not there. The same command with --resume goes on." in made["notes"]
+    assert code == 0 and units() == 3 and made["results"].keys() == {"clean", "fgsm", "worst case"}
+    assert ("stopped after 3 s: pgd-100000 is not there; the worst case counts what was broken until then. The same command with "
+            "--resume goes on.") in made["notes"]
     _, _, err = pwoa(*head, "fgsm", "--eps", "2e-6", "--resume")
     assert "nothing to resume" in err and units() == 3  # another threat: other flags
-    _, _, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "0.1")
-    assert "warning: 3 finished parts" in err and "--resume goes on from them" in err and units() == 3
+    _, out, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "0.01")
+    assert "warning: finished parts of this very evaluation are there" in err and "--resume goes on from them" in err and units() == 3
+    assert "Nothing was finished that --resume could go on from: give it more time." in out
+    pwoa(*head, "pgd-1", "--eps", "1e-6")
+    assert units() == 3  # a quick look with another attack costs nobody his work
     code, out, err = pwoa(*head, "fgsm", "--eps", "1e-6", "--resume", "--json")
-    assert code == 0 and "3 finished parts of an earlier run are taken over" in err and not KEPT.exists()
+    assert code == 0 and "3 finished parts of an earlier run were taken over" in err and not KEPT.exists()
     assert json.loads(out)["results"]["fgsm"] == made["results"]["fgsm"]
 
 
 def test_compare_is_paired_and_says_what_no_drop_means(here, pwoa):
     code, out, err = pwoa("eval", "model.pt", "--compare", "pruned.safetensors", *TINY, "--attacks", "fgsm,pgd-3", "--json")
     made = json.loads(out)
-    assert code == 0 and made["headings"] == ["compared", "model"]
+    assert code == 0 and made["headings"] == ["compared", "model"] and "compared fgsm" in made["seconds"]
     for name in ("clean", "fgsm", "pgd-3", "worst case"):
         drop = made["drop"][name]
         assert drop["points"] == pytest.approx(100 * (made["teacher"][name]["accuracy"] - made["student"][name]["accuracy"]))
@@ -96,7 +100,7 @@ def test_samples_hold_what_the_table_says(here, pwoa):
     assert np.allclose(np.nan_to_num(read["model/distance/fgsm"]), np.where(read["model/correct/fgsm"], 0, moved), atol=1e-6)
     by_class = made["classes"]["model"]["worst case"]
     assert sum(score["n"] for score in by_class.values()) == 20 and set(by_class) == {"0", "1", "2", "3"}
-    assert "## By class" in Path("made/report.md").read_text()
+    assert "## By class (model)" in Path("made/report.md").read_text()
 
 
 def test_the_command_knows_l1_and_minimum_norms(here, pwoa):
@@ -165,3 +169,44 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_evaluation(here, pwoa
     code, out, err = pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--json")
     assert code == 0 and json.loads(out) and "warning: what is finished cannot be kept" in err
     assert cli.GOES_ON not in err
+
+
+def test_resume_into_the_same_report_folder(large, pwoa):
+    args = [*SLOW[:-1], "fgsm,pgd-100000", "--eps", "1e-6", "--out", "made", "--max-seconds", "3"]
+    assert pwoa(*args)[0] == 0 and units() == 3
+    code, _, err = pwoa(*args)
+    assert code == 2 and "exists and is not empty" in err
+    code, out, err = pwoa(*args, "--resume")
+    assert code == 0 and "3 finished parts" in err and Path("made/report.json").is_file()
+
+
+NET = """
+import torch
+from torch import nn
+from pwoa_cli.families.small import LeNet
+
+class Scaled(LeNet):
+    def forward(self, x):
+        return super().forward({change})
+
+def make():
+    return Scaled(size=8, widths=(4, 8), hidden=16, num_classes=4)
+"""
+
+
+def test_an_edited_network_is_not_resumed_with_the_old_ones_flags(large, pwoa):
+    Path("net.py").write_text(NET.format(change="x"))
+    args = ["eval", "model.pt", "--arch", "net.py:make", *SLOW[2:-1], "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "4", "--resume"]
+    assert pwoa(*args)[0] == 0 and units() == 3
+    Path("net.py").write_text(NET.format(change="x * 1.0001"))
+    code, _, err = pwoa(*args)
+    assert code == 0 and "nothing to resume" in err and "taken over" not in err
+
+
+def test_two_evaluations_at_once_in_one_folder(large, pwoa):
+    first = start(*SLOW, "--json")
+    second = start(*SLOW[:-1], "fgsm", "--json")
+    for process in (first, second):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and json.loads(out)["results"], err
+    assert not KEPT.exists()

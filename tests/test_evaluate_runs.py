@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_evaluate import batch, linear, net
 
-from pwoa_cli import data, sample_file
+from pwoa_cli import data, sample_file, unfinished
 from pwoa_cli import evaluate as ev
 from pwoa_cli.attacks import Attack, autoattack, bounded, parse, stages
 from pwoa_cli.errors import InputError
@@ -139,11 +139,34 @@ def test_time_that_is_up_leaves_whole_blocks_and_says_what_is_missing():
     chosen = [Attack("quick", Breaks(0.5), cost=1), Attack("slow", slow, cost=10), Attack("later", Breaks(1.0), cost=20)]
     found = ev.evaluate(model, x, y, attacks=chosen, norm="linf", eps=1.0, seconds=1.0)
     assert list(found) == ["clean", "quick", "slow", "worst case"] and found.unfinished == ("slow", "later")
-    assert found["quick"].n == 450 and found["slow"].n == 200 == found["worst case"].n
+    assert found["quick"].n == 450 and found["slow"].n == 200 and found["worst case"].n == 450
     assert found["slow"].done.tolist() == [True] * 200 + [False] * 250
-    assert found["worst case"].accuracy == float(found["quick"].correct[:200].double().mean())
+    assert found["worst case"].accuracy == found["quick"].accuracy
     nothing = ev.evaluate(model, x, y, attacks=chosen, norm="linf", eps=1.0, seconds=1e-9)
     assert list(nothing) == ["clean"] and nothing.unfinished == ("quick", "slow", "later")
+
+
+def test_what_was_broken_before_time_was_up_counts_in_the_worst_case():
+    model, x, y = right_on(30)
+    attack = parse("aa")[0]
+    pgd, parts = parse("pgd-5")[0], []
+
+    def component(name):
+        def run(model, inputs, labels, **options):
+            parts.append(name)
+            if name == "fab-t":
+                model.meter.deadline = 0.0
+            return pgd.run(model, inputs, labels, **options)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pwoa_cli.attacks.FIXED", {name: Attack(name, component(name)) for name in attack.parts})
+        found = ev.evaluate(model, x, y, attacks=[attack], norm="linf", eps=0.05, keep_inputs=True)
+    assert parts == ["apgd-ce", "apgd-t", "fab-t"] and list(found) == ["clean", "worst case"] and found.unfinished == ("aa",)
+    known = ev.evaluate(model, x, y, attacks=[pgd], norm="linf", eps=0.05)["pgd-5"]
+    assert found["worst case"].n == 30 and 0 < found["worst case"].accuracy <= known.accuracy
+    broken = torch.tensor([name.startswith("aa: apgd-") for name in found.broken_by])
+    assert torch.equal(broken, ~found["worst case"].correct) and torch.equal(model(found.inputs).argmax(1) != y, broken)
 
 
 class Killed(BaseException):
@@ -167,9 +190,9 @@ def test_what_is_finished_is_taken_over_and_flags_are_equal(tmp_path, keep_input
     assert not kept.fault()
     with pytest.raises(Killed):
         ev.evaluate(model, x, y, attacks=[replace(pgd, run=dies)], unfinished=lambda sha256: kept, **options)
-    assert kept.found() == 2
+    assert len(list(kept.folder.iterdir())) == kept.made == 2
     again = ev.evaluate(model, x, y, attacks=[replace(pgd, run=dies)], unfinished=lambda sha256: kept, **options)
-    assert len(calls) == 4 and kept.found() == 3
+    assert len(calls) == 4 and kept.made == 3 and kept.taken == 2
     for field in ("correct", "broken", "attacked", "done"):
         assert torch.equal(getattr(again[pgd.name], field), getattr(whole[pgd.name], field))
     assert torch.equal(again[pgd.name].distance.nan_to_num(9), whole[pgd.name].distance.nan_to_num(9))
@@ -200,8 +223,27 @@ def test_units_of_other_samples_or_without_inputs_are_not_taken(tmp_path):
     assert kept.get("fgsm.fgsm.0", torch.arange(2), inputs=True) is None
     assert kept.get("fgsm.fgsm.1", torch.arange(2), inputs=False) is None
     assert Unfinished(tmp_path, reuse=False).get("fgsm.fgsm.0", torch.arange(2), inputs=False) is None
+    other = Unfinished(tmp_path, reuse=True)
+    other.put("aa.square.0", ev.Unit(torch.arange(2), torch.ones(2).bool(), torch.ones(2), 0, 0, 1, 1, 0.1))
     kept.clear()
-    assert not tmp_path.exists() and kept.found() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["aa.square.0.npz"]  # another attack's work is not lost
+    other.clear()
+    assert not tmp_path.exists()
+
+
+def test_names_of_plug_ins_do_not_share_a_file(tmp_path):
+    kept = Unfinished(tmp_path / "new" / "folder", reuse=True)
+    unit = ev.Unit(torch.arange(1), torch.ones(1).bool(), torch.ones(1), 0, 0, 1, 1, 0.1)
+    assert [kept.put(f"{name}.{name}.0", unit) for name in ("a_b", "a b", "a/b", "../c")] == ["", "", "", ""]
+    assert len(list(kept.folder.glob("*.npz"))) == 4
+
+
+def test_an_evaluation_goes_on_where_nothing_can_be_kept_any_more(tmp_path):
+    model, x, y = right_on(8)
+    (tmp_path / "in_the_way").write_text("")
+    said = []
+    found = ev.evaluate(model, x, y, attacks="fgsm", say=said.append, unfinished=lambda _: Unfinished(tmp_path / "in_the_way" / "x", reuse=False), **LINF)
+    assert found["fgsm"].n == 8 and len(said) == 1 and said[0].startswith("warning: fgsm.fgsm.0 could not be kept")
 
 
 def test_the_key_is_of_all_that_flags_depend_on():
@@ -338,3 +380,28 @@ def test_nothing_is_found_on_an_honest_model_and_the_model_keeps_its_mode():
     assert ev.evaluate(model, x, y, attacks="fgsm,pgd,cw", norm="linf", eps=0.05).findings == ()
     found = ev.evaluate(model.train(), x, y, attacks="fgsm", norm="linf", eps=0.031)
     assert {finding.check for finding in found.findings} == {"training-mode", "rounded-eps"} and model.training
+
+
+@pytest.mark.parametrize("norm,eps", [("l2", 0.5), ("l1", 3.0)])
+def test_a_curve_is_never_above_the_accuracy(norm, eps):
+    model, x, y = right_on(60)
+    found = ev.evaluate(model, x, y, attacks="fmn-10", norm=norm, eps=eps)["fmn-10"]
+    assert 0 < found.accuracy < 1 and dict(found.curve)[eps] == pytest.approx(found.accuracy, abs=1e-9)
+
+
+def test_a_low_clean_accuracy_is_said():
+    model, x, y = right_on(200, classes=10)
+    y[::3] = (y[::3] + 1) % 10
+    y[1::3] = (y[1::3] + 1) % 10
+    found = ev.evaluate(model, x, y, attacks="fgsm", **LINF)
+    assert [(f.check, f.unreliable) for f in found.findings] == [("low-accuracy", False)] and "33.0%" in found.findings[0].text
+
+
+def test_the_code_is_part_of_the_key(monkeypatch):
+    before = unfinished.code()
+    unfinished.code.cache_clear()
+    assert unfinished.code() == before and len(before) == 64
+    monkeypatch.setattr(unfinished, "LIBRARIES", ("torch",))
+    unfinished.code.cache_clear()
+    assert unfinished.code() != before
+    unfinished.code.cache_clear()

@@ -36,7 +36,8 @@ class Attack:
     minimum_norm: the answer is the smallest perturbation found, in the ball or not, so its norm holds for every eps.
     cost: passes that a sample takes, backwards ones counted twice, for the order of attacks and the time that is left.
     cascade: goes on only with what cheaper attacks left; the others' figures are their own. parts: names of the attacks
-    that it runs one after the other, from one seed.
+    that it runs one after the other, from one seed; an evaluation runs them instead of `run`, which does the same in one
+    call. needs_gradients: False where it may work without. version: of a plug-in.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Attack:
     cost: int = 1
     cascade: bool = False
     parts: tuple[str, ...] = ()
+    needs_gradients: bool = True
+    version: str = ""
 
 
 FIXED = {a.name: a for a in (
@@ -56,7 +59,7 @@ FIXED = {a.name: a for a in (
     Attack("apgd-ce", autoattack.apgd_ce, cost=300, cascade=True),
     Attack("apgd-t", autoattack.apgd_t, min_classes=4, cost=2700, cascade=True),
     Attack("fab-t", autoattack.fab_t, cost=4000, cascade=True),
-    Attack("square", autoattack.square, cost=5000, cascade=True),
+    Attack("square", autoattack.square, cost=5000, cascade=True, needs_gradients=False),
     Attack("aa", autoattack.aa, min_classes=4, cost=12000, cascade=True, parts=autoattack.STANDARD),
     Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4, cost=3000, cascade=True,
            parts=autoattack.FAST),
@@ -77,6 +80,8 @@ def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
     if isinstance(names, str) and not names.strip():
         raise InputError("No attack is named.", hint=f"Known: {', '.join(KNOWN)}")
     listed = names.split(",") if isinstance(names, str) else names
+    if any(isinstance(name, str) and not name.strip() for name in listed):
+        raise InputError(f"An attack has no name in {names!r}.", hint="One comma between two names: --attacks pgd,cw,aa")
     wanted = [n if isinstance(n, Attack) else n.strip() for n in listed]
     attacks = [n if isinstance(n, Attack) else _resolve(n) for n in wanted if n != "clean"]
     return tuple({a.name: a for a in attacks}.values())
@@ -101,7 +106,8 @@ def _resolve(name: str) -> Attack:
         return _fmn(key, int(match[1]))
     foreign = plugins.installed()
     if key in foreign:
-        return Attack(key, plugins.load(key, foreign[key]), cost=UNKNOWN_COST)
+        return Attack(key, plugins.load(key, foreign[key]), cost=UNKNOWN_COST, needs_gradients=False,
+                      version=plugins.version(foreign[key]))
     near = difflib.get_close_matches(key, [*FIXED, "pgd", "cw", "pgd-20", "pgd-40", "cw-40", *foreign], n=1)
     raise InputError(f"Unknown attack {name!r}." + (f" Did you mean {near[0]}?" if near else ""),
                      hint=f"Known: {', '.join([*KNOWN, *foreign])}")

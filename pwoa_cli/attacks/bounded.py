@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 SHARE = 0.5  # of the free memory that passes may take: the rest is for what an attack keeps, and for other processes
 
 
-class OutOfTime(Exception):
-    """The deadline of a `Meter` has passed."""
+class OutOfTime(BaseException):
+    """The deadline of a `Meter` has passed. Not an Exception: attacks of others may catch these."""
 
 
 @dataclass

@@ -3,13 +3,17 @@
 A plug-in is looked for only when its name is asked for. Its answers are checked, so that a fault is told with the name of
 its package and never becomes a figure.
 """
+import hashlib
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
+from ..cpu import is_out_of_memory
 from ..errors import InputError
 from .base import distance, slack
 
@@ -55,9 +59,11 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)  # a plug-in that ignores the generator is still the same in every run
             adv = function(model, inputs.clone(), labels.clone(), norm=norm, eps=eps, generator=generator)
-    except (InputError, torch.OutOfMemoryError, MemoryError):
+    except InputError:
         raise
     except Exception as error:  # whatever foreign code raises
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{where} raised {_told(error)}.", hint="Report it to that package, or leave the attack out.") from error
     if fault := _fault(adv, inputs, eps=eps, norm=norm):
         raise InputError(f"{where} {fault}.", hint=_CONTRACT)
@@ -84,6 +90,13 @@ def _told(error: Exception) -> str:
     """Type and first line of the message: "ValueError: no such norm"."""
     lines = str(error).strip().splitlines()
     return type(error).__name__ + (f": {lines[0].rstrip('.')}" if lines else "")
+
+
+def version(points: list[EntryPoint]) -> str:
+    """What tells one release of a plug-in from another: its package's version, and SHA-256 of the module's file."""
+    module = importlib.util.find_spec(points[0].module)
+    source = Path(module.origin).read_bytes() if module and module.origin and Path(module.origin).is_file() else b""
+    return f"{_package(points[0])} {hashlib.sha256(source).hexdigest()}"
 
 
 def _package(point: EntryPoint) -> str:
