@@ -17,8 +17,10 @@ from pwoa_cli.checkpoint import Loaded, Source
 from pwoa_cli.checkpoint_file import file_sha256
 from pwoa_cli.data import View
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluate import BLOCK, WORST, Evaluation, by_class, evaluate, to_json
+from pwoa_cli.evaluate import BLOCK, evaluate
 from pwoa_cli.intervals import discordant, paired_drop
+from pwoa_cli.report import WORST
+from pwoa_cli.results import Evaluation, by_class, to_json
 from pwoa_cli.subject import Progress, Say, Subject, device_named, open_subject, open_teacher, samples, short_path
 from pwoa_cli.unfinished import Unfinished
 

@@ -8,9 +8,9 @@ eps-ball, is misclassified in a last float32 pass.
 """
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,14 +23,13 @@ from .attacks.bounded import Bounded, Meter, OutOfTime, fitting_batch
 from .checks import Finding
 from .cpu import is_out_of_memory, keep_freed_memory
 from .errors import InputError
-from .intervals import wilson
 from .report import WORST
+from .results import Evaluation, Result, curve, result
 from .threat import parse_eps, parse_norm
 from .unfinished import Unfinished, Unit
 
 LOW = 0.5  # clean accuracy that makes one doubt the data or the normalisation
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
-CURVE = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # radii of a security curve, in units of eps
 Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
 
 
@@ -39,50 +38,6 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: slice | Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One line of the evaluation, over the n samples that are `done` (all, unless time ran out).
-
-    correct, attacked, broken: (N,) bool on the CPU: still right after this attack (for the AutoAttack family: and after
-    the cheaper ones); given to it; broken by it. distance: (N,) float32, norm of the perturbation, NaN where there is
-    none. parts: `broken` by component. outside, nonfinite: answers outside the ball or [0,1], which were projected;
-    samples with NaN or infinite logits, which count as broken. forwards, backwards: samples through the model.
-    """
-
-    name: str
-    accuracy: float
-    n: int
-    ci95: tuple[float, float]
-    seconds: float
-    correct: Tensor
-    done: Tensor
-    attacked: Tensor
-    broken: Tensor
-    distance: Tensor
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
-    outside: int = 0
-    nonfinite: int = 0
-    forwards: int = 0
-    backwards: int = 0
-    curve: tuple[tuple[float, float], ...] = ()  # (eps, accuracy), of minimum-norm attacks
-
-
-class Evaluation(dict[str, Result]):
-    """{"clean": Result, resolved attack name: Result, ..., "worst case": Result (from two attacks on, or
-    where time ran out)}, and what goes with it.
-
-    findings: what may be wrong with the figures. broken_by: (N,) names: the first attack that broke a sample, "clean"
-    where it was wrong before, "" where it holds. inputs: (N,C,H,W) adversarial inputs of those attacks, clean elsewhere;
-    None unless asked for. unfinished: names of attacks that time did not suffice for.
-    """
-
-    def __init__(self, results: Mapping[str, Result], *, findings: Sequence[Finding], broken_by: Sequence[str],
-                 inputs: Tensor | None = None, unfinished: Sequence[str] = ()):
-        super().__init__(results)
-        self.findings, self.broken_by = tuple(findings), tuple(broken_by)
-        self.inputs, self.unfinished = inputs, tuple(unfinished)
 
 
 def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str | Sequence[str | Attack], norm: str | None,
@@ -160,7 +115,7 @@ def _clean(run: _Run) -> tuple[Result, str]:
         raise InputError(f"The model gives NaN or infinite logits on {bad} of {n} clean inputs.",
                          hint="Check the weights and the normalisation of the checkpoint.")
     nobody, whole = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
-    return _result("clean", correct, done=whole, attacked=nobody, broken=nobody, distance=torch.full((n,), torch.nan),
+    return result("clean", correct, done=whole, attacked=nobody, broken=nobody, distance=torch.full((n,), torch.nan),
                    seconds=time.perf_counter() - start, forwards=run.model.meter.forwards), digest.hexdigest()
 
 
@@ -218,7 +173,7 @@ def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
         if result is None or not bool(result.done.all()):
             unfinished.append(attack.name)
         if result is not None:
-            results[attack.name] = result if not attack.minimum_norm else replace(result, curve=_curve(result, clean.correct, run.eps))
+            results[attack.name] = result if not attack.minimum_norm else replace(result, curve=curve(result, clean.correct, run.eps))
     checked = checks.of_results(results)
     if len(results) > 2 or unfinished and found.units:
         results[WORST] = _worst(found, list(results.values())[1:], clean)
@@ -261,7 +216,7 @@ def _under(run: _Run, attack: Attack, todo: Tensor, known: _Found, share: "_Shar
         return None
     totals = {name: sum(getattr(unit, name) for unit in units) for name in ("outside", "nonfinite", "forwards", "backwards", "seconds")}
     totals["outside"] = min(totals["outside"], int((todo & done).sum()))  # several components may leave the ball with one sample
-    return _result(attack.name, correct & done, done=done, attacked=todo & done, broken=broken, distance=far,
+    return result(attack.name, correct & done, done=done, attacked=todo & done, broken=broken, distance=far,
                    parts=by_part if len(parts) > 1 else {}, **totals)
 
 
@@ -362,50 +317,16 @@ class _Shares:
             self.done += part.cost
 
 
-# --- what is said of it --------------------------------------------------------------------------------------------------
-
 def _worst(found: _Found, results: Sequence[Result], clean: Result) -> Result:
     """Not broken by anything that was tried, over all samples: an upper bound also where time ran out."""
     sums = {name: sum(getattr(r, name) for r in results) for name in ("seconds", "forwards", "backwards")}
-    return _result(WORST, found.standing, done=clean.done, attacked=clean.correct, broken=clean.correct & ~found.standing,
+    return result(WORST, found.standing, done=clean.done, attacked=clean.correct, broken=clean.correct & ~found.standing,
                    distance=torch.full(clean.correct.shape, torch.nan), **sums)
-
-
-def _curve(result: Result, clean: Tensor, eps: float) -> tuple[tuple[float, float], ...]:
-    """(radius, accuracy) by the smallest perturbations that were found: right when clean, and none within the radius."""
-    size, right = result.distance[result.done].nan_to_num(torch.inf), clean[result.done]
-    return tuple((c * eps, float((right & (size > c * eps)).double().mean())) for c in CURVE)
-
-
-def to_json(results: Mapping[str, Result]) -> dict[str, dict]:
-    """{NAME: {"accuracy": 0..1, "n": int, "ci95": [low, high], ...}}, the form in report.json; attacks also say what they cost."""
-    return {name: {"accuracy": r.accuracy, "n": r.n, "ci95": list(r.ci95)} | ({} if name == "clean" else _spent(r))
-            for name, r in results.items()}
-
-
-def _spent(r: Result) -> dict[str, object]:
-    found = {"attacked": int(r.attacked.sum()), "broken": int(r.broken.sum()), "forwards": r.forwards, "backwards": r.backwards}
-    parts = {"parts": {part: int(flags.sum()) for part, flags in r.parts.items()}} if r.parts else {}
-    return found | parts | ({"curve": [list(point) for point in r.curve]} if r.curve else {})
-
-
-def by_class(results: Mapping[str, Result], labels: Tensor) -> dict[str, dict[int, dict]]:
-    """{NAME: {class: {"accuracy", "n", "ci95"}}} over the samples of each class that are done."""
-    found: dict[str, dict[int, dict]] = {}
-    for name, r in results.items():
-        counts = {int(c): (int((r.correct & (labels == c)).sum()), int((r.done & (labels == c)).sum())) for c in labels.unique()}
-        found[name] = {c: {"accuracy": right / n, "n": n, "ci95": list(wilson(right, n))} for c, (right, n) in counts.items() if n}
-    return found
 
 
 def block_seed(seed: int, name: str, block: int) -> int:
     """63 bits of SHA-256 of (seed, attack name, block index): the same on every machine and in every Python."""
     return int.from_bytes(hashlib.sha256(f"{seed}|{name}|{block}".encode()).digest()[:8], "big") >> 1
-
-
-def _result(name: str, correct: Tensor, *, done: Tensor, **more: object) -> Result:
-    right, n = int(correct.sum()), int(done.sum())
-    return Result(name, right / n, n, wilson(right, n), correct=correct, done=done, **more)
 
 
 def _nonfinite(logits: Tensor) -> int:

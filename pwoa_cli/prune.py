@@ -17,7 +17,8 @@ from pwoa_cli import data as datasets
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.config import Recipe, read_recipe
 from pwoa_cli.errors import InputError, PwoaError
-from pwoa_cli.evaluate import BLOCK, to_json
+from pwoa_cli.evaluate import BLOCK
+from pwoa_cli.results import to_json
 from pwoa_cli.structure import STRUCTURES, keep_mask
 from pwoa_cli.subject import Progress, Say, Subject, device_named, open_subject, open_teacher, samples, short_path
 

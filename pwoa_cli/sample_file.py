@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import InputError
-from .evaluate import Evaluation
+from .results import Evaluation
 from .run import atomic
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pwoa_cli import evaluate as ev
+from pwoa_cli.results import to_json
 from pwoa_cli.attacks import Attack, parse
 from pwoa_cli.errors import InputError
 from pwoa_cli.intervals import wilson
@@ -144,7 +145,7 @@ def test_progress_and_json():
     shares = [share for _, share in calls]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1 and len(set(shares)) > 4
     assert [name for name, _ in calls][-1] == "pgd-2" and ("fgsm", pytest.approx(3 / 9)) in calls  # the cheap one first
-    shown = json.loads(json.dumps(ev.to_json(results)))
+    shown = json.loads(json.dumps(to_json(results)))
     assert shown["clean"] == {"accuracy": 1.0, "n": 250, "ci95": [pytest.approx(0.98487, abs=1e-4), 1.0]}
     assert shown["fgsm"]["attacked"] == 250 and shown["fgsm"]["broken"] == round(250 * (1 - shown["fgsm"]["accuracy"]))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_evaluate import batch, linear, net
 
-from pwoa_cli import data, sample_file, unfinished
+from pwoa_cli import data, results, sample_file, unfinished
 from pwoa_cli import evaluate as ev
 from pwoa_cli.attacks import Attack, autoattack, bounded, parse, stages
 from pwoa_cli.errors import InputError
@@ -303,7 +303,7 @@ def test_images_are_read_a_block_at_a_time():
 def test_by_class():
     model, x, y = right_on(50)
     found = ev.evaluate(model, x, y, attacks="fgsm", norm="linf", eps=0.02)
-    split = ev.by_class(found, y)
+    split = results.by_class(found, y)
     assert sum(score["n"] for score in split["fgsm"].values()) == 50
     for c, score in split["fgsm"].items():
         assert score["accuracy"] == float(found["fgsm"].correct[y == c].double().mean())
