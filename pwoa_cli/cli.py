@@ -86,6 +86,11 @@ Settings = Annotated[Optional[list[str]], _option(
     "--set", PRUNING, "Override a field of the recipe, such as lr=1e-3 (repeatable).", metavar="FIELD=VALUE")]
 Epochs = Annotated[Optional[str], _option(
     "--epochs", PRUNING, "Epochs of both phases together. Default: the recipe's.", metavar="E")]
+Effort = Annotated[Optional[str], _option(
+    "--effort", PRUNING, "quick, default or max: a fifth of the recipe's epochs, these, or five times as many. --epochs wins.",
+    metavar="KIND")]
+MixRatio = Annotated[Optional[str], _option(
+    "--mix-ratio", PRUNING, "Partial access: attack this fraction of the training batches. Default: none.", metavar="R")]
 TrainingBatch = Annotated[Optional[str], _option(
     "--batch-size", PRUNING, "Images in a training step. Default: the recipe's.", metavar="B")]
 Arch = Annotated[Optional[str], _option(
@@ -172,7 +177,8 @@ Examples:
 def prune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: .pt, .pth or .safetensors, timm:NAME or hf-hub:ID.")],
     sparsity: Sparsity, structure: Structure = "unstructured", recipe: RecipeName = "default", settings: Settings = None,
-    epochs: Epochs = None, batch_size: TrainingBatch = None,
+    epochs: Epochs = None, effort: Effort = None, mix_ratio: MixRatio = None,
+    batch_size: TrainingBatch = None,
     arch: Arch = None, teacher: Teacher = None, num_classes: Classes = None, normalize: Normalize = None, mean: Mean = None,
     std: Std = None, entry: Entry = None, keep: Keep = None, trust_pickle: Trust = False,
     data: Data = None, norm: Norm = None, eps: Eps = None, attacks: ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: N = 1000,
@@ -181,7 +187,7 @@ def prune(
 ) -> None:
     """Prune a model and report what it cost."""
     wanted, created = parse_sparsity(sparsity), datetime.now()
-    overrides = _overrides(settings, epochs=epochs, batch_size=batch_size)
+    overrides = _overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio, batch_size=batch_size)
     console = Console(json=json, quiet=quiet)
     with _run_folder(console, out, model=model, sparsity=wanted, created=created) as folder:
         console.say("loading torch")
@@ -193,8 +199,10 @@ def prune(
             recipe=recipe, overrides=overrides, teacher=_teacher(teacher, trust_pickle), data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device), say=console.say)
         if dry_run:
-            console.result(f"Everything checked; a run would write {folder}.",
-                           {"dry_run": True, "out": str(folder), "steps": job.plan.steps})
+            guess = workflow.time_to_fit(job)
+            console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
+                "dry_run": True, "out": str(folder), "steps": guess.steps, "seconds": guess.seconds,
+                "seconds_per_step": guess.seconds_per_step})
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from pwoa_cli import data_formats as formats
+from pwoa_cli import vary
 from pwoa_cli.errors import InputError
 
-Augment = Literal["none", "crop-flip"]
-AUGMENTS: tuple[Augment, ...] = ("none", "crop-flip")
+Augment = Literal["none", "crop-flip", "hard"]
+AUGMENTS: tuple[Augment, ...] = ("none", "crop-flip", "hard")
 CROP_PADDING = 4  # He et al. 2016, section 4.2, and everyone since
 _CONNECT_SECONDS = 20  # a firewall that drops packets would otherwise hold the command for minutes
 
@@ -380,7 +381,8 @@ def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
 
 
 def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Random crop after zero padding by 4 and horizontal flip of each image of a batch (B, C, H, W); "none" returns x.
+    """Random crop after zero padding by 4 and horizontal flip of each image of a batch (B, C, H, W); "hard": `vary.hard`;
+    "none" returns x.
 
     The draws are made on the generator's device: a CPU generator gives the same ones wherever x is.
     Raises: InputError if `kind` is not one of AUGMENTS.
@@ -389,6 +391,8 @@ def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         raise InputError(f"Unknown augmentation {kind!r}, expected one of {', '.join(AUGMENTS)}.")
     if kind == "none":
         return x
+    if kind == "hard":
+        return vary.hard(x, generator=generator)
     batch, _, height, width = x.shape
 
     def draw(high: int) -> Tensor:

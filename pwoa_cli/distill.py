@@ -1,19 +1,20 @@
-"""What the student learns from the teacher on natural images, and how the images are varied without any gradient.
+"""What the student learns from the teacher: answers, hidden layers, where it looks and how it reacts to noise.
 
-    alpha T^2 KL(softmax(t/T) || softmax(s/T))   logits (Hinton et al. 2015; Jian et al. 2022, eq. 5)
-    sum_j |z_j - z_j^T|^2 / |z_j^T|^2            hidden layers, relative to the teacher's power (FitNets, Romero et al. 2015)
+    alpha T^2 KL(softmax(t/T) || softmax(s/T))   answers (Hinton et al. 2015; Jian et al. 2022, eq. 5)
+    |s - t|^2 / |t|^2                            logits before softmax (Ba & Caruana 2014)
+    sum_j d(z_j, z_j^T)                          hidden layers, four distances (`hidden_error`)
+    1 - cos(map, map^T)                          class activation maps (e2KD, Parchami-Araghi et al. 2024)
 
-Noise and mixed images show the teacher's behaviour around and between images. No input is moved along a gradient:
-none of this is an adversarial example.
+Legend: B images, C classes or channels, P positions; s, z student, t, z^T teacher. Everything is at least float32.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-NOISES = ("none", "sign", "blocks", "uniform", "gaussian")
+CHANNEL_FLOOR = 0.01  # of the layer's mean variance: a channel that is silent in the teacher must not outweigh all others
 
 
 def kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float, reduction: str = "batchmean") -> Tensor:
@@ -45,57 +46,115 @@ class _RelativeError(torch.autograd.Function):
         return difference * (2 * grad / power), None
 
 
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _channels_behind(t: Tensor) -> Tensor:
+    """A channels_last tensor with its dimensions in the order of memory, so that flattening is no copy; others as they are."""
+    return t.permute(0, 2, 3, 1) if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) else t
+
+
 def _square_norm(t: Tensor) -> Tensor:
     """Sum of squares, in one pass and without a copy of a channels_last tensor."""
-    if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last):
-        t = t.permute(0, 2, 3, 1)
-    flat = t.reshape(-1)
+    flat = _channels_behind(t).reshape(-1)
     return torch.dot(flat, flat)
 
 
-def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """sum_j |z_j - z_j^T|^2 / |z_j^T|^2 over hidden layers of equal shapes (B, ...): scalar >= 0, in float32 or wider."""
-    wide = [z if z.dtype == torch.float64 else z.float() for z in student]
-    return torch.stack([_RelativeError.apply(z, t.to(z.dtype)) for z, t in zip(wide, teacher, strict=True)]).sum()
+# --- logits -----------------------------------------------------------------------------------------------------------
 
+def logit_error(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+    """sum |s - t|^2 / sum |t|^2 over a batch of logits (B, C), each image's mean over the classes taken off first.
 
-def add_noise(x: Tensor, *, kind: str, scale: float, generator: torch.Generator) -> Tensor:
-    """Images (B, C, H, W) in [0,1] with random noise, clipped to [0,1].
-
-    Args: kind: "none"; "sign": every pixel +scale or -scale; "blocks": the same on square blocks of
-            pixels, their side drawn per batch from 1, 2, 4 (perturbations that matter are smooth); "uniform": U(-scale, scale); "gaussian": standard
-        deviation drawn per image from U(0, scale). scale: >= 0, unit of x.
-    Raises: ValueError for another kind.
+    Ba & Caruana 2014 match logits before softmax; softmax does not see the mean, and relative to the teacher's variance
+    the weight is the same for any model. Also for differences of logits between an image and its noisy copy:
+    logit_error(s(x + n) - s(x), t(x + n) - t(x)) asks for the teacher's reaction to the noise (found here).
     """
-    if kind == "none" or scale == 0:
-        return x
-    if kind == "sign":
-        noise = torch.randint(0, 2, x.shape, generator=generator, device=x.device).mul(2).sub(1) * scale
-    elif kind == "blocks":
-        side = 2 ** int(torch.randint(0, 3, (), generator=generator, device=x.device))
-        coarse = torch.randint(0, 2, (*x.shape[:2], *(-(-n // side) for n in x.shape[2:])), generator=generator, device=x.device)
-        fine = coarse.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., : x.shape[2], : x.shape[3]]
-        noise = (fine * 2 - 1) * scale
-    elif kind == "uniform":
-        noise = (torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1) * scale
-    elif kind == "gaussian":
-        deviation = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device) * scale
-        noise = torch.randn(x.shape, generator=generator, device=x.device) * deviation
-    else:
-        raise ValueError(f"noise {kind!r}, expected one of {NOISES}")
-    return (x + noise).clamp(0, 1)
+    s, t = (_wide(logits) - _wide(logits).mean(1, keepdim=True) for logits in (student_BC, teacher_BC))
+    return _RelativeError.apply(s, t.to(s.dtype))
 
 
-def cutmix(x: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Every image (B, C, H, W) with one box of its own from another image of the batch (Yun et al. 2019).
+# --- hidden layers ----------------------------------------------------------------------------------------------------
 
-    The box's area fraction is 1 - lambda, lambda ~ U(0, 1); labels are not needed, the teacher is asked about the mix.
+def _channel_error(z: Tensor, t: Tensor) -> Tensor:
+    z, t = _by_channel(z), _by_channel(t)
+    variance = (t - t.mean(0)).square().mean(0)  # t.var(0) takes ten times as long
+    variance = variance.clamp_min(CHANNEL_FLOOR * variance.mean()).clamp_min(1e-12)  # a silent layer has none
+    return ((z - t) * variance.rsqrt()).square().mean()
+
+
+def _by_channel(z: Tensor) -> Tensor:
+    """(N, C): every position of every image as a row; no copy of channels_last maps and of tokens."""
+    return (z if z.ndim == 3 else z.movedim(1, -1)).flatten(0, -2)
+
+
+def _attention_error(z: Tensor, t: Tensor) -> Tensor:
+    return (_attention(z) - _attention(t)).square().sum(1).mean()
+
+
+def _attention(z: Tensor) -> Tensor:
+    """Mean square over the channels at each position, (B, P), of norm 1; units without positions stand for positions."""
+    power = z.square()
+    if z.ndim > 2:
+        power = power.mean(2 if z.ndim == 3 else 1)
+    return F.normalize(power.flatten(1), dim=1)
+
+
+def _cka_error(z: Tensor, t: Tensor) -> Tensor:
+    of_z, of_t = _centred_gram(z), _centred_gram(t)
+    norms = [gram.square().sum().clamp_min(1e-24).sqrt() for gram in (of_z, of_t)]  # a silent layer has none
+    return 1 - (of_z * of_t).sum() / (norms[0] * norms[1])
+
+
+def _centred_gram(z: Tensor) -> Tensor:
+    """(B, B) inner products of the images' features around their mean; the small matrix is centred, not the large one."""
+    flat = _channels_behind(z).flatten(1)
+    gram = flat @ flat.T
+    gram = gram - gram.mean(0)
+    return gram - gram.mean(1, keepdim=True)
+
+
+_HIDDEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relative": _RelativeError.apply, "channels": _channel_error, "attention": _attention_error, "cka": _cka_error}
+HIDDEN_LOSSES = tuple(_HIDDEN)
+
+
+def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor], *, kind: str = "relative") -> Tensor:
+    """sum_j d(z_j, t_j) over hidden layers (B, C, ...), tokens (B, P, C) or units (B, C): scalar >= 0, 0 where they agree.
+
+    Args: kind: d, each without unit, so that one weight serves all layers:
+        "relative": |z - t|^2 / |t|^2 (FitNets, Romero et al. 2015);
+        "channels": mean over channels c of mean (z_c - t_c)^2 / var t_c, over batch and positions: weak channels count
+            as much as strong ones; the variance is at least CHANNEL_FLOOR of the layer's mean one;
+        "attention": mean over the batch of |q(z) - q(t)|^2, q the squared channel mean at each position, of norm 1
+            (Zagoruyko & Komodakis 2017);
+        "cka": 1 - <K, L> / (|K| |L|), K and L centred linear kernels (B, B) (Kornblith et al. 2019): blind to rotations
+            and scale of the features. "attention" and "cka" take layers of different widths too.
+    Raises: KeyError for another kind.
     """
-    batch, _, height, width = x.shape
-    draw = torch.rand((3, batch), generator=generator, device=x.device)
-    side = (1 - draw[0]).sqrt()
-    inside = [((torch.arange(size, device=x.device) + 0.5)[None] - centre[:, None] * size).abs() < side[:, None] * size / 2
-              for size, centre in ((height, draw[1]), (width, draw[2]))]
-    box = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
-    other = torch.randperm(batch, generator=generator, device=x.device)
-    return torch.where(box, x[other], x)
+    wide = [_wide(z) for z in student]
+    return torch.stack([_HIDDEN[kind](z, t.to(z.dtype)) for z, t in zip(wide, teacher, strict=True)]).sum()
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+def class_map(logits_BC: Tensor, features: Tensor, classes_B: Tensor, *, differentiable: bool) -> Tensor:
+    """Class activation map (B, P) of one class per image: sum_c a_c z_c, a_c the mean over positions of d logit / d z_c.
+
+    GradCAM (Selvaraju et al. 2017) without its ReLU, so that evidence against the class counts and no map is empty.
+    With global pooling and a linear head a_c is the head's weight / P.
+    Args: features: a hidden layer z on the way to the logits, (B, C, ...), tokens (B, P, C) or units (B, C), which count
+        as positions. differentiable: keep the graph of the gradient, for the student.
+    """
+    chosen = logits_BC.gather(1, classes_B[:, None]).sum()
+    gradient, = torch.autograd.grad(chosen, features, create_graph=differentiable, retain_graph=True)
+    if features.ndim == 2:
+        return gradient * features
+    if features.ndim == 3:
+        return (gradient.mean(1, keepdim=True) * features).sum(2)
+    return (gradient.mean(tuple(range(2, features.ndim)), keepdim=True) * features).sum(1).flatten(1)
+
+
+def map_error(student_BP: Tensor, teacher_BP: Tensor) -> Tensor:
+    """1 - cos(student, teacher), the mean over a batch of maps (B, P): in 0..2."""
+    return 1 - (F.normalize(_wide(student_BP), dim=1) * F.normalize(_wide(teacher_BP), dim=1)).sum(1).mean()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pwoa_cli
-from pwoa_cli import allocation, assess, attacks, checkpoint, layers, models, report, run, show, sparse_file, training
+from pwoa_cli import allocation, assess, attacks, checkpoint, estimate, layers, models, report, run, show, sparse_file, training
 from pwoa_cli import data as datasets
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.config import Recipe, read_recipe
@@ -89,7 +89,7 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "
         f"recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} epoch{'s' * (epochs != 1)}; "
         f"hidden layers: {', '.join(_public(plan.hidden))}")
-    if teacher is not subject.loaded and not plan.recipe.hidden_weight:
+    if teacher is not subject.loaded and not _matches_layers(plan.recipe):
         say(LOGITS_ALONE)
     return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)), seconds)
 
@@ -105,22 +105,29 @@ def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weight
     recipe = read_recipe(request.recipe, data=subject.dataset.name, overrides=request.overrides)
     where = request.source.path
     _check_sparsity(weights, request.sparsity, where)
+    _check_structure(recipe, request.structure)
     _check_reachable(weights, request, recipe)
     try:
         hidden = tuple(layers.hidden_layers(subject.model, x, recipe.hidden))
     except ValueError as error:
         raise InputError(f"{where}: {error}.", hint="Another pattern of module names: --set hidden=PATTERN") from None
-    if recipe.hidden_weight and teacher is not subject.loaded and not _same_hidden(subject.model, teacher.model, hidden, x):
-        if "hidden_weight" in request.overrides:
+    if _matches_layers(recipe) and teacher is not subject.loaded and not _same_hidden(subject.model, teacher.model, hidden, x):
+        if asked := [name for name in ("hidden_weight", "explain_weight") if name in request.overrides]:
             raise InputError("Hidden layers of the model and of --teacher differ, so they cannot be matched.",
-                             hint="Distil from the logits alone: --set hidden_weight=0")
-        recipe = replace(recipe, hidden_weight=0.0)
+                             hint=f"Distil from the logits alone: {' '.join(f'--set {name}=0' for name in asked)}")
+        recipe = replace(recipe, hidden_weight=0.0, explain_weight=0.0)
     per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(subject.dataset.train), request.sparsity)
     return training.Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, weights=tuple(weights), companions=_companions(subject.model, x),
         sparsity=request.sparsity, structure=request.structure, num_classes=subject.loaded.num_classes, eps=subject.eps,
+        norm=subject.norm,
         split=subject.dataset.train, augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
         seed=request.seed, steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)
+
+
+def _matches_layers(recipe: Recipe) -> bool:
+    """Whether the loss compares layers of student and teacher, and not their logits alone."""
+    return bool(recipe.hidden_weight or recipe.explain_weight)
 
 
 def _prunable(model: nn.Module, x: Tensor, reached: set[str], structure: str) -> tuple[dict[str, nn.Parameter], int]:
@@ -153,11 +160,21 @@ def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) 
                          f"{100 * sparsity:g}% were asked for.", hint=f"Ask for more: --sparsity above {zeros / total:.4g}")
 
 
+def _check_structure(recipe: Recipe, structure: str) -> None:
+    """Options of the recipe that belong to some structures only."""
+    if recipe.start == "obs" and structure != "unstructured":
+        raise InputError(f"start = 'obs' reconstructs around single weights; --structure is {structure}.",
+                         hint="--set start=dense")
+    if recipe.regrow and structure == "filter":  # weight, scale and shift are zero together: no gradient says what it is worth
+        raise InputError("regrow cannot bring whole filters back: a silent filter has no gradient.", hint="--set regrow=0")
+
+
 def _check_reachable(weights: Mapping[str, Tensor], request: Request, recipe: Recipe) -> None:
     """The groups of the structure come within a point of the wanted sparsity while every layer keeps one."""
     where, kind, wanted = request.source.path, request.structure, request.sparsity
     try:
-        quotas = allocation.quotas(weights, wanted, method=recipe.allocation, structure=kind)
+        method = "uniform" if recipe.allocation == "sensitivity" else recipe.allocation  # that is measured later
+        quotas = allocation.quotas(weights, wanted, method=method, structure=kind)
     except ValueError as error:
         raise InputError(f"{where}: {error}.", hint="A lower --sparsity.") from None
     zeros = sum(w.numel() - int(keep_mask(w, quotas[name], kind).sum()) for name, w in weights.items())
@@ -201,7 +218,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     request, subject, seconds = job.request, job.subject, job.seconds
     environment = report.environment(device=str(job.device), seed=request.seed)
     run.write_toml(folder / "config.toml", _config(job, environment))
-    student = _logged_fit(job, folder, progress=progress)
+    student = _logged_fit(job, folder, say=say, progress=progress)
     with _timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({show.size(size['file_bytes'])})")
@@ -228,19 +245,31 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 def fit(job: Job, *, note: Callable[[training.State, dict[str, float]], None]) -> nn.Module:
     """Run both phases; returns the pruned model in eval mode and plain memory layout. The subject stays as it was."""
+    plan, student = _copies(job)
+    with torch.random.fork_rng():  # training seeds the global generator for dropout
+        state = training.run(plan, training.begin(plan, student), report=note)
+    return state.student.to(memory_format=torch.contiguous_format).eval()
+
+
+def time_to_fit(job: Job) -> estimate.Estimate:
+    """How long `fit` will take, from a few of its steps on copies."""
+    with torch.random.fork_rng():
+        return estimate.measure(*_copies(job))
+
+
+def _copies(job: Job) -> tuple[training.Plan, nn.Module]:
+    """The plan with a teacher of its own, and the student, both in the faster memory layout."""
     flat = all(t.ndim != 5 for t in job.subject.model.state_dict().values())
     layout = torch.channels_last if flat else torch.contiguous_format  # 1.5 times as fast on a CPU; not made for 3D convolutions
     student = copy.deepcopy(job.subject.model).to(memory_format=layout)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.0)  # -0.0, as products with masks leave it, becomes +0.0
-    plan = replace(job.plan, teacher=copy.deepcopy(job.teacher.model).to(memory_format=layout).eval())
-    with torch.random.fork_rng():  # training seeds the global generator for dropout
-        state = training.run(plan, training.begin(plan, student), report=note)
-    return state.student.to(memory_format=torch.contiguous_format).eval()
+    teacher = copy.deepcopy(job.teacher.model).to(memory_format=layout).eval().requires_grad_(False)
+    return replace(job.plan, teacher=teacher), student
 
 
-def _logged_fit(job: Job, folder: Path, *, progress: Progress) -> nn.Module:
+def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> nn.Module:
     """`fit` with its losses in metrics.jsonl and its phases timed."""
     plan, seconds, start = job.plan, job.seconds, time.perf_counter()
     seconds |= {"sparsify": 0.0, "finetune": 0.0}
@@ -251,6 +280,8 @@ def _logged_fit(job: Job, folder: Path, *, progress: Progress) -> nn.Module:
         def note(state: training.State, losses: dict[str, float]) -> None:
             phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
             now = time.perf_counter() - start
+            if not seconds["sparsify"]:  # the first time
+                say(str(estimate.Estimate(now / state.step * plan.steps, now / state.step, plan.steps)))
             seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
             log.append({"step": state.step, "epoch": state.step / plan.steps_per_epoch, "phase": phase, "seconds": now, **losses})
             epoch = -(-state.step // plan.steps_per_epoch)
@@ -335,10 +366,15 @@ def _notes(job: Job) -> list[str]:
         notes.append(f"MACs are those of convolutions and linear layers; {', '.join(_public(own[:3]))} are of other layers.")
     if job.request.structure == "filter":
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
-    if job.teacher is not job.subject.loaded and not job.plan.recipe.hidden_weight:
+    if job.teacher is not job.subject.loaded and not _matches_layers(job.plan.recipe):
         notes.append(LOGITS_ALONE)
     recipe, plan = job.plan.recipe, job.plan
     if recipe.method == "admm" and plan.sparsify_steps <= recipe.admm_every * plan.steps_per_epoch:
         notes.append(f"ADMM made no z/u update: its phase ended within {recipe.admm_every} epochs. This is not the published schedule.")
-    notes.append("No adversarial example was generated while pruning.")
+    if recipe.mix_ratio:
+        threat = f"{job.subject.norm}, eps {show.radius(job.subject.eps)}"
+        notes.append(f"Partial access: adversarial examples (PGD-{training.ATTACK_STEPS} on the student, {threat}) "
+                     f"took the place of {100 * recipe.mix_ratio:g}% of the training batches.")
+    else:
+        notes.append("No adversarial example was generated while pruning.")
     return notes

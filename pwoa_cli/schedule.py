@@ -7,6 +7,11 @@ def cubic_sparsity(target: float, progress: float) -> float:
     return target * (1 - (1 - min(1.0, max(0.0, progress))) ** 3)
 
 
+def regrow_fraction(start: float, *, step: int, steps: int) -> float:
+    """start/2 (1 + cos(pi step/steps)), from start to 0 (Evci et al. 2020, sec. 3, f_decay)."""
+    return start / 2 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
 def learning_rate(kind: str, base: float, *, step: int, steps: int, steps_per_epoch: int, period: int = 3) -> float:
     """Learning rate of 0-based `step` out of `steps`.
 

@@ -40,12 +40,28 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 def keep_mask(weight: Tensor, zero_groups: int, structure: str) -> Tensor:
     """Boolean mask shaped like weight, False on its `zero_groups` weakest groups; each False is one zero weight."""
-    keep = ~smallest(strength(weight, structure), zero_groups)
+    return _spread(~smallest(strength(weight, structure), zero_groups), weight, structure)
+
+
+def _spread(keep: Tensor, weight: Tensor, structure: str) -> Tensor:
+    """A flag for each group (G,) as a mask shaped like the weight."""
     if structure == "unstructured":
         return keep.view(weight.shape)
     if structure == "filter":
         return keep.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape).clone()
     return keep.view(1, *weight.shape[1:]).expand(weight.shape).clone()
+
+
+def regrown_mask(weight: Tensor, gradient: Tensor, zero_groups: int, structure: str, *, fraction: float) -> Tensor:
+    """As `keep_mask`, but `fraction` (0..1) of the groups it keeps, its weakest, make room for those of the largest gradient
+    among all others (RigL, Evci et al. 2020, sec. 3, step 3-4): boolean, with exactly `zero_groups` False groups.
+
+    Args: gradient: of the loss with respect to the weight, zeros included; same shape. Ties by index.
+    """
+    magnitude, slope = strength(weight, structure), strength(gradient, structure)
+    grown = min(int(fraction * (len(magnitude) - zero_groups)), zero_groups)
+    kept = ~smallest(magnitude, zero_groups + grown)
+    return _spread(~smallest(slope.masked_fill(kept, float("inf")), zero_groups), weight, structure)
 
 
 def project(weight: Tensor, zero_groups: int, structure: str) -> Tensor:

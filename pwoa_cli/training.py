@@ -1,7 +1,6 @@
 """One step of pruning under self-distillation and the HSIC bottleneck: state in, state and losses out.
 
-    loss = alpha T^2 KL(teacher || student) + hidden_weight sum_j |z_j - z_j^T|^2 / |z_j^T|^2
-         + lambda_x sum_j nHSIC(x, z_j) - lambda_y sum_j nHSIC(y, z_j)  [+ ADMM penalty]         (Jian et al. 2022, eq. 5-8)
+    loss = what a recipe asks of the student on one batch (objective.py)  [+ ADMM penalty]    (Jian et al. 2022, eq. 5-8)
 
 Everything that changes is in `State`; everything that does not is in `Plan`. Batch, noise and learning rate are pure
 functions of (seed, step), so a state stopped anywhere goes on as if it had never stopped.
@@ -16,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli import admm, allocation, data, distill, hsic, schedule, structure
-from pwoa_cli.config import Recipe
+from pwoa_cli import admm, allocation, average, data, objective, obs, schedule, sensitivity, structure, vary
+from pwoa_cli.attacks import gradient
+from pwoa_cli.attacks.base import frozen
+from pwoa_cli.config import EFFORT, Recipe
 from pwoa_cli.cpu import keep_freed_memory
 from pwoa_cli.errors import PwoaError
-from pwoa_cli.layers import capture
+
+CALIBRATION = 512  # images on which layers are measured before the first step
+ATTACK_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Plan:
     structure: str
     num_classes: int
     eps: float
+    norm: str
     split: data.Split
     augment: str
     seed: int
@@ -49,7 +53,8 @@ class Plan:
 class State:
     """All that changes. Student and optimiser are updated in place (that is what torch offers); the rest is replaced.
 
-    masks: {parameter name: bool, True = kept}; admm: None outside the paper's first phase; step: steps done.
+    masks: {parameter name: bool, True = kept}; admm: None outside the paper's first phase; step: steps done; curves: what
+    allocation by sensitivity measured at the start; average: of the student's state since the masks are fixed.
     """
 
     student: nn.Module
@@ -57,30 +62,34 @@ class State:
     masks: dict[str, Tensor]
     admm: admm.Admm | None
     step: int
+    curves: dict[str, allocation.Curve] | None = None
+    average: dict[str, Tensor] | None = None
 
 
 def plan_steps(recipe: Recipe, images: int, sparsity: float) -> tuple[int, int, int]:
     """(steps per epoch, steps of the sparsify phase, steps of both) for a training set of `images`."""
     per_epoch = max(1, images // recipe.batch_size)
-    epochs = recipe.epochs * max(1.0, -math.log10(1 - sparsity)) ** recipe.stretch
+    epochs = recipe.epochs * EFFORT[recipe.effort] * max(1.0, -math.log10(1 - sparsity)) ** recipe.stretch
     steps = max(2, round(epochs * per_epoch))
     return per_epoch, min(steps - 1, max(1, round(recipe.sparsify * steps))), steps
 
 
 def begin(plan: Plan, student: nn.Module) -> State:
-    """The state before the first step: nothing masked."""
+    """The state before the first step: nothing masked, curves measured where the allocation needs them."""
     state = State(student, _optimizer(plan.recipe, student, plan.recipe.lr), masks={}, admm=None, step=0)
+    if plan.recipe.allocation == "sensitivity":
+        state = replace(state, curves=_curves(plan, student))
     if plan.recipe.method == "admm":
-        weights = _weights(plan, state)
-        state = replace(state, admm=admm.begin(weights, _quotas(plan, weights, plan.sparsity), structure=plan.structure, rho=plan.recipe.rho))
+        quotas = _quotas(plan, state, plan.sparsity)
+        state = replace(state, admm=admm.begin(_weights(plan, state), quotas, structure=plan.structure, rho=plan.recipe.rho))
     return state
 
 
 def to_dict(state: State) -> dict[str, Any]:
     """The state as plain tensors, numbers and dictionaries that `torch.save` writes and weights_only reads."""
     splitting = None if state.admm is None else {"z": state.admm.z, "u": state.admm.u, "rho": state.admm.rho}
-    return {"student": state.student.state_dict(), "optimizer": state.optimizer.state_dict(), "masks": state.masks, "admm": splitting,
-            "step": state.step}
+    return {"student": state.student.state_dict(), "optimizer": state.optimizer.state_dict(), "masks": state.masks,
+            "admm": splitting, "step": state.step, "curves": state.curves, "average": state.average}
 
 
 def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State:
@@ -89,7 +98,7 @@ def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State
     optimizer = _optimizer(plan.recipe, student, plan.recipe.lr)
     optimizer.load_state_dict(saved["optimizer"])
     splitting = None if saved["admm"] is None else admm.Admm(**saved["admm"])
-    return State(student, optimizer, dict(saved["masks"]), splitting, saved["step"])
+    return State(student, optimizer, dict(saved["masks"]), splitting, saved["step"], saved["curves"], saved["average"])
 
 
 def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
@@ -98,24 +107,14 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
     Order inside a step as in the published code: masks or phase change, forward, HSIC, z/u update, penalty, backward.
     """
     state = _enter(plan, state)
-    x, y, labels_hold = _inputs(plan, state.step)
-    _train_mode(plan.recipe, state.student)
-    torch.manual_seed(_seed(plan.seed, "dropout", state.step))
-    with torch.no_grad(), capture(plan.teacher, _teacher_hidden(plan)) as teacher_hidden:
-        teacher_logits = plan.teacher(x)
-        teacher_hidden = list(teacher_hidden)
-    with capture(state.student, _student_hidden(plan)) as hidden:
-        logits = state.student(x)
-        hidden = list(hidden)
-    terms = _terms(plan, logits, teacher_logits, hidden, teacher_hidden, x, y, labels_hold)
+    terms = _forward(plan, state)
     if state.admm is not None:
         state = _admm_update(plan, state)
         terms["admm"] = admm.penalty(state.admm, _weights(plan, state))
-    weight = {"kl": plan.recipe.alpha * plan.recipe.temperature**2, "hidden": plan.recipe.hidden_weight, "admm": 1.0,
-              "hsic_x": plan.recipe.lambda_x, "hsic_y": -plan.recipe.lambda_y}
-    loss = sum(weight[name] * value for name, value in terms.items())
+    loss = _loss(plan, terms)
     _descend(plan, state, loss)
-    return replace(state, step=state.step + 1), {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
+    state = replace(state, step=state.step + 1, average=_averaged(plan, state))
+    return state, {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
 
 
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None], every: int = 20) -> State:
@@ -138,12 +137,25 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
                                 hint="Lower the learning rate: pwoa prune ... --set lr=1e-4.")
             report(state, means)
             sums, count = {}, 0
+    finish(plan, state)
     return state
+
+
+def finish(plan: Plan, state: State) -> None:
+    """Turn the student, in place, into what is saved: the average of its weights, batch-norm statistics taken again.
+
+    Done once more it changes nothing.
+    """
+    if state.average is not None:
+        state.student.load_state_dict(state.average)
+    if plan.recipe.bn_reestimate:
+        varied, later = plan.recipe.bn_inputs == "varied", range(plan.steps, plan.steps + plan.recipe.bn_reestimate)
+        average.reestimate(state.student, (_inputs(plan, step).x if varied else _images(plan, step)[0] for step in later))
 
 
 def sparsity_at(plan: Plan, step_number: int) -> float:
     """Sparsity that the masks have from this step on (the ramp moves them `mask_updates` times, then they stay)."""
-    updates = min(plan.recipe.mask_updates, plan.sparsify_steps)
+    updates = 1 if plan.recipe.start == "obs" else min(plan.recipe.mask_updates, plan.sparsify_steps)
     stage = step_number * updates // plan.sparsify_steps
     return schedule.cubic_sparsity(plan.sparsity, (stage + 1) / updates) if stage < updates else plan.sparsity
 
@@ -155,8 +167,8 @@ def _enter(plan: Plan, state: State) -> State:
     if hard_prune or (recipe.finetune_lr and now == plan.sparsify_steps):
         state = replace(state, optimizer=_optimizer(recipe, state.student, recipe.finetune_lr or recipe.lr), admm=None)
     if state.admm is not None and now and now % plan.steps_per_epoch == 0:
-        weights = _weights(plan, state)
-        state = replace(state, admm=admm.begin_epoch(state.admm, weights, _quotas(plan, weights, plan.sparsity), structure=plan.structure))
+        quotas = _quotas(plan, state, plan.sparsity)
+        state = replace(state, admm=admm.begin_epoch(state.admm, _weights(plan, state), quotas, structure=plan.structure))
     ramp_moves = recipe.method == "ramp" and now <= plan.sparsify_steps and (not now or sparsity_at(plan, now) != sparsity_at(plan, now - 1))
     if hard_prune or ramp_moves:
         state = replace(state, masks=_masked(plan, state, plan.sparsity if hard_prune else sparsity_at(plan, now)))
@@ -165,15 +177,67 @@ def _enter(plan: Plan, state: State) -> State:
 
 def _masked(plan: Plan, state: State, sparsity: float) -> dict[str, Tensor]:
     """Choose masks for this sparsity and zero what they cut, companions of silent filters included."""
-    weights = _weights(plan, state)
-    zero_groups = _quotas(plan, weights, sparsity)
-    masks = {name: structure.keep_mask(w, zero_groups[name], plan.structure) for name, w in weights.items()}
-    for name in weights if plan.structure == "filter" else ():
-        alive = masks[name].flatten(1).any(1)
-        for companion in plan.companions.get(name, ()):  # silent only where every filter that feeds it is
-            masks[companion] = masks[companion] | alive if companion in masks else alive
+    zero_groups, weights = _quotas(plan, state, sparsity), _weights(plan, state)
+    if plan.recipe.start == "obs":
+        _reconstruct(plan, state, zero_groups)
+    fraction = schedule.regrow_fraction(plan.recipe.regrow, step=state.step, steps=plan.sparsify_steps)
+    if fraction and state.masks:
+        slopes = _gradients(plan, state)
+        masks = {name: structure.regrown_mask(w, slopes[name], zero_groups[name], plan.structure, fraction=fraction)
+                 for name, w in weights.items()}
+    else:
+        masks = {name: structure.keep_mask(w, zero_groups[name], plan.structure) for name, w in weights.items()}
+    masks = _with_companions(plan, masks)
     apply_masks(state.student, masks)
     return masks
+
+
+def _with_companions(plan: Plan, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of all layers, and with filters those of the parameters that fall silent with them."""
+    found = dict(masks)
+    for name in masks if plan.structure == "filter" else ():
+        alive = masks[name].flatten(1).any(1)
+        for companion in plan.companions.get(name, ()):  # silent only where every filter that feeds it is
+            found[companion] = found[companion] | alive if companion in found else alive
+    return found
+
+
+def _gradients(plan: Plan, state: State) -> dict[str, Tensor]:
+    """Gradient of this step's loss with respect to the weights, pruned ones included; the student stays as it is."""
+    weights, buffers = _weights(plan, state), {name: b.clone() for name, b in state.student.named_buffers()}
+    slopes = torch.autograd.grad(_loss(plan, _forward(plan, state)), list(weights.values()))
+    with torch.no_grad():
+        for name, buffer in state.student.named_buffers():
+            buffer.copy_(buffers[name])
+    return dict(zip(weights, slopes, strict=True))
+
+
+def _reconstruct(plan: Plan, state: State, zeros: Mapping[str, int]) -> None:
+    """Give every layer that `obs` knows its zeros, on natural and varied images through the dense network."""
+    normed = {name for name, companions in plan.companions.items() if companions and plan.recipe.batch_norm == "train"}
+    found = obs.reconstructed(state.student.eval(), zeros, _calibration(plan), normed=normed)
+    with torch.no_grad():
+        for name, tensor in found.items():
+            state.student.get_parameter(name).copy_(tensor)
+
+
+def _curves(plan: Plan, student: nn.Module) -> dict[str, allocation.Curve]:
+    parameters = dict(student.named_parameters())
+    weights = {name: parameters[name] for name in plan.weights}
+    whole = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
+
+    def silence(name: str, keep: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        masks = _with_companions(plan, whole | {name: keep})
+        return [(parameters[n], mask) for n, mask in masks.items() if n == name or n not in whole]
+
+    return sensitivity.curves(student, plan.teacher, _calibration(plan), weights=weights, structure=plan.structure,
+                              temperature=plan.recipe.temperature, silence=silence)
+
+
+def _calibration(plan: Plan) -> list[Tensor]:
+    """Images to measure layers on: CALIBRATION in all, one half as they are, the other as in training."""
+    batches = range(plan.steps, plan.steps + max(1, CALIBRATION // (2 * plan.recipe.batch_size)))
+    return [x for step in batches for x in (_images(plan, step)[0], _inputs(plan, step).x)]
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -189,13 +253,14 @@ def _admm_update(plan: Plan, state: State) -> State:
     period = plan.recipe.admm_every * plan.steps_per_epoch
     if state.step == 0 or state.step % period:
         return state
-    weights = _weights(plan, state)
-    return replace(state, admm=admm.update(state.admm, weights, _quotas(plan, weights, plan.sparsity), structure=plan.structure,
+    quotas = _quotas(plan, state, plan.sparsity)
+    return replace(state, admm=admm.update(state.admm, _weights(plan, state), quotas, structure=plan.structure,
                                            growth=plan.recipe.rho_growth, rho_max=plan.recipe.rho_max))
 
 
-def _quotas(plan: Plan, weights: Mapping[str, Tensor], sparsity: float) -> dict[str, int]:
-    return allocation.quotas(weights, sparsity, method=plan.recipe.allocation, structure=plan.structure)
+def _quotas(plan: Plan, state: State, sparsity: float) -> dict[str, int]:
+    return allocation.quotas(_weights(plan, state), sparsity, method=plan.recipe.allocation, structure=plan.structure,
+                             curves=state.curves)
 
 
 def _weights(plan: Plan, state: State) -> dict[str, Tensor]:
@@ -235,19 +300,69 @@ def _order(images: int, seed: int, epoch: int) -> Tensor:
     return data.epoch_order(images, seed=seed, epoch=epoch)
 
 
-def _inputs(plan: Plan, now: int) -> tuple[Tensor, Tensor, bool]:
-    """Batch of this step: varied images (B, C, H, W), labels (B,), and whether the labels still describe the images."""
-    recipe = plan.recipe
+def _images(plan: Plan, now: int) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) and labels (B,) of this step as they are in the data set."""
     epoch, batch = divmod(now, plan.steps_per_epoch)
-    index = _order(len(plan.split), plan.seed, epoch)[batch * recipe.batch_size:(batch + 1) * recipe.batch_size]
-    x, y = plan.split.batch(index)
+    first, size = batch * plan.recipe.batch_size, plan.recipe.batch_size
+    return plan.split.batch(_order(len(plan.split), plan.seed, epoch)[first:first + size])
+
+
+def _inputs(plan: Plan, now: int) -> objective.Batch:
+    """Batch of this step: images varied at random, with and without noise, and labels."""
+    recipe = plan.recipe
+    x, y = _images(plan, now)
     draw = generator(plan.seed, "inputs", now, device=x.device)
     x = data.augment(x, plan.augment, draw)
-    mixed = recipe.cutmix > 0 and torch.rand((), generator=generator(plan.seed, "mix", now)).item() < recipe.cutmix
-    if mixed:
-        x = distill.cutmix(x, generator=draw)
-    scale = recipe.noise_scale * (1.0 if recipe.noise == "gaussian" else plan.eps)
-    return distill.add_noise(x, kind=recipe.noise, scale=scale, generator=draw), y, not mixed
+    mix = torch.rand((), generator=generator(plan.seed, "mix", now)).item() if recipe.cutmix or recipe.mixup else 1.0
+    if mix < recipe.cutmix:
+        x = vary.cutmix(x, generator=draw)
+    elif mix < recipe.cutmix + recipe.mixup:
+        x = vary.mixup(x, generator=draw)
+    noisy = vary.add_noise(x, scales=_noise_scales(plan), clean=recipe.noise_clean, generator=draw)
+    return objective.Batch(noisy, x, y, labels_hold=mix >= recipe.cutmix + recipe.mixup)
+
+
+def _noise_scales(plan: Plan) -> dict[str, float]:
+    """{kind of noise: its size in units of pixels}, {} without noise."""
+    recipe = plan.recipe
+    of_gaussian = recipe.gaussian_scale or recipe.noise_scale
+    return {kind: of_gaussian if kind == "gaussian" else recipe.noise_scale * plan.eps
+            for kind in recipe.noise.split("+") if kind != "none"}
+
+
+def _attacked(plan: Plan, student: nn.Module, batch: objective.Batch, now: int) -> objective.Batch:
+    """The batch, or in a fraction mix_ratio of the steps its adversarial examples for the student: PGD of ATTACK_STEPS steps
+    of eps/4 (Jian et al. 2022, sec. V-D). The label of a mixed image is what the teacher says."""
+    if torch.rand((), generator=generator(plan.seed, "attack", now)).item() >= plan.recipe.mix_ratio:
+        return batch
+    with torch.no_grad():
+        labels = batch.labels if batch.labels_hold else plan.teacher(batch.x).argmax(1)
+    with frozen(student):
+        return batch._replace(x=gradient.pgd(student, batch.x, labels, eps=plan.eps, norm=plan.norm, steps=ATTACK_STEPS,
+                                             step_size=plan.eps / 4, generator=generator(plan.seed, "start", now)))
+
+
+def _forward(plan: Plan, state: State) -> dict[str, Tensor]:
+    """Loss terms of this step's batch, before their weights."""
+    batch = _attacked(plan, state.student, _inputs(plan, state.step), state.step)
+    _train_mode(plan.recipe, state.student)
+    torch.manual_seed(_seed(plan.seed, "dropout", state.step))
+    return objective.terms(plan.recipe, student=state.student, teacher=plan.teacher, hidden=plan.hidden, batch=batch,
+                           num_classes=plan.num_classes)
+
+
+def _loss(plan: Plan, terms: Mapping[str, Tensor]) -> Tensor:
+    weight = objective.weights(plan.recipe)
+    return sum(weight[name] * value for name, value in terms.items())
+
+
+def _averaged(plan: Plan, state: State) -> dict[str, Tensor] | None:
+    """The average with the student after this step. It begins with the second phase, as its members then share their masks:
+    an average over moving masks would hold weights that the last mask cuts, learned for a denser network."""
+    count = state.step + 1 - plan.sparsify_steps
+    if not plan.recipe.ema or count < 1:
+        return None
+    return average.moved(state.average or {}, state.student, decay=plan.recipe.ema, count=count)
 
 
 def _train_mode(recipe: Recipe, student: nn.Module) -> None:
@@ -256,29 +371,6 @@ def _train_mode(recipe: Recipe, student: nn.Module) -> None:
         for m in student.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
                 m.eval()
-
-
-def _teacher_hidden(plan: Plan) -> tuple[str, ...]:
-    return plan.hidden if plan.recipe.hidden_weight else ()
-
-
-def _student_hidden(plan: Plan) -> tuple[str, ...]:
-    return plan.hidden if plan.recipe.hidden_weight or plan.recipe.lambda_x or plan.recipe.lambda_y else ()
-
-
-def _terms(plan: Plan, logits: Tensor, teacher_logits: Tensor, hidden: list[Tensor], teacher_hidden: list[Tensor],
-           x: Tensor, y: Tensor, labels_hold: bool) -> dict[str, Tensor]:
-    """Loss terms before their weights; those with weight 0 are not computed."""
-    recipe = plan.recipe
-    terms = {"kl": distill.kl(logits, teacher_logits, temperature=recipe.temperature, reduction=recipe.kl_reduction)}
-    if recipe.hidden_weight:
-        terms["hidden"] = distill.hidden_error(hidden, teacher_hidden)
-    if recipe.lambda_x or recipe.lambda_y:
-        hsic_x, hsic_y = hsic.bottleneck(x, y, hidden, num_classes=plan.num_classes, sigma=recipe.sigma)
-        terms["hsic_x"] = hsic_x.sum()
-        if labels_hold:  # a mixed image has no single label
-            terms["hsic_y"] = hsic_y.sum()
-    return terms
 
 
 def _descend(plan: Plan, state: State, loss: Tensor) -> None:

@@ -91,15 +91,15 @@ def test_version_and_no_command(pwoa):
 
 ROWS = [  # lowest first; the package itself (pwoa_cli.load) is ""
     ["errors"],
-    ["run", "config", "cpu", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats",
+    ["run", "config", "cpu", "average", "vary", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats",
      "attacks.base", "attacks.bounded", "intervals", "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
     ["families.small", "families.preact", "families.vgg", "families.resnet", "pickles",
      "threat", "unfinished"],
     ["families.wide", "families.deepmind"],
-    ["admm", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.plugins", "families"], ["show"],
-    ["models", "attacks.minimum_norm"], ["attacks.quick"], ["attacks.square"], ["attacks.autoattack"],
+    ["admm", "obs", "objective", "allocation", "sparse_file", "data", "report", "attacks.gradient", "attacks.plugins", "families"], ["show"],
+    ["models", "sensitivity", "attacks.minimum_norm"], ["attacks.quick"], ["attacks.square"], ["attacks.autoattack"],
     ["attacks", "checkpoint_file", "console", "training", "architecture", "checks"], ["results"],
-    ["checkpoint", "evaluate", "sample_file", "signatures_build"],
+    ["checkpoint", "estimate", "evaluate", "sample_file", "signatures_build"],
     ["", "readings"],
     ["subject", "info"],
     ["assess"],
@@ -256,8 +256,23 @@ def test_dry_run_leaves_nothing(here, pwoa):
     for out in ([], ["--out", "new/folder"]):
         code, text, _ = pwoa(*PRUNE, "--dry-run", *out)
         assert code == 0 and text.startswith("Everything checked; a run would write ")
+        assert re.search(r"^training: about \d+ s on this machine \(\d+ ms a step x 2 steps\)$", text, re.M)
+        planned = json.loads(pwoa(*PRUNE, "--dry-run", "--json", *out)[1])
+        assert planned.keys() == {"dry_run", "out", "steps", "seconds", "seconds_per_step"} and 0 < planned["seconds_per_step"] < 60
         assert pwoa("eval", "--n", "20", "--dry-run", *out)[0] == 0
     assert sorted(here.rglob("*")) == before
+
+
+def test_effort_and_partial_access(here, pwoa):
+    def steps(*more):
+        return json.loads(pwoa("prune", "model.pt", "--sparsity", "0.9", *TINY, "--batch-size", "16", "--dry-run", "--json", *more)[1])["steps"]
+
+    assert [steps("--effort", e) for e in ("quick", "default", "max")] == [13, 64, 320] and steps() == 64  # 4 epochs of 16 steps
+    assert steps("--effort", "max", "--epochs", "1") == steps("--epochs", "1") == 16
+    code, out, err = pwoa(*PRUNE, "--mix-ratio", "0.5")
+    assert code == 0 and "50% of the training batches" in out and "training: about " in err
+    code, _, err = pwoa(*PRUNE, "--effort", "huge")
+    assert code == 2 and "effort = 'huge', expected one of quick, default, max" in err
 
 
 def test_out_may_be_new_or_empty(here, pwoa):

@@ -3,6 +3,7 @@ import pytest
 
 from pwoa_cli.config import Recipe, check, read_recipe, shipped
 from pwoa_cli.errors import InputError
+from pwoa_cli.training import plan_steps
 
 
 def test_the_paper_recipe_has_the_published_settings():
@@ -29,6 +30,13 @@ def test_epochs_on_the_command_line_are_meant_as_they_are():
     assert read_recipe("default", overrides={"epochs": 2, "stretch": 1}).stretch == 1
 
 
+def test_effort_multiplies_the_epochs_unless_they_are_named():
+    steps = {e: plan_steps(read_recipe("default", overrides={"effort": e}), 12800, 0.9)[2] for e in ("quick", "default", "max")}
+    assert steps["default"] == plan_steps(read_recipe("default"), 12800, 0.9)[2]
+    assert steps["max"] == 5 * steps["default"] == 25 * steps["quick"]
+    assert plan_steps(read_recipe("default", overrides={"effort": "max", "epochs": "3"}), 12800, 0.99)[2] == 300
+
+
 @pytest.mark.parametrize("name", shipped())
 @pytest.mark.parametrize("data", ["", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_shipped_recipes_are_valid(name, data):
@@ -44,11 +52,41 @@ def test_shipped_recipes_are_valid(name, data):
     ({"epochs": "-1"}, "epochs = -1.0, expected a number above 0", "epochs"),
     ({"method": "magic"}, "method = 'magic', expected one of ramp, admm", "ramp"),
     ({"batch_size": "1"}, "batch_size 1", "field"),
+    ({"ema": "1"}, "ema = 1.0, expected a number below 1", "ema = 0"),
+    ({"regrow": "1.5"}, "regrow = 1.5, expected a number below 1", "regrow = 0"),
+    ({"mix_ratio": "2"}, "mix_ratio = 2.0, expected a number at most 1", "mix_ratio = 0"),
+    ({"ema": "-0.1"}, "ema = -0.1, expected a number of at least 0", "ema"),
+    ({"bn_reestimate": "0.5"}, "bn_reestimate = '0.5', expected a int", "bn_reestimate"),
+    ({"bn_inputs": "noisy"}, "expected one of varied, clean", "varied"),
+    ({"effort": "5"}, "effort = '5', expected one of quick, default, max", "quick"),
+    ({"start": "obs", "method": "admm"}, "both belong to method = 'ramp'", "ramp"),
+    ({"regrow": "0.1", "method": "admm"}, "both belong to method = 'ramp'", "ramp"),
+    ({"regrow": "0.1", "start": "obs"}, "the masks move once only", "start = 'dense'"),
+    ({"regrow": "0.1", "mask_updates": "1"}, "the masks move once only", "mask_updates = 40"),
+    ({"noise": "sgn"}, "noise = 'sgn', expected none, one of sign, blocks", "blocks+gaussian"),
+    ({"noise": "sign+none"}, "expected none, one of sign, blocks", "blocks+gaussian"),
+    ({"noise": "sign+sign"}, "expected none, one of sign, blocks", "blocks+gaussian"),
+    ({"noise": "blocks+gaussian"}, "gaussian_scale must say", "gaussian_scale = 0.1"),
+    ({"noise_clean": "1.5"}, "noise_clean 1.5", "mixup"),
+    ({"cutmix": "0.6", "mixup": "0.5"}, "a batch is mixed in one way", "cutmix = 0.5, mixup = 0.5"),
+    ({"noise": "none", "clean_weight": "1"}, "clean_weight = 1.0 compares images with their noisy copies", "noise_clean = 0"),
+    ({"noise_clean": "1", "neighbour_weight": "1"}, "neighbour_weight = 1.0 compares", "neighbour_weight = 0"),
+    ({"noise_scale": "0", "neighbour_weight": "1"}, "but there is no noise", "neighbour_weight = 0"),
+    ({"hidden_loss": "l1"}, "hidden_loss = 'l1', expected one of relative, channels, attention, cka", "relative"),
 ])
 def test_wrong_fields_get_a_sentence(overrides, message, hint):
     with pytest.raises(InputError, match="command line") as error:
         read_recipe("default", overrides=overrides)
     assert message in error.value.message and hint in error.value.hint
+
+
+@pytest.mark.parametrize("overrides", [
+    {"noise": "lowpass+sign"}, {"noise": "blocks+gaussian", "gaussian_scale": "0.1"}, {"noise": "gaussian", "gaussian_scale": "0.1"},
+    {"cutmix": "0.3", "mixup": "0.7"}, {"clean_weight": "1", "neighbour_weight": "1", "noise_clean": "0.9"}, {"augment": "hard"},
+])
+def test_combinations_that_make_sense_are_taken(overrides):
+    recipe = read_recipe("default", overrides=overrides)
+    assert all(str(getattr(recipe, name)).removesuffix(".0") == value for name, value in overrides.items())
 
 
 def test_wrong_files_get_a_sentence(tmp_path):

@@ -228,6 +228,7 @@ def test_a_teacher_must_fit(tmp_path):
     narrow = small.save(small.learn(small.LeNet(size=8, widths=(2, 8), hidden=16, num_classes=4)), tmp_path / "narrow.pt")
     message = refused(teacher=narrow, overrides=FAST | {"hidden_weight": "1"})
     assert message == "Hidden layers of the model and of --teacher differ, so they cannot be matched."
+    assert refused(teacher=narrow, overrides=FAST | {"explain_weight": "1"}) == message
 
 
 def test_a_teacher_with_other_hidden_layers_teaches_its_logits_and_that_is_said(tmp_path):
@@ -560,3 +561,40 @@ def test_frozen_parameters_stay_and_tied_weights_are_not_dead(tmp_path):
 def test_admm_without_an_update_is_said(tmp_path):
     made, _ = run_in(tmp_path / "run", recipe="paper")
     assert any("ADMM made no z/u update" in note for note in made["notes"])
+
+
+# --- options of the schedule ------------------------------------------------------------------------------------------
+
+def test_partial_access_is_said(tmp_path):
+    made, _ = run_in(tmp_path / "run", overrides=FAST | {"mix_ratio": "0.25"})
+    assert made["notes"][-1] == ("Partial access: adversarial examples (PGD-10 on the student, linf, eps 0.1) took the place of "
+                                 "25% of the training batches.")
+    made, _ = run_in(tmp_path / "without")
+    assert made["notes"][-1] == "No adversarial example was generated while pruning."
+
+
+@pytest.mark.parametrize(("model", "overrides", "structure"), [
+    ("resnet.pt", {"start": "obs", "allocation": "sensitivity", "ema": "0.9"}, "unstructured"),
+    ("resnet.pt", {"regrow": "0.3", "bn_reestimate": "2"}, "column"),
+    ("resnet.pt", {"allocation": "sensitivity", "ema": "0.5", "bn_reestimate": "1", "bn_inputs": "clean"}, "filter"),
+    ("lenet.pt", {"start": "obs", "mix_ratio": "1"}, "unstructured")])
+def test_options_together_end_in_a_sound_file(tmp_path, model, overrides, structure):
+    made, _ = run_in(tmp_path / "run", model, sparsity=0.6, structure=structure, overrides=FAST | overrides)
+    assert made["student"]["clean"]["accuracy"] > 0.4 and abs(made["sparsity"]["achieved"] - 0.6) < 0.02
+
+
+def test_options_that_a_structure_cannot_have():
+    assert refused(structure="filter", overrides=FAST | {"regrow": "0.1"}) == (
+        "regrow cannot bring whole filters back: a silent filter has no gradient.")
+    assert refused(structure="column", overrides=FAST | {"start": "obs"}) == (
+        "start = 'obs' reconstructs around single weights; --structure is column.")
+
+
+def test_the_time_is_estimated_on_copies():
+    job = prune.prepare(request(overrides=FAST | {"mix_ratio": "0.5"}), say=lambda text: None)
+    weights = {name: t.clone() for name, t in job.subject.model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    found = prune.time_to_fit(job)
+    assert found.steps == job.plan.steps and 0 < found.seconds_per_step < found.seconds < 60
+    assert all(torch.equal(t, weights[name]) for name, t in job.subject.model.state_dict().items())
+    assert torch.equal(random, torch.random.get_rng_state())

@@ -59,7 +59,7 @@ def test_the_28_step_trajectory(monkeypatch, figures):
     """Same losses as the original over 7 ADMM epochs. Two things are set as the original has them and pwoa does not:
     file order, and layer quotas from percentiles (conv2 keeps 1844 weights, exact counting keeps 1843)."""
     monkeypatch.setattr(data, "epoch_order", lambda n, *, seed, epoch: torch.arange(n))
-    monkeypatch.setattr(allocation, "quotas", lambda weights, sparsity, *, method, structure: {
+    monkeypatch.setattr(allocation, "quotas", lambda weights, sparsity, *, method, structure, curves: {
         n: _percentile_zeros(w.numel(), sparsity) for n, w in weights.items()})
     training._order.cache_clear()
     mnist = data.load(str(Path(__file__).parents[1] / "examples/data"))
@@ -74,7 +74,7 @@ def test_the_28_step_trajectory(monkeypatch, figures):
     assert (per_epoch, sparsify_steps) == (4, 28)
     plan = training.Plan(recipe=recipe, teacher=teacher.eval(), hidden=("relu1", "relu2", "relu3"),
                          weights=tuple(f"{n}.weight" for n in ("conv1", "conv2", "linear1", "linear2")), companions={}, sparsity=0.9,
-                         structure="unstructured", num_classes=10, eps=0.3, split=split, augment="none", seed=0,
+                         structure="unstructured", num_classes=10, eps=0.3, norm="linf", split=split, augment="none", seed=0,
                          steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)
     state = training.begin(plan, student)
     for want in figures["trajectory"]["steps"]:

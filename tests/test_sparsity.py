@@ -1,10 +1,9 @@
-"""Structures, allocation, ADMM, schedules and distillation terms against closed forms and slow loops."""
+"""Structures, allocation, ADMM and schedules against closed forms and slow loops."""
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from pwoa_cli import admm, allocation, distill, schedule, structure
+from pwoa_cli import admm, allocation, schedule, structure
 
 
 def random_weights(seed=0):
@@ -142,47 +141,3 @@ def test_learning_rates():
     assert [at("admm", s) for s in (0, 4, 5, 8, 9, 12, 13)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.1])
     with pytest.raises(ValueError, match="schedule 'linear'"):
         at("linear", 0)
-
-
-def test_kl_against_its_definition():
-    s, t = torch.randn(4, 3).double(), torch.randn(4, 3).double()
-    p, q = F.softmax(t / 2, 1), F.softmax(s / 2, 1)
-    want = (p * (p / q).log()).sum().item()
-    assert distill.kl(s, t, temperature=2).item() == pytest.approx(want / 4, rel=1e-5)
-    assert distill.kl(s, t, temperature=2, reduction="mean").item() == pytest.approx(want / 12, rel=1e-5)
-    assert distill.kl(s, s, temperature=2).item() == pytest.approx(0, abs=1e-7)
-
-
-def test_hidden_error_is_relative():
-    t = [torch.randn(4, 2, 3), torch.randn(4, 5)]
-    assert distill.hidden_error([1.1 * a for a in t], t).item() == pytest.approx(2 * 0.01, rel=1e-4)
-    assert distill.hidden_error([torch.zeros(2, 2)], [torch.zeros(2, 2)]).item() == 0.0
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_hidden_error_gradient(layout):
-    z, t = (torch.randn(2, 3, 4, 4, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda a: distill.hidden_error([a], [t]), (z.requires_grad_(),))
-    want = F.mse_loss(z, t) / t.square().mean()
-    assert distill.hidden_error([z], [t]).item() == pytest.approx(want.item(), rel=1e-12)
-
-
-@pytest.mark.parametrize("kind", distill.NOISES)
-def test_noise_stays_in_range_and_repeats(kind):
-    x = torch.rand(4, 1, 5, 5)
-    a, b = (distill.add_noise(x, kind=kind, scale=0.1, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(a, b) and a.min() >= 0 and a.max() <= 1
-    if kind in ("sign", "blocks", "uniform"):
-        assert (a - x).abs().max() <= 0.1 + 1e-6
-    assert torch.equal(a, x) == (kind == "none")
-
-
-def test_cutmix_pastes_one_box():
-    x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).clone()
-    mixed = distill.cutmix(x, generator=torch.Generator().manual_seed(0))
-    for i in range(8):
-        foreign = mixed[i, 0] != i
-        rows, columns = foreign.any(1), foreign.any(0)
-        assert torch.equal(foreign, rows[:, None] & columns[None])  # a rectangle, or nothing
-        assert len(mixed[i].unique()) <= 2
-    assert not torch.equal(mixed, x)

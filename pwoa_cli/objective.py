@@ -1,0 +1,130 @@
+"""The loss of a recipe on one batch: forward passes of teacher and student, the terms that it asks for, their weights.
+
+    alpha T^2 (KL(x + n) + clean_weight KL(x)) + logit_weight logits + neighbour_weight reaction to n
+        + hidden_weight hidden layers + explain_weight class maps + lambda_x nHSIC(x, z) - lambda_y nHSIC(y, z)
+
+A term of weight 0 is not computed. The formulas are those of `distill` and `hsic`; docs/recipes.md has the sources.
+"""
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli import distill, hsic
+from pwoa_cli.config import Recipe
+from pwoa_cli.layers import capture
+
+
+class Batch(NamedTuple):
+    """x: images (B, C, H, W) that both models see; clean: the same without noise; labels: (B,) int64; labels_hold: whether
+    they still describe the images (those of mixed images do not)."""
+
+    x: Tensor
+    clean: Tensor
+    labels: Tensor
+    labels_hold: bool
+
+
+class _Seen(NamedTuple):
+    """What a model made of B images, or of those and their clean copies (2B): logits, hidden layers, class maps."""
+
+    logits: Tensor
+    hidden: list[Tensor]
+    maps: Tensor | None
+
+
+def weights(recipe: Recipe) -> dict[str, float]:
+    """{term: its factor in the loss}; "admm" is the splitting's penalty."""
+    answers = recipe.alpha * recipe.temperature**2
+    return {"kl": answers, "clean": answers * recipe.clean_weight, "logit": recipe.logit_weight,
+            "neighbour": recipe.neighbour_weight, "hidden": recipe.hidden_weight, "explain": recipe.explain_weight,
+            "hsic_x": recipe.lambda_x, "hsic_y": -recipe.lambda_y, "admm": 1.0}
+
+
+def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Sequence[str], batch: Batch,
+          num_classes: int) -> dict[str, Tensor]:
+    """Loss terms before their weights, scalars, differentiable in the student.
+
+    Clean copies, where a term wants them, go through the models together with the noisy images: batch norm then takes its
+    statistics from both, so that a difference of logits is the noise's doing alone.
+    Args: hidden: names of the layers whose outputs count, in both models.
+    """
+    count = len(batch.x)
+    x = torch.cat([batch.x, batch.clean]) if recipe.clean_weight or recipe.neighbour_weight else batch.x
+    asked = hidden if recipe.hidden_weight or recipe.explain_weight else ()
+    told = _ask_teacher(teacher, x, asked, explain=recipe.explain_weight > 0, bf16=recipe.precision == "bf16")
+    made = _ask_student(recipe, student, x, hidden, told)
+    z = [layer[:count] for layer in made.hidden] if len(x) > count else made.hidden
+    found = _answers(recipe, made.logits, told.logits, count)
+    if recipe.hidden_weight:
+        found["hidden"] = distill.hidden_error(z, [layer[:count] for layer in told.hidden], kind=recipe.hidden_loss)
+    if recipe.explain_weight:
+        found["explain"] = distill.map_error(made.maps, told.maps)
+    if recipe.lambda_x or recipe.lambda_y:
+        hsic_x, hsic_y = hsic.bottleneck(batch.x, batch.labels, z, num_classes=num_classes, sigma=recipe.sigma)
+        found["hsic_x"] = hsic_x.sum()
+        if batch.labels_hold:
+            found["hsic_y"] = hsic_y.sum()
+    return found
+
+
+def _answers(recipe: Recipe, student_BC: Tensor, teacher_BC: Tensor, count: int) -> dict[str, Tensor]:
+    """Terms of the logits: of the first `count` images, and of their clean copies behind them."""
+    s, t, s_clean, t_clean = student_BC[:count], teacher_BC[:count], student_BC[count:], teacher_BC[count:]
+    how = {"temperature": recipe.temperature, "reduction": recipe.kl_reduction}
+    found = {"kl": distill.kl(s, t, **how)}
+    if recipe.clean_weight:
+        found["clean"] = distill.kl(s_clean, t_clean, **how)
+    if recipe.logit_weight:
+        found["logit"] = distill.logit_error(s, t)
+    if recipe.neighbour_weight:
+        found["neighbour"] = distill.logit_error(s - s_clean, t - t_clean)
+    return found
+
+
+def _ask_teacher(teacher: nn.Module, x: Tensor, names: Sequence[str], *, explain: bool, bf16: bool) -> _Seen:
+    """Constants: nothing of the teacher's graph survives. explain: also the maps of the classes that it predicts."""
+    with torch.set_grad_enabled(explain), _rooted(teacher, names if explain else ()), capture(teacher, names) as outputs:
+        with _precision(x, bf16):
+            logits = teacher(x)
+        logits, hidden = logits.float(), list(outputs)
+    maps = distill.class_map(logits, _last_map(hidden), logits.argmax(1), differentiable=False) if explain else None
+    return _Seen(logits.detach(), [z.detach().float() for z in hidden], None if maps is None else maps.detach().float())
+
+
+def _ask_student(recipe: Recipe, student: nn.Module, x: Tensor, hidden: Sequence[str], told: _Seen) -> _Seen:
+    """Logits, hidden layers where a term wants them, and maps of the classes that the teacher predicts."""
+    wanted = recipe.hidden_weight or recipe.explain_weight or recipe.lambda_x or recipe.lambda_y
+    with capture(student, hidden if wanted else ()) as outputs:
+        with _precision(x, recipe.precision == "bf16"):
+            logits = student(x)
+        logits, z = logits.float(), list(outputs)
+    maps = distill.class_map(logits, _last_map(z), told.logits.argmax(1), differentiable=True) if recipe.explain_weight else None
+    return _Seen(logits, [layer.float() for layer in z], None if maps is None else maps.float())  # losses need more digits
+
+
+def _precision(x: Tensor, bf16: bool) -> torch.autocast:
+    """Inside, convolutions and products are made in bfloat16 if asked for; weights, batch norms and losses stay float32."""
+    return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def _last_map(hidden: Sequence[Tensor]) -> Tensor:
+    """The last hidden layer that has positions; of a network without any the last one."""
+    return next((z for z in reversed(hidden) if z.ndim > 2), hidden[-1])
+
+
+@contextmanager
+def _rooted(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside the block gradients reach the named modules' outputs even where all of the model's parameters are frozen."""
+    def root(_module, _args, output):
+        return None if output.requires_grad else output.detach().requires_grad_().clone()  # the next layer may write on it
+
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(root) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

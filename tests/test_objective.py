@@ -1,0 +1,176 @@
+"""The loss of a batch: which terms a recipe asks for, on which images, and that the teacher stays out of the gradient."""
+import copy
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from small_models import lenet, resnet
+from test_training import Net, make_plan
+from torch import nn
+
+from pwoa_cli import distill, layers, objective, training
+from pwoa_cli.config import Recipe
+
+EVERYTHING = {"noise": "blocks+gaussian", "noise_scale": 1.0, "gaussian_scale": 0.1, "hidden_weight": 1.0,
+              "hidden_loss": "channels", "logit_weight": 0.5, "explain_weight": 0.3, "neighbour_weight": 0.2,
+              "clean_weight": 0.4, "lambda_x": 0.1, "lambda_y": 0.2}
+
+
+def world(make=resnet, *, perturb=0.05, **changes):
+    """Teacher, a student beside it, and the keyword arguments of objective.terms."""
+    teacher = make().eval()
+    student = copy.deepcopy(teacher)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(perturb * torch.randn(p.shape, generator=generator))
+    clean = torch.rand(6, 3 if make is resnet else 1, 8, 8, generator=generator)
+    x = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+    batch = objective.Batch(x, clean, torch.arange(6) % 4, labels_hold=True)
+    hidden = layers.hidden_layers(teacher, x)
+    arguments = {"student": student, "teacher": teacher, "hidden": hidden, "batch": batch, "num_classes": 4}
+    return replace(Recipe(), **changes), arguments
+
+
+def test_every_term_has_a_weight_and_no_term_is_made_in_vain():
+    recipe, arguments = world(**EVERYTHING)
+    assert set(objective.terms(recipe, **arguments)) | {"admm"} == set(objective.weights(recipe))
+    weights = objective.weights(replace(recipe, alpha=3.0, temperature=2.0))
+    assert (weights["kl"], weights["clean"], weights["hsic_y"]) == (12, pytest.approx(0.4 * 12), -0.2)
+    for f in fields(Recipe):
+        if f.name.endswith("_weight") or f.name.startswith("lambda"):
+            recipe = replace(recipe, **{f.name: 0.0})
+    assert set(objective.terms(recipe, **arguments)) == {"kl"}
+    unlabelled = arguments | {"batch": arguments["batch"]._replace(labels_hold=False)}
+    assert set(objective.terms(replace(recipe, lambda_x=1.0, lambda_y=1.0), **unlabelled)) == {"kl", "hsic_x"}
+
+
+def test_terms_are_those_of_separate_passes():
+    """Oracle: each image through each model on its own, possible without batch statistics."""
+    recipe, arguments = world(lenet, **EVERYTHING)
+    batch, names = arguments["batch"], arguments["hidden"]
+    found = objective.terms(recipe, **arguments)
+    outputs = {}
+    for who in ("student", "teacher"):
+        for kind in ("x", "clean"):
+            with layers.capture(arguments[who], names) as z:
+                outputs[who, kind] = arguments[who](getattr(batch, kind)), list(z)
+    (s, z), (t, z_t) = outputs["student", "x"], outputs["teacher", "x"]
+    (s_clean, _), (t_clean, _) = outputs["student", "clean"], outputs["teacher", "clean"]
+    want = {"kl": distill.kl(s, t, temperature=4), "clean": distill.kl(s_clean, t_clean, temperature=4),
+            "logit": distill.logit_error(s, t), "neighbour": distill.logit_error(s - s_clean, t - t_clean),
+            "hidden": distill.hidden_error(z, z_t, kind="channels")}
+    for name, value in want.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_bf16_terms_are_the_float32_ones_to_its_digits():
+    for make in (lenet, resnet):
+        recipe, arguments = world(make, **EVERYTHING)
+        full, coarse = (objective.terms(replace(recipe, precision=p), **arguments) for p in ("float32", "bf16"))
+        assert all(value.dtype == torch.float32 for value in coarse.values())
+        for name, value in full.items():
+            assert coarse[name].item() == pytest.approx(value.item(), rel=0.15, abs=2e-3), name  # bf16 has 8 bits
+        assert any(coarse[name] != full[name] for name in full)  # it is another arithmetic
+        sum(coarse.values()).backward()
+        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in arguments["student"].parameters())
+
+
+def test_the_same_model_has_nothing_to_learn():
+    recipe, arguments = world(perturb=0.0, **EVERYTHING | {"lambda_x": 0.0, "lambda_y": 0.0})
+    for name, value in objective.terms(recipe, **arguments | {"student": arguments["student"].eval()}).items():
+        assert value.item() == pytest.approx(0, abs=1e-5), name
+
+
+def test_maps_are_those_of_the_last_layer_with_positions():
+    """The residual network pools and has a linear head: its maps are known; LeNet's hidden layers end with units."""
+    recipe, arguments = world(explain_weight=1.0, perturb=0.3)
+    maps, x = [], arguments["batch"].x
+    with torch.no_grad():
+        chosen = arguments["teacher"](x).argmax(1)
+        assert not torch.equal(chosen, arguments["student"](x).argmax(1))  # it is the teacher's class that counts for both
+        for who in ("student", "teacher"):
+            model = arguments[who].eval()
+            with layers.capture(model, arguments["hidden"]) as z:
+                model(x)
+            maps.append(torch.einsum("bc,bchw->bhw", model.linear.weight[chosen], z[-1]).flatten(1))
+    want = distill.map_error(*maps).item()
+    assert want > 1e-3 and objective.terms(recipe, **arguments)["explain"].item() == pytest.approx(want, rel=1e-4)
+    recipe, arguments = world(lenet, explain_weight=1.0)
+    assert objective.terms(recipe, **arguments)["explain"].item() > 1e-4
+
+
+class Inplace(nn.Module):
+    """Layers that write on the hidden layer before them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("make", [resnet, lenet, Inplace])
+def test_the_teacher_gets_no_gradient_and_may_be_frozen(make, frozen):
+    recipe, arguments = world(resnet if make is Inplace else make, **EVERYTHING)
+    if make is Inplace:
+        torch.manual_seed(0)
+        arguments |= {"teacher": Inplace().eval(), "student": Inplace(), "hidden": ["conv"]}
+    arguments["student"].train()
+    again = arguments | {"student": copy.deepcopy(arguments["student"])}
+    want = {name: value.item() for name, value in objective.terms(recipe, **again).items()}
+    arguments["teacher"].requires_grad_(not frozen)
+    found = objective.terms(recipe, **arguments)
+    assert {name: value.item() for name, value in found.items()} == want
+    sum(found.values()).backward()
+    assert all(p.grad is None for p in arguments["teacher"].parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in arguments["student"].parameters())
+
+
+def test_clean_copies_share_their_statistics_with_the_noisy_images():
+    """Batch norm in training mode sees both, so identical copies give identical logits: no reaction where there is no noise."""
+    recipe, arguments = world(neighbour_weight=1.0)
+    seen = []
+    arguments["student"].train().register_forward_hook(lambda _m, args, out: seen.append((args[0].shape, out.detach())))
+    batch = arguments["batch"]
+    objective.terms(recipe, **arguments | {"batch": batch._replace(x=batch.clean)})
+    (shape, logits), = seen
+    assert shape[0] == 12 and torch.allclose(logits[:6], logits[6:], atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"cutmix": 0.4, "mixup": 0.6}, {"cutmix": 0.0, "mixup": 0.5}, {"cutmix": 0.5, "mixup": 0.0}])
+def test_a_batch_is_mixed_in_one_way_or_not(changes, monkeypatch):
+    calls = []
+    for name in ("cutmix", "mixup"):
+        monkeypatch.setattr(training.vary, name, lambda x, *, generator, name=name: calls.append(name) or x)
+    plan, _ = make_plan(**changes)
+    held = [training._inputs(plan, step).labels_hold for step in range(40)]
+    assert len(calls) == held.count(False)
+    for name, probability in changes.items():
+        assert abs(calls.count(name) - 40 * probability) < 10 * (probability > 0) + 0.5
+
+
+@pytest.mark.parametrize(("changes", "want"), [
+    ({"noise": "none"}, {}), ({"noise": "lowpass", "noise_scale": 2.0}, {"lowpass": 0.2}),
+    ({"noise": "gaussian", "noise_scale": 0.15}, {"gaussian": 0.15}),
+    ({"noise": "gaussian+sign", "gaussian_scale": 0.3}, {"gaussian": 0.3, "sign": 0.1})])
+def test_noise_is_in_units_of_eps_and_gaussian_in_units_of_pixels(changes, want):
+    assert training._noise_scales(make_plan(**changes)[0]) == want  # eps is 0.1
+
+
+def test_a_stopped_run_of_everything_goes_on_bit_for_bit(tmp_path):
+    inputs = {"noise": "lowpass+gaussian", "noise_clean": 0.25, "cutmix": 0.3, "mixup": 0.4}
+    plan, student = make_plan(**EVERYTHING | inputs | {"lr": 1e-3})
+    plan = replace(plan, augment="hard")
+    whole, state = training.begin(plan, copy.deepcopy(student)), training.begin(plan, student)
+    for _ in range(plan.steps):
+        whole, _ = training.step(plan, whole)
+    for stop in (3, plan.steps):
+        while state.step < stop:
+            state, _ = training.step(plan, state)
+        torch.save(training.to_dict(state), tmp_path / "state.pt")
+        state = training.from_dict(plan, Net(), torch.load(tmp_path / "state.pt", weights_only=True))
+    for name, tensor in whole.student.state_dict().items():
+        assert torch.equal(tensor, state.student.state_dict()[name]) and tensor.isfinite().all(), name

@@ -1,0 +1,182 @@
+"""Noise, mixing and hard augmentation against slow loops, closed forms and torchvision."""
+import math
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
+
+from pwoa_cli import config, data, distill, vary
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_of(kinds, *, x, seed=3, **options):
+    return vary.add_noise(x, scales=kinds, generator=rng(seed), **options) - x
+
+
+def test_recipes_can_name_what_there_is():
+    assert config.NOISES == vary.NOISES
+    assert config.CHOICES["hidden_loss"] == distill.HIDDEN_LOSSES and config.CHOICES["augment"] == ("auto", *data.AUGMENTS)
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", vary.NOISES)
+@pytest.mark.parametrize("shape", [(4, 1, 5, 5), (1, 3, 9, 4)])
+def test_noise_stays_in_range_and_repeats(kind, shape):
+    x = torch.rand(shape, generator=rng())
+    a, b = (vary.add_noise(x, scales={kind: 0.1}, generator=rng(3)) for _ in range(2))
+    assert torch.equal(a, b) and a.min() >= 0 and a.max() <= 1 and not torch.equal(a, x)
+    if kind != "gaussian":
+        assert (a - x).abs().max() <= 0.1 + 1e-6
+    assert torch.equal(vary.add_noise(x, scales={kind: 0.0}, generator=rng(3)), x)
+
+
+def test_no_noise_is_the_input_itself():
+    x = torch.rand(2, 1, 4, 4)
+    assert vary.add_noise(x, scales={}, generator=rng(), clean=0.5) is x
+
+
+def test_each_kind_has_its_distribution():
+    x = torch.full((64, 1, 32, 32), 0.5)
+    assert torch.allclose(noise_of({"sign": 0.1}, x=x).abs(), torch.tensor(0.1))
+    uniform = noise_of({"uniform": 0.1}, x=x)
+    assert uniform.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.02) and abs(uniform.mean().item()) < 1e-3
+    deviations = noise_of({"gaussian": 0.1}, x=x).std((1, 2, 3))
+    assert deviations.min() < 0.02 and 0.08 < deviations.max() < 0.11
+    assert deviations.mean().item() == pytest.approx(0.05, abs=0.01)
+
+
+def test_blocks_are_constant_on_squares():
+    x, sides = torch.full((2, 1, 8, 8), 0.5), set()
+    for seed in range(12):
+        n = noise_of({"blocks": 0.1}, x=x, seed=seed)
+        side = max(s for s in (1, 2, 4) if torch.equal(n, n[..., ::s, ::s].repeat_interleave(s, 2).repeat_interleave(s, 3)))
+        sides.add(side)
+        assert torch.allclose(n.abs(), torch.tensor(0.1))
+    assert sides == {1, 2, 4}
+
+
+def test_lowpass_noise_is_bilinear_and_reaches_its_scale():
+    """Between grid points second differences along a row vanish: 3/4, 7/8 or 15/16 of them, where white noise has none."""
+    x, kinked = torch.full((8, 3, 33, 33), 0.5), set()
+    for seed in range(12):
+        n = noise_of({"lowpass": 0.1}, x=x, seed=seed)
+        assert torch.allclose(n.abs().amax((1, 2, 3)), torch.tensor(0.1), atol=1e-6)
+        kinked.add(round(31 * (n.diff(n=2).abs() > 1e-6).float().mean().item()))
+    assert kinked == {1, 3, 7}  # inner points of grids of 3, 5 and 9
+    assert (noise_of({"uniform": 0.1}, x=x).diff(n=2).abs() < 1e-6).float().mean() < 0.01
+
+
+def test_a_mixture_draws_one_kind_for_each_image():
+    x = torch.full((200, 1, 6, 6), 0.5)
+    n = noise_of({"sign": 0.2, "uniform": 0.1, "blocks": 0.05}, x=x)
+    largest = n.abs().amax((1, 2, 3))
+    sign, blocks = (torch.isclose(largest, torch.tensor(v)) for v in (0.2, 0.05))
+    assert torch.allclose(n[sign].abs(), torch.tensor(0.2)) and torch.allclose(n[blocks].abs(), torch.tensor(0.05))
+    assert (largest[~sign & ~blocks] < 0.1).all()
+    assert all(45 <= int(some.sum()) <= 90 for some in (sign, blocks, ~sign & ~blocks))
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.04, 0), (0.3, 3), (1.0, 10)])
+def test_a_fraction_of_the_batch_stays_clean(fraction, count):
+    x = torch.full((10, 1, 4, 4), 0.5)
+    touched = noise_of({"sign": 0.1}, x=x, clean=fraction).flatten(1).any(1)
+    assert touched.tolist() == [False] * count + [True] * (10 - count)
+
+
+# --- mixing -----------------------------------------------------------------------------------------------------------
+
+def test_cutmix_pastes_one_box():
+    x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).clone()
+    mixed = vary.cutmix(x, generator=rng())
+    for i in range(8):
+        foreign = mixed[i, 0] != i
+        rows, columns = foreign.any(1), foreign.any(0)
+        assert torch.equal(foreign, rows[:, None] & columns[None])  # a rectangle, or nothing
+        assert len(mixed[i].unique()) <= 2
+    assert not torch.equal(mixed, x)
+
+
+def test_mixup_is_the_weighted_sum_of_two_images():
+    x = torch.rand(6, 3, 4, 4, generator=rng(1))
+    mixed, draw = vary.mixup(x, generator=rng()), rng()
+    weight, other = torch.rand((6, 1, 1, 1), generator=draw), torch.randperm(6, generator=draw)
+    for i in range(6):
+        assert torch.allclose(mixed[i], weight[i] * x[i] + (1 - weight[i]) * x[other[i]], atol=1e-6)
+    assert mixed.min() >= 0 and mixed.max() <= 1 and not torch.equal(mixed, x)
+
+
+# --- hard augmentation ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(1, 1, 28, 28), (3, 3, 32, 32), (8, 3, 12, 9)])
+def test_hard_augmentation_repeats_and_stays_in_range(shape):
+    x = torch.rand(shape, generator=rng())
+    a, b = (data.augment(x, "hard", rng(1)) for _ in range(2))
+    assert torch.equal(a, b) and a.shape == x.shape and a.dtype == x.dtype and 0 <= a.min() and a.max() <= 1
+    assert not torch.equal(a, x)
+
+
+def test_crop_shift_equals_the_slow_loop():
+    x, draws = torch.rand(40, 2, 16, 13, generator=rng()) + 0.01, torch.rand(6, 40, generator=rng(1))
+    got, lost_rows = vary.crop_shift(x, draws), set()
+    for i in range(40):
+        u = draws[:, i].tolist()
+        lines = int(u[0] * (1 + int(vary.SHIFT * 13)))
+        rows = int(u[1] * (lines + 1))
+        columns = lines - rows
+        top, row = (int(v * (rows + 1)) for v in u[2:4])
+        left, column = (int(v * (columns + 1)) for v in u[4:])
+        high, wide, want = 16 - rows, 13 - columns, torch.zeros(2, 16, 13)
+        want[:, row:row + high, column:column + wide] = x[i, :, top:top + high, left:left + wide]
+        assert torch.equal(got[i], want)
+        lost_rows.add(rows)
+    assert lost_rows == {0, 1, 2, 3, 4}
+
+
+def vision_change(image, which, strength, sign, along):
+    """The same change by torchvision, for one image (C, H, W)."""
+    between = [low + (high - low) * strength for low, high in (*vary.BLENDS, vary.SHEAR, vary.DEGREES)]
+    direction = 1 if sign else -1
+    if which < 4:
+        change = (vision.adjust_saturation, vision.adjust_brightness, vision.adjust_contrast, vision.adjust_sharpness)[which]
+        return change(image, between[which])
+    if which == 4:
+        return vision.autocontrast(image)
+    if which == 6:
+        return vision.rotate(image, direction * between[5], InterpolationMode.NEAREST)
+    degrees = direction * math.degrees(math.atan(between[4]))
+    return vision.affine(image, 0.0, [0, 0], 1.0, [degrees, 0.0] if along == "x" else [0.0, degrees], InterpolationMode.NEAREST)
+
+
+@pytest.mark.parametrize("which", range(7))
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 20, 12)])
+def test_changes_are_those_of_torchvision(which, shape):
+    """Oracle: the published augmentation's own library. Nearest pixels may differ where a position lies between two."""
+    for strength in (0.1, 0.9):
+        for first_bit, along in ((0.2, "x"), (0.4, "y"), (0.6, "x"), (0.8, "y")):  # what is left of 0.2 and 0.6 is below a half
+            image = torch.rand(shape, generator=rng(which)) * 0.8 + 0.1
+            got = vary.change(image[None], torch.tensor([[(which + 0.5) / 7], [strength], [first_bit]]))[0]
+            options = [vision_change(image, which, strength, sign, along) for sign in (False, True)]
+            agreement = [(torch.isclose(got, want, atol=1e-5)).float().mean().item() for want in options]
+            assert max(agreement) > (0.98 if which > 4 else 0.9999)
+            if which > 4 and strength > 0.5:  # a degree moves no pixel of so small an image
+                assert min(agreement) < 0.9 and not torch.equal(got, image)
+
+
+def test_erasing_blackens_one_box_of_the_drawn_size():
+    x, draws = torch.ones(60, 2, 32, 24), torch.rand(5, 60, generator=rng())
+    got = vary.erase(x, draws)
+    for i in range(60):
+        gone = got[i, 0] == 0
+        rows, columns = gone.any(1), gone.any(0)
+        assert torch.equal(got[i, 0], got[i, 1]) and torch.equal(gone, rows[:, None] & columns[None])
+        if draws[0, i] >= 0.5:
+            assert not gone.any()
+            continue
+        area, aspect = 0.02 + 0.31 * draws[1, i].item(), 3.3 ** (2 * draws[2, i].item() - 1)
+        assert abs(int(rows.sum()) - 32 * min(1, math.sqrt(area * aspect))) <= 1
+        assert abs(int(columns.sum()) - 24 * min(1, math.sqrt(area / aspect))) <= 1
