@@ -70,7 +70,8 @@ def test_bf16_terms_are_the_float32_ones_to_its_digits():
         full, coarse = (objective.terms(replace(recipe, precision=p), **arguments) for p in ("float32", "bf16"))
         assert all(value.dtype == torch.float32 for value in coarse.values())
         for name, value in full.items():
-            assert coarse[name].item() == pytest.approx(value.item(), rel=0.15, abs=2e-3), name  # bf16 has 8 bits
+            few = 0.25 if name == "neighbour" else 0.05  # a difference of nearly equal logits keeps few of the 8 bits of bf16
+            assert coarse[name].item() == pytest.approx(value.item(), rel=few), name
         assert any(coarse[name] != full[name] for name in full)  # it is another arithmetic
         sum(coarse.values()).backward()
         assert all(p.grad is None or p.grad.dtype == torch.float32 for p in arguments["student"].parameters())
