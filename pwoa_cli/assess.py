@@ -170,13 +170,13 @@ def measure(models: Mapping[str, nn.Module], x: View, *, subject: Subject, attac
     end = None if seconds is None else time.monotonic() + seconds
     for done, (who, model) in enumerate(models.items()):
 
-        def show(name: str, share: float, before: int = done, title: str = f"{who} " if len(models) > 1 else "") -> None:
+        def tell(name: str, share: float, before: int = done, title: str = f"{who} " if len(models) > 1 else "") -> None:
             progress("evaluate", round(STEPS * (before + share)), STEPS * len(models), title + name)
 
-        show("clean", 0.0)
+        tell("clean", 0.0)
         left = None if end is None else max(0.0, end - time.monotonic()) / (len(models) - done)
         found[who] = evaluate(model, x, x.labels, attacks=attack_names, norm=subject.norm, eps=subject.eps, seed=seed, say=say,
-                              batch_size=batch_size, progress=show, seconds=left, keep_inputs=keep_inputs,
+                              batch_size=batch_size, progress=tell, seconds=left, keep_inputs=keep_inputs,
                               unfinished=partial(unfinished, who))
     progress("evaluate", STEPS * len(models), STEPS * len(models), "")
     return found

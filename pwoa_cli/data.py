@@ -21,12 +21,9 @@ import torch
 from torch import Tensor
 
 from pwoa_cli import data_formats as formats
-from pwoa_cli import vary
 from pwoa_cli.errors import InputError
 
 Augment = Literal["none", "crop-flip", "hard"]
-AUGMENTS: tuple[Augment, ...] = ("none", "crop-flip", "hard")
-CROP_PADDING = 4  # He et al. 2016, section 4.2, and everyone since
 _CONNECT_SECONDS = 20  # a firewall that drops packets would otherwise hold the command for minutes
 
 
@@ -378,28 +375,3 @@ def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
     rank = torch.arange(total) - (counts.cumsum(0) - counts)[labels[by_class]]  # position within its class
     chosen = by_class[rank < quota[labels[by_class]]].sort().values
     return chosen[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
-
-
-def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Random crop after zero padding by 4 and horizontal flip of each image of a batch (B, C, H, W); "hard": `vary.hard`;
-    "none" returns x.
-
-    The draws are made on the generator's device: a CPU generator gives the same ones wherever x is.
-    Raises: InputError if `kind` is not one of AUGMENTS.
-    """
-    if kind not in AUGMENTS:
-        raise InputError(f"Unknown augmentation {kind!r}, expected one of {', '.join(AUGMENTS)}.")
-    if kind == "none":
-        return x
-    if kind == "hard":
-        return vary.hard(x, generator=generator)
-    batch, _, height, width = x.shape
-
-    def draw(high: int) -> Tensor:
-        return torch.randint(high, (batch,), generator=generator, device=generator.device).to(x.device)
-
-    top, left, flip = draw(2 * CROP_PADDING + 1), draw(2 * CROP_PADDING + 1), draw(2).bool()
-    padded = torch.nn.functional.pad(x, [CROP_PADDING] * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (B, C, 9, 9, H, W)
-    crops = windows[torch.arange(batch, device=x.device), :, top, left]
-    return torch.where(flip[:, None, None, None], crops.flip(3), crops)

@@ -312,7 +312,7 @@ def _inputs(plan: Plan, now: int) -> objective.Batch:
     recipe = plan.recipe
     x, y = _images(plan, now)
     draw = generator(plan.seed, "inputs", now, device=x.device)
-    x = data.augment(x, plan.augment, draw)
+    x = vary.augment(x, plan.augment, draw)
     mix = torch.rand((), generator=generator(plan.seed, "mix", now)).item() if recipe.cutmix or recipe.mixup else 1.0
     if mix < recipe.cutmix:
         x = vary.cutmix(x, generator=draw)

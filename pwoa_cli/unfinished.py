@@ -7,7 +7,6 @@ what the model predicts on the clean samples, the samples, threat, seed, and the
 file that is cut short or of other samples is taken as not there.
 """
 import hashlib
-import shutil
 import tempfile
 import zipfile
 from contextlib import suppress

@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pwoa_cli.errors import InputError
+
+AUGMENTS = ("none", "crop-flip", "hard")
+CROP_PADDING = 4  # He et al. 2016, section 4.2, and everyone since
 # Strengths of Li & Spratling 2023 (IDBH, the mild set) for 32 x 32 pixels; lengths as fractions of the side
 SHIFT = 10 / 32
 BLENDS = ((0.1, 1.9), (0.5, 1.9), (0.5, 1.9), (0.1, 1.9))  # colour, brightness, contrast, sharpness
@@ -206,3 +210,30 @@ def erase(x: Tensor, draws: Tensor) -> Tensor:
                      for size, side, place in zip(x.shape[2:], sides, draws[3:], strict=True))
     box = rows[:, None, :, None] & columns[:, None, None, :] & _spread(draws[0] < 0.5)
     return x.masked_fill(box, 0.0)
+
+
+# --- the augmentation of a recipe ---------------------------------------------------------------------------------------
+
+def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Random crop after zero padding by 4 and horizontal flip of each image of a batch (B, C, H, W); "hard": `hard`;
+    "none" returns x.
+
+    The draws are made on the generator's device: a CPU generator gives the same ones wherever x is.
+    Raises: InputError if `kind` is not one of AUGMENTS.
+    """
+    if kind not in AUGMENTS:
+        raise InputError(f"Unknown augmentation {kind!r}, expected one of {', '.join(AUGMENTS)}.")
+    if kind == "none":
+        return x
+    if kind == "hard":
+        return hard(x, generator=generator)
+    batch, _, height, width = x.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (batch,), generator=generator, device=generator.device).to(x.device)
+
+    top, left, flip = draw(2 * CROP_PADDING + 1), draw(2 * CROP_PADDING + 1), draw(2).bool()
+    padded = F.pad(x, [CROP_PADDING] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (B, C, 9, 9, H, W)
+    crops = windows[torch.arange(batch, device=x.device), :, top, left]
+    return torch.where(flip[:, None, None, None], crops.flip(3), crops)

@@ -14,7 +14,7 @@ import torch
 from cli_world import BUDGET, PACKAGE, PRUNE, RUN_FILES, TINY, here, pwoa, world  # noqa: F401 (fixtures)
 
 import pwoa_cli
-from pwoa_cli import cli, report, run, show
+from pwoa_cli import cli, run, show
 
 
 # --- help --------------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_version_and_no_command(pwoa):
 
 ROWS = [  # lowest first; the package itself (pwoa_cli.load) is ""
     ["errors"],
-    ["run", "config", "cpu", "average", "vary", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats",
+    ["run", "options", "vary", "config", "cpu", "average", "rice", "schedule", "structure", "hsic", "distill", "layers", "data_formats",
      "attacks.base", "attacks.bounded", "intervals", "families.base", "normalisation", "hub", "file_kinds", "rehearsal", "fold", "signatures"],
     ["families.small", "families.preact", "families.vgg", "families.resnet", "pickles",
      "threat", "unfinished"],

@@ -7,7 +7,6 @@ import tarfile
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from data_files import cifar_batch, digits, equal, nowhere, pixels, write_folder, write_idx, write_npz
@@ -202,30 +201,6 @@ def test_stratified_depends_on_the_seed_and_refuses_too_many():
         data.stratified(labels, 101, seed=0)
     with pytest.raises(InputError, match=r"expected 1\.\.100"):
         data.stratified(labels, 0, seed=0)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 300])
-def test_augment_is_a_padded_crop_and_flip(batch):
-    """Oracle: the slow loop over all 81 crops x 2 flips; each image must be one of them."""
-    x = torch.rand(batch, 3, 6, 5, generator=torch.Generator().manual_seed(0))
-    out = data.augment(x, "crop-flip", torch.Generator().manual_seed(1))
-    assert torch.equal(out, data.augment(x, "crop-flip", torch.Generator().manual_seed(1)))
-    padded, seen = np.pad(x.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4))), set()
-    for image, result in zip(padded, out.numpy()):
-        matches = {(top, left, flip) for top in range(9) for left in range(9) for flip in (1, -1)
-                   if np.array_equal(image[:, top:top + 6, left:left + 5][:, :, ::flip], result)}
-        assert matches
-        seen |= matches
-    if batch == 300:
-        tops, lefts, flips = (set(column) for column in zip(*seen))
-        assert tops == lefts == set(range(9)) and flips == {1, -1}
-
-
-def test_augment_none_and_unknown():
-    x = torch.rand(2, 1, 4, 4)
-    assert data.augment(x, "none", torch.Generator()) is x
-    with pytest.raises(InputError, match="Unknown augmentation 'flip', expected one of none, crop-flip"):
-        data.augment(x, "flip", torch.Generator())
 
 
 def test_batches_can_be_read_from_several_threads(nowhere, monkeypatch):

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_evaluate import batch, linear, net
+from test_evaluate import batch, linear
 
 from pwoa_cli import data, results, sample_file, unfinished
 from pwoa_cli import evaluate as ev

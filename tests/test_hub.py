@@ -104,5 +104,5 @@ def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monk
     job = prune.prepare(request, say=lambda text: None)
     made = prune.execute(job, tmp_path / "run", say=lambda text: None, progress=lambda *_: None, created=datetime(2026, 1, 2))
     again = assess.prepare(assess.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=14), say=lambda text: None)
-    measured = assess.execute(again, progress=lambda *_: None)
+    measured = assess.execute(again, progress=lambda *_: None, say=lambda text: None).result
     assert list(again.models) == ["teacher", "pruned"] and measured["teacher"] == made["teacher"] and measured["student"] == made["student"]

@@ -1,12 +1,14 @@
 """Noise, mixing and hard augmentation against slow loops, closed forms and torchvision."""
 import math
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from pwoa_cli import config, data, distill, vary
+from pwoa_cli import config, distill, vary
+from pwoa_cli.errors import InputError
 
 
 def rng(seed=0):
@@ -19,7 +21,7 @@ def noise_of(kinds, *, x, seed=3, **options):
 
 def test_recipes_can_name_what_there_is():
     assert config.NOISES == vary.NOISES
-    assert config.CHOICES["hidden_loss"] == distill.HIDDEN_LOSSES and config.CHOICES["augment"] == ("auto", *data.AUGMENTS)
+    assert config.CHOICES["hidden_loss"] == distill.HIDDEN_LOSSES and config.CHOICES["augment"] == ("auto", *vary.AUGMENTS)
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def test_mixup_is_the_weighted_sum_of_two_images():
 @pytest.mark.parametrize("shape", [(1, 1, 28, 28), (3, 3, 32, 32), (8, 3, 12, 9)])
 def test_hard_augmentation_repeats_and_stays_in_range(shape):
     x = torch.rand(shape, generator=rng())
-    a, b = (data.augment(x, "hard", rng(1)) for _ in range(2))
+    a, b = (vary.augment(x, "hard", rng(1)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and a.dtype == x.dtype and 0 <= a.min() and a.max() <= 1
     assert not torch.equal(a, x)
 
@@ -180,3 +182,27 @@ def test_erasing_blackens_one_box_of_the_drawn_size():
         area, aspect = 0.02 + 0.31 * draws[1, i].item(), 3.3 ** (2 * draws[2, i].item() - 1)
         assert abs(int(rows.sum()) - 32 * min(1, math.sqrt(area * aspect))) <= 1
         assert abs(int(columns.sum()) - 24 * min(1, math.sqrt(area / aspect))) <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 300])
+def test_augment_is_a_padded_crop_and_flip(batch):
+    """Oracle: the slow loop over all 81 crops x 2 flips; each image must be one of them."""
+    x = torch.rand(batch, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+    out = vary.augment(x, "crop-flip", torch.Generator().manual_seed(1))
+    assert torch.equal(out, vary.augment(x, "crop-flip", torch.Generator().manual_seed(1)))
+    padded, seen = np.pad(x.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4))), set()
+    for image, result in zip(padded, out.numpy()):
+        matches = {(top, left, flip) for top in range(9) for left in range(9) for flip in (1, -1)
+                   if np.array_equal(image[:, top:top + 6, left:left + 5][:, :, ::flip], result)}
+        assert matches
+        seen |= matches
+    if batch == 300:
+        tops, lefts, flips = (set(column) for column in zip(*seen))
+        assert tops == lefts == set(range(9)) and flips == {1, -1}
+
+
+def test_augment_none_and_unknown():
+    x = torch.rand(2, 1, 4, 4)
+    assert vary.augment(x, "none", torch.Generator()) is x
+    with pytest.raises(InputError, match="Unknown augmentation 'flip', expected one of none, crop-flip"):
+        vary.augment(x, "flip", torch.Generator())
