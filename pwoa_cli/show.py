@@ -152,8 +152,9 @@ def _drop_facts(drops: Mapping[str, Mapping]) -> list[tuple[str, str]]:
     if "p" not in drops.get(name, {}):
         return []
     lost, won, p, (low, high) = (drops[name][key] for key in ("lost", "won", "p", "ci95"))
-    verdict = "a loss" if low > 0 else "a gain" if high < 0 else f"no loss was found; one above {high:.1f} points is unlikely (95%)"
-    return [("paired", f"{name}: {lost} samples lost, {won} won, McNemar p = {p:.2g}: {verdict}")]
+    verdict = ("a loss" if low > 0 else "a gain under these attacks" if high < 0 else
+               f"no loss was found; one above {high:.1f} points is unlikely (95%)")
+    return [("paired", f"{name}: {lost} sample{'s' * (lost != 1)} lost, {won} won, McNemar p = {p:.2g}: {verdict}")]
 
 
 def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str, str]]:

@@ -339,7 +339,7 @@ def _attacked(plan: Plan, student: nn.Module, batch: objective.Batch, now: int) 
         labels = batch.labels if batch.labels_hold else plan.teacher(batch.x).argmax(1)
     with frozen(student):
         return batch._replace(x=gradient.pgd(student, batch.x, labels, eps=plan.eps, norm=plan.norm, steps=ATTACK_STEPS,
-                                             step_size=plan.eps / 4, generator=generator(plan.seed, "start", now)))
+                                             step_size=plan.eps / 4, every_step=True, generator=generator(plan.seed, "start", now)))
 
 
 def _forward(plan: Plan, state: State) -> dict[str, Tensor]:

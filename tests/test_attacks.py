@@ -312,3 +312,16 @@ def test_the_l1_projection_of_the_reference_ends_inside_up_to_slack(eps, shape):
     adv = x + delta + L1_projection(x, delta, eps)
     assert base.distance(adv - x, "l1").max() > eps + 5 * base.SLACK  # why `slack` grows with the number of pixels
     assert not base.outside(adv, x, eps=eps, norm="l1").any()
+
+
+@pytest.mark.parametrize("norm,eps", [("linf", 0.1), ("l2", 0.3)])
+def test_every_step_climbs_on_where_a_broken_sample_would_leave(trained, norm, eps):
+    model, x, y = trained
+    options = {"eps": eps, "norm": norm, "steps": 12, "random_start": False}
+    first = gradient.pgd(model, x, y, generator=generator(), **options)
+    last = gradient.pgd(model, x, y, generator=generator(), every_step=True, **options)
+    broken = model(first).argmax(1) != y
+    losses = [nn.functional.cross_entropy(model(adv), y, reduction="none") for adv in (first, last)]
+    assert 0 < broken.sum() < len(x) and torch.equal(first[~broken], last[~broken])
+    assert (losses[1][broken] >= losses[0][broken]).all() and (losses[1][broken] > losses[0][broken] + 0.01).any()
+    assert base.distance(last - x, norm).max() <= eps * (1 + 1e-5)

@@ -240,3 +240,25 @@ def test_no_torch_and_no_rich_until_they_are_needed():
     code = ("import sys, pwoa_cli.console, pwoa_cli.report, pwoa_cli.run\n"
             "print({'torch', 'rich', 'numpy', 'tomli_w'} & set(sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("lost,won,ci95,says", [
+    (9, 1, [0.1, 1.6], "9 samples lost, 1 won, McNemar p = 0.021: a loss"),
+    (1, 9, [-1.6, -0.1], "1 sample lost, 9 won, McNemar p = 0.021: a gain under these attacks"),
+    (4, 4, [-1.2, 1.2], "4 samples lost, 4 won, McNemar p = 0.021: no loss was found; one above 1.2 points is unlikely (95%)")])
+def test_what_a_paired_difference_means(lost, won, ci95, says):
+    drop = {"clean": {"points": 0.0, "ci95": [-1.0, 1.0]}, "worst case": {"points": 1.0, "ci95": ci95, "lost": lost, "won": won, "p": 0.021}}
+    shown = show.markdown(_evaluation(teacher=TEACHER | {"worst case": TEACHER["aa"]}, results=STUDENT | {"worst case": STUDENT["aa"]}, drop=drop))
+    assert f"- paired: worst case: {says}" in shown and "worst case 83.0 -> 82.0%." in shown
+
+
+def test_headings_passes_and_classes_show():
+    scores = {name: score | ({"forwards": 4200, "backwards": 1100} if name == "aa" else {}) for name, score in STUDENT.items()}
+    by_class = {"compared": {"clean": {"0": _score(0.5, 0.4, 0.6, 10)}}, "model": {name: {"1": _score(0.25, 0.2, 0.3, 4), "0": score} for name, score in STUDENT.items()}}
+    made = _evaluation(teacher=TEACHER, results=scores, headings=("compared", "model"), classes=by_class,
+                       findings=[{"check": "few-classes", "unreliable": False, "text": "t", "models": []}])
+    shown = show.markdown(made)
+    assert "|  | compared | model | drop |" in shown and "- passes: aa 4.2 k + 1.1 k (samples forwards + backwards)" in shown
+    assert "## By class (model)" in shown and "| 1 | 4 | 25.0 | 25.0 | 25.0 |" in shown and made["findings"][0]["check"] == "few-classes"
+    text = _rendered(made)
+    assert "By class (model)" in text and max(map(len, text.splitlines())) <= 60

@@ -45,19 +45,21 @@ def fgsm(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: 
 
 def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
         steps: int = 20, step_size: float | None = None, restarts: int = 1, loss: str = "ce",
-        random_start: bool = True, targets: Tensor | None = None) -> Tensor:
+        random_start: bool = True, targets: Tensor | None = None, every_step: bool = False) -> Tensor:
     """Projected gradient ascent: adv <- project(adv + alpha * direction(grad loss)), Madry et al. 2018.
 
     Starts uniformly in the ball. A sample leaves the run at its first misclassified iterate, which is returned; a
     sample that never breaks comes back as its last iterate (of the last restart).
     Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps > 0; step_size: unit of inputs, default eps / 8;
         loss: "ce" or "margin"; random_start: False starts at x, then restarts repeat the same run; targets: (B,)
-        classes to reach instead: a sample leaves at its first iterate that is given its target.
+        classes to reach instead: a sample leaves at its first iterate that is given its target; every_step: no sample leaves,
+        all go on climbing to their last iterate, as adversarial training wants them.
     Returns: (B,C,H,W) in [0,1] and in the ball. Raises: KeyError on another loss.
     """
     alpha = eps / STEP_FRACTION if step_size is None else step_size
     classes, run = labels if targets is None else targets, partial(_ascend, model, eps=eps, norm=norm, alpha=alpha,
-                                                                   steps=steps, loss=loss, targeted=targets is not None)
+                                                                   steps=steps, loss=loss, targeted=targets is not None,
+                                                                   every_step=every_step)
     result, standing = inputs.clone(), torch.arange(len(inputs), device=inputs.device)
     for _ in range(restarts):
         if not len(standing):
@@ -93,7 +95,7 @@ def direction(grad: Tensor, norm: str) -> Tensor:
 
 
 def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float, norm: str, alpha: float, steps: int,
-            loss: str, targeted: bool) -> tuple[Tensor, Tensor]:
+            loss: str, targeted: bool, every_step: bool) -> tuple[Tensor, Tensor]:
     """One run from `start`: the first iterate of each sample that succeeds, or the last one, and who succeeded."""
     result, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     adv, rows, judge = start, torch.arange(len(x), device=x.device), reached if targeted else wrong
@@ -104,7 +106,7 @@ def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float
             grad, logits = adv, _logits(model, adv)
         fooled = judge(logits, y)
         result[rows], broken[rows] = adv, fooled
-        if fooled.any():
+        if fooled.any() and not every_step:
             rows, adv, x, y, grad = (t[~fooled] for t in (rows, adv, x, y, grad))
         if step == steps or not len(rows):
             break
