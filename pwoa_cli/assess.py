@@ -142,7 +142,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     several, (*others, last) = len(found) > 1, found.values()
     if taken := sum(kept.taken for kept in job.kept):
         say(f"{taken} finished part{'s' * (taken > 1)} of an earlier run {'were' if taken > 1 else 'was'} taken over")
-    seconds = {f"{who} {name}" if several else name: r.seconds for who, scores in found.items() for name, r in scores.items() if name != WORST}
+    seconds = {f"{who} {name}" if several else name: r.seconds for who, scores in found.items() for name, r in scores.items()
+               if name != WORST}
     compared = {"teacher": to_json(others[0]), "drop": compare(others[0], last), "headings": list(found)} if several else {}
     labels = x.labels.cpu()
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
@@ -195,7 +196,8 @@ def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | No
         return None
     there = any(kept.folder.glob("*.npz"))
     if there and not job.request.resume:
-        say("warning: finished parts of this very evaluation are there; those of the same attacks will be replaced. --resume goes on from them")
+        say("warning: finished parts of this very evaluation are there; those of the same attacks will be replaced. "
+            "--resume goes on from them")
     if job.request.resume and not there:
         say("nothing to resume: no finished part of this evaluation is there; it starts from the beginning")
     job.kept.append(kept)

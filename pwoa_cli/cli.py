@@ -66,9 +66,11 @@ def prune(
     sparsity: opt.Sparsity, structure: opt.Structure = "unstructured", recipe: opt.RecipeName = "default", settings: opt.Settings = None,
     epochs: opt.Epochs = None, effort: opt.Effort = None, mix_ratio: opt.MixRatio = None,
     batch_size: opt.TrainingBatch = None,
-    arch: opt.Arch = None, teacher: opt.Teacher = None, num_classes: opt.Classes = None, normalize: opt.Normalize = None, mean: opt.Mean = None,
+    arch: opt.Arch = None, teacher: opt.Teacher = None, num_classes: opt.Classes = None,
+    normalize: opt.Normalize = None, mean: opt.Mean = None,
     std: opt.Std = None, entry: opt.Entry = None, keep: opt.Keep = None, trust_pickle: opt.Trust = False,
-    data: opt.Data = None, norm: opt.Norm = None, eps: opt.Eps = None, attacks: opt.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: opt.N = 1000,
+    data: opt.Data = None, norm: opt.Norm = None, eps: opt.Eps = None, attacks: opt.ReportAttacks = "fgsm,pgd-10,pgd-20,cw",
+    n: opt.N = 1000,
     seed: opt.Seed = 0, device: opt.Device = "auto", out: opt.RunFolder = None, json: opt.Json = False, quiet: opt.Quiet = False,
     dry_run: opt.DryRun = False,
 ) -> None:
@@ -83,7 +85,8 @@ def prune(
 
         job = workflow.prepare(workflow.Request(
             _source(model, arch, num_classes, normalize, mean, std, entry, keep, trust_pickle), wanted, structure=structure,
-            recipe=recipe, overrides=overrides, teacher=_teacher(teacher, trust_pickle), data=data, norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
+            recipe=recipe, overrides=overrides, teacher=_teacher(teacher, trust_pickle), data=data, norm=norm, eps=eps,
+            attacks=attacks, n=n, seed=seed,
             device=device), say=console.say)
         if dry_run:
             guess = workflow.time_to_fit(job)
@@ -106,11 +109,15 @@ Examples:
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
         "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its teacher."))] = "",
-    arch: opt.Arch = None, compare: opt.Compare = None, num_classes: opt.Classes = None, normalize: opt.Normalize = None, mean: opt.Mean = None,
+    arch: opt.Arch = None, compare: opt.Compare = None, num_classes: opt.Classes = None,
+    normalize: opt.Normalize = None, mean: opt.Mean = None,
     std: opt.Std = None, entry: opt.Entry = None, keep: opt.Keep = None, trust_pickle: opt.Trust = False,
-    data: opt.Data = None, norm: opt.Norm = None, eps: opt.Eps = None, attacks: opt.Attacks = "fgsm,pgd,cw", n: opt.N = 1000, per_class: opt.PerClass = False,
-    batch_size: opt.PassBatch = None, seed: opt.Seed = 0, device: opt.Device = "auto", max_seconds: opt.MaxSeconds = None, resume: opt.Resume = False,
-    save_samples: opt.SaveSamples = None, out: opt.ReportFolder = None, json: opt.Json = False, quiet: opt.Quiet = False, dry_run: opt.DryRun = False,
+    data: opt.Data = None, norm: opt.Norm = None, eps: opt.Eps = None, attacks: opt.Attacks = "fgsm,pgd,cw",
+    n: opt.N = 1000, per_class: opt.PerClass = False,
+    batch_size: opt.PassBatch = None, seed: opt.Seed = 0, device: opt.Device = "auto",
+    max_seconds: opt.MaxSeconds = None, resume: opt.Resume = False,
+    save_samples: opt.SaveSamples = None, out: opt.ReportFolder = None, json: opt.Json = False, quiet: opt.Quiet = False,
+    dry_run: opt.DryRun = False,
 ) -> None:
     """Measure accuracy under attack."""
     console = Console(json=json, quiet=quiet)

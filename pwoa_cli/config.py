@@ -99,14 +99,17 @@ def read_recipe(name_or_file: str, *, data: str = "", overrides: Mapping[str, An
     elif path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
     else:
-        raise InputError(f"recipe {name_or_file!r} is neither shipped nor a file.", hint=f"Shipped recipes: {', '.join(shipped())}; or give the path of a TOML file.")
+        raise InputError(f"recipe {name_or_file!r} is neither shipped nor a file.",
+                         hint=f"Shipped recipes: {', '.join(shipped())}; or give the path of a TOML file.")
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name_or_file} is not a TOML file: {error}.", hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
+        raise InputError(f"{name_or_file} is not a TOML file: {error}.",
+                         hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
     per_data = table.pop("data", {})
     if not isinstance(per_data, dict) or not all(isinstance(t, dict) for t in per_data.values()):
-        raise InputError(f"{name_or_file}: data is not a table of tables.", hint="Fields that differ for a data set stand under [data.mnist].")
+        raise InputError(f"{name_or_file}: data is not a table of tables.",
+                         hint="Fields that differ for a data set stand under [data.mnist].")
     values = {"name": path.stem} | table | per_data.get(data, {})
     recipe = _with(Recipe(), values, where=name_or_file)
     overrides = dict(overrides or {})
@@ -122,7 +125,8 @@ def _with(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:
     for key, value in values.items():
         if key not in types:
             near = difflib.get_close_matches(key, types, n=1)
-            raise InputError(f"{where}: no recipe field {key!r}.", hint=f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(types)}.")
+            raise InputError(f"{where}: no recipe field {key!r}.",
+                             hint=f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(types)}.")
         clean[key] = _convert(key, value, types[key], where)
     return check(replace(recipe, **clean), where=where)
 
@@ -133,23 +137,27 @@ def _convert(key: str, value: Any, kind: type, where: str) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{where}: {key} = {value!r}, expected a {kind.__name__}.", hint=f"For example: {key} = {getattr(Recipe, key)!r}.") from None
+        raise InputError(f"{where}: {key} = {value!r}, expected a {kind.__name__}.",
+                         hint=f"For example: {key} = {getattr(Recipe, key)!r}.") from None
 
 
 def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
     """The recipe itself, or InputError naming the first field that is out of range."""
     for key, choices in CHOICES.items():
         if getattr(recipe, key) not in choices:
-            raise InputError(f"{where}: {key} = {getattr(recipe, key)!r}, expected one of {', '.join(choices)}.", hint=f"For example: {key} = {choices[0]!r}.")
+            raise InputError(f"{where}: {key} = {getattr(recipe, key)!r}, expected one of {', '.join(choices)}.",
+                             hint=f"For example: {key} = {choices[0]!r}.")
     positive = ("epochs", "batch_size", "lr", "temperature", "sigma", "mask_updates", "rho", "rho_growth", "rho_max", "admm_every")
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
         if isinstance(value, str):
             continue
         if not 0 <= value < float("inf") or (f.name in positive and value == 0):
-            raise InputError(f"{where}: {f.name} = {value}, expected a number {'above' if f.name in positive else 'of at least'} 0.", hint=f"For example: {f.name} = {f.default}.")
+            raise InputError(f"{where}: {f.name} = {value}, expected a number {'above' if f.name in positive else 'of at least'} 0.",
+                             hint=f"For example: {f.name} = {f.default}.")
     if recipe.batch_size < 2 or recipe.sparsify > 1:
-        raise InputError(f"{where}: batch_size {recipe.batch_size}, sparsify {recipe.sparsify}; expected at least 2, at most 1.", hint="Correct that field.")
+        raise InputError(f"{where}: batch_size {recipe.batch_size}, sparsify {recipe.sparsify}; expected at least 2, at most 1.",
+                         hint="Correct that field.")
     _check_inputs(recipe, where)
     _check_schedule(recipe, where)
     return recipe

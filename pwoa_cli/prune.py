@@ -230,7 +230,8 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity, structure=request.structure, size=size,
         model=_origin(job), layers=_layers(job, student), macs=layers.macs(student, x[:1]), teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=assess.compare(scores["teacher"], scores["pruned"]), seconds=seconds,
-        environment=environment, recipe=asdict(job.plan.recipe), notes=[*_notes(job), *assess.notes(scores)], findings=assess.findings(scores),
+        environment=environment, recipe=asdict(job.plan.recipe), notes=[*_notes(job), *assess.notes(scores)],
+        findings=assess.findings(scores),
         data=assess.data_fields(subject, n=request.n, seed=request.seed) | {"argument": request.data or subject.dataset.name})
     assess.write(folder, result)
     return result

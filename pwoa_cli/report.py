@@ -85,7 +85,8 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
     if teacher is None:
         scores = {"results": results}
     else:
-        scores = {"teacher": teacher, "student": results, "drop": drops(teacher, results) if drop is None else drop, "headings": list(headings)}
+        scores = {"teacher": teacher, "student": results, "drop": drops(teacher, results) if drop is None else drop,
+                  "headings": list(headings)}
     more = {} if classes is None else {"classes": classes}
     evaluation = plain({"schema_version": SCHEMA_VERSION, "model": {"source": model}, "threat": {"norm": norm, "eps": eps},
                         **scores, "seconds": seconds, "environment": environment, "data": data, "notes": notes,

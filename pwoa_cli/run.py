@@ -132,7 +132,8 @@ def check_file(path: Path | None, *, flag: str, ending: str) -> None:
     if path is None:
         return
     if path.suffix != ending or path.is_dir():
-        raise InputError(f"{flag} {path} is {'a folder' if path.is_dir() else f'no {ending} file'}.", hint=f"For example: {flag} samples{ending}")
+        raise InputError(f"{flag} {path} is {'a folder' if path.is_dir() else f'no {ending} file'}.",
+                         hint=f"For example: {flag} samples{ending}")
     try:
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(b"pwoa")
