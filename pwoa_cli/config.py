@@ -20,7 +20,7 @@ CHOICES = {
     "start": ("dense", "obs"), "precision": ("float32", "bf16"), "effort": ("quick", "default", "max"), "bn_inputs": ("varied", "clean"),
     "batch_norm": ("train", "freeze"), "augment": ("auto", "none", "crop-flip", "hard"),
 }
-NOISES = ("sign", "blocks", "lowpass", "uniform", "gaussian")  # or "none", or several, joined by "+"
+NOISES = ("sign", "blocks", "lowpass", "toward", "uniform", "gaussian")  # or "none", or several, joined by "+"
 
 EFFORT = {"quick": 0.2, "default": 1.0, "max": 5.0}  # the recipe's epochs are multiplied by this
 

@@ -44,6 +44,11 @@ def _lowpass(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     return fine * (scale / fine.abs().amax((1, 2, 3), keepdim=True))
 
 
+def _toward(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    other = x[torch.randperm(len(x), generator=generator, device=x.device)]
+    return (other - x).clamp(-scale, scale)
+
+
 def _uniform(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     return (torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1) * scale
 
@@ -54,7 +59,7 @@ def _gaussian(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
 
 
 _NOISES: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
-    "sign": _sign, "blocks": _blocks, "lowpass": _lowpass, "uniform": _uniform, "gaussian": _gaussian}
+    "sign": _sign, "blocks": _blocks, "lowpass": _lowpass, "toward": _toward, "uniform": _uniform, "gaussian": _gaussian}
 NOISES = tuple(_NOISES)
 
 
@@ -63,7 +68,8 @@ def add_noise(x: Tensor, *, scales: Mapping[str, float], generator: torch.Genera
 
     "sign": every value +scale or -scale; "blocks": the same on squares of 1, 2 or 4 pixels (perturbations that matter are
     smooth); "lowpass": normal values every 4, 8 or 16 pixels, bilinear between them, each image's largest one is
-    scale; "uniform": U(-scale, scale); "gaussian": standard deviation of each image from U(0, scale). The size of
+    scale; "toward": every value moves towards that of another image of the batch, by scale at most (changes that matter look
+    like other images; no gradient is asked for them); "uniform": U(-scale, scale); "gaussian": standard deviation of each image from U(0, scale). The size of
     squares and grids is drawn per batch.
     Args: scales: {kind: scale >= 0 in units of x}; of several kinds each image draws one, {} adds nothing. clean: fraction of
         the batch that stays as it is, its first round(clean B) images (a batch is in random order already).

@@ -31,7 +31,8 @@ def test_recipes_can_name_what_there_is():
 def test_noise_stays_in_range_and_repeats(kind, shape):
     x = torch.rand(shape, generator=rng())
     a, b = (vary.add_noise(x, scales={kind: 0.1}, generator=rng(3)) for _ in range(2))
-    assert torch.equal(a, b) and a.min() >= 0 and a.max() <= 1 and not torch.equal(a, x)
+    alone = kind == "toward" and len(x) == 1  # no other image to go towards
+    assert torch.equal(a, b) and a.min() >= 0 and a.max() <= 1 and torch.equal(a, x) == alone
     if kind != "gaussian":
         assert (a - x).abs().max() <= 0.1 + 1e-6
     assert torch.equal(vary.add_noise(x, scales={kind: 0.0}, generator=rng(3)), x)
@@ -50,6 +51,16 @@ def test_each_kind_has_its_distribution():
     deviations = noise_of({"gaussian": 0.1}, x=x).std((1, 2, 3))
     assert deviations.min() < 0.02 and 0.08 < deviations.max() < 0.11
     assert deviations.mean().item() == pytest.approx(0.05, abs=0.01)
+
+
+def test_toward_goes_to_another_image_of_the_batch_and_no_further():
+    x = torch.rand(5, 3, 4, 4, generator=rng())
+    moved = vary.add_noise(x, scales={"toward": 0.1}, generator=rng(2))
+    for image, got in zip(x, moved):
+        want = [image + (other - image).clamp(-0.1, 0.1) for other in x]
+        assert any(torch.allclose(got, w) for w in want)
+    assert (moved != x).flatten(1).any(1).sum() >= 3  # a permutation may leave an image with itself
+    assert torch.allclose(vary.add_noise(x, scales={"toward": 1.0}, generator=rng(2)).sum(0), x.sum(0))  # it only permutes them
 
 
 def test_blocks_are_constant_on_squares():
