@@ -140,17 +140,21 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         for kept in job.kept:
             kept.tidy()
     several, (*others, last) = len(found) > 1, found.values()
+    if request.resume and not any(kept.taken for kept in job.kept) and any(kept.there for kept in job.kept):
+        say("what is finished there is of other samples or attacks, or without the inputs that are wanted now: nothing was taken over")
     if taken := sum(kept.taken for kept in job.kept):
         say(f"{taken} finished part{'s' * (taken > 1)} of an earlier run {'were' if taken > 1 else 'was'} taken over")
-    seconds = {f"{who} {name}" if several else name: r.seconds for who, scores in found.items() for name, r in scores.items()
-               if name != WORST}
+    seconds = {f"{who} {name}" if several else name: s for who, scores in found.items() for name, s in _seconds(scores).items()}
     compared = {"teacher": to_json(others[0]), "drop": compare(others[0], last), "headings": list(found)} if several else {}
     labels = x.labels.cpu()
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
     result = report.build_eval(
         norm=subject.norm, eps=subject.eps, results=to_json(last), seconds=seconds,
+        models={who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch} for who, loaded in job.loaded.items()},
         model=request.source.path, environment=report.environment(device=job.device, seed=request.seed),
         notes=[*_late(found, job), *notes(found)], findings=findings(found), classes=classes,
+        attacks=[attack.name for attack in attacks.parse(request.attacks)],
+        unfinished={who: list(scores.unfinished) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed), **compared)
     return Outcome(result, found, x.index, labels)
 
@@ -187,27 +191,29 @@ def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | No
     """Where the finished parts of this very evaluation are kept; None, with a warning, where nothing can be written."""
     loaded = job.loaded[who]
     reading = (loaded.arch, sorted(loaded.arch_options.items()), loaded.normalisation.mean, loaded.normalisation.std)
-    own = file_sha256(Path(loaded.arch.partition(":")[0])) if is_file(loaded.arch) else ""
-    key = unfinished.key(loaded.model, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK, job.device, reading, own,
+    own = unfinished.of_folder(Path(loaded.arch.partition(":")[0])) if is_file(loaded.arch) else ""
+    key = unfinished.key(loaded.model, who, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK, job.device, reading, own,
                          unfinished.code())
     kept = Unfinished(run.UNFINISHED / key, reuse=job.request.resume)
     if why := kept.fault():
         say(f"warning: what is finished cannot be kept, so --resume will not go on from it: {why}")
         return None
-    there = any(kept.folder.glob("*.npz"))
-    if there and not job.request.resume:
+    if kept.there and not job.request.resume:
         say("warning: finished parts of this very evaluation are there; those of the same attacks will be replaced. "
             "--resume goes on from them")
-    if job.request.resume and not there:
+    if job.request.resume and not kept.there:
         say("nothing to resume: no finished part of this evaluation is there; it starts from the beginning")
     job.kept.append(kept)
     return kept
 
 
 def compare(teacher: Evaluation, student: Evaluation) -> dict[str, dict[str, Any]]:
-    """Drop in points with its paired 95% interval and McNemar's test, by attack, over the samples that both are done on."""
-    found = {}
-    for name in (name for name in teacher if name in student):
+    """Drop in points with its paired 95% interval and McNemar's test, by attack, over the samples that both are done on.
+
+    Not of the worst case where time ran out: each is an upper bound then, of what that model's time sufficed for.
+    """
+    found, cut = {}, teacher.unfinished or student.unfinished
+    for name in (name for name in teacher if name in student and not (cut and name == WORST)):
         both = teacher[name].done & student[name].done
         if both.any():
             t, s = teacher[name].correct[both], student[name].correct[both]
@@ -236,18 +242,27 @@ def notes(found: Mapping[str, Evaluation]) -> list[str]:
     return sentences
 
 
+def _seconds(scores: Evaluation) -> dict[str, float]:
+    """By attack; what went into parts of blocks that were not finished under the names of their attacks."""
+    found = {name: r.seconds for name, r in scores.items() if name != WORST}
+    if scores.unfinished and WORST in scores:
+        attacks = sum(seconds for name, seconds in found.items() if name != "clean")
+        found[f"unfinished {'+'.join(scores.unfinished)}"] = max(0.0, scores[WORST].seconds - attacks)
+    return found
+
+
 def _late(found: Mapping[str, Evaluation], job: Job) -> list[str]:
     """What time did not suffice for."""
     request, sentences = job.request, []
-    more = "The same command with --resume goes on." if any(kept.made for kept in job.kept) else \
+    more = "The same command with --resume goes on." if any(kept.made + kept.taken for kept in job.kept) else \
         "Nothing was finished that --resume could go on from: give it more time."
     for who, evaluation in found.items():
         parts = [f"{name} is over {evaluation[name].n} of {request.n} samples" if name in evaluation else f"{name} is not there"
                  for name in evaluation.unfinished]
         if parts:
             title = f"{who}: " if len(found) > 1 else ""
-            sentences.append(f"{title}stopped after {request.max_seconds:g} s: {', '.join(parts)}; the worst case counts what was broken "
-                             f"until then. {more}")
+            counted = "; the worst case counts what was broken until then" if WORST in evaluation else ""
+            sentences.append(f"{title}stopped after {request.max_seconds:g} s: {', '.join(parts)}{counted}. {more}")
     return sentences
 
 

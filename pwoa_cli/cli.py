@@ -31,12 +31,6 @@ class Interrupted(PwoaError):
 
 GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
 
-
-def _goes_on() -> str:
-    """GOES_ON, if an evaluation has kept anything."""
-    return GOES_ON if any(run.UNFINISHED.glob("*/*.npz")) else ""
-
-
 app = typer.Typer(name="pwoa", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -97,7 +91,8 @@ def prune(
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
     console.result(show.markdown(result), result, table=lambda: show.table(result))
-    console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}--attacks pgd,cw,aa")
+    own = f"--arch {arch} " if arch and ".py" in arch else ""
+    console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}{own}--attacks pgd,cw,aa")
 
 
 @app.command("eval", cls=opt.Command, epilog="""\b
@@ -122,7 +117,12 @@ def evaluate(
     """Measure accuracy under attack."""
     console = Console(json=json, quiet=quiet)
     run.check_file(save_samples, flag="--save-samples", ending=".npz")
-    with _run_folder(console, out, model=model, goes_on=_goes_on, again=resume) if out else _no_folder(_goes_on) as folder:
+    jobs: list[Any] = []
+
+    def goes_on() -> str:
+        return GOES_ON if any(kept.made + kept.taken for job in jobs for kept in job.kept) else ""
+
+    with _run_folder(console, out, model=model, goes_on=goes_on, again=resume) if out else _no_folder(goes_on) as folder:
         console.say("loading torch")
         from pwoa_cli import assess, show
 
@@ -134,6 +134,7 @@ def evaluate(
         if dry_run:
             console.result("Everything checked; nothing was attacked.", {"dry_run": True, "out": str(out) if out else None})
             return
+        jobs.append(job)
         with console.progress() as progress:
             outcome = assess.execute(job, progress=progress.update, say=console.say)
         assess.keep(outcome, job, folder=folder, saved=save_samples)
@@ -192,20 +193,21 @@ def _run_folder(console: Console, out: Path | None, *, model: str, sparsity: flo
     Args: goes_on: what more there is to say when it is interrupted. again: as in run.create.
     """
     with run.opened(out, model_name=Path(model).stem, sparsity=sparsity, now=created or datetime.now(), again=again) as folder:
+        before = {path.name for path in folder.iterdir()}
         try:
             yield folder
         except (KeyboardInterrupt, PwoaError) as error:
-            kept = _kept(folder)
+            kept = _kept(folder, before)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"interrupted; {kept} {goes_on()}".rstrip()) from None
-            if any(folder.iterdir()):
+            if {path.name for path in folder.iterdir()} - before:
                 console.warn(f"stopped; {kept}")
             raise
 
 
-def _kept(folder: Path) -> str:
-    """What a run that did not finish leaves, in a sentence or two."""
-    names = sorted(p.name for p in folder.iterdir())
+def _kept(folder: Path, before: set[str]) -> str:
+    """What a run that did not finish leaves besides what was there before, in a sentence or two."""
+    names = sorted({p.name for p in folder.iterdir()} - before)
     if not names:
         return "nothing was written."
     kept = f"kept in {folder}: {', '.join(names)}."

@@ -49,8 +49,8 @@ def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str |
     The model is in eval mode meanwhile and comes back as it was; its parameters get no gradient.
     Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf", "l2" or "l1"; eps: radius > 0 in the
         unit of the inputs; both may be None without attacks; batch_size: most samples in one pass, None: what fits into
-        memory; blocks stay BLOCK; progress: called with (name, share of the whole); seconds: attacks end by then, and
-        whole blocks count; keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples and of
+        memory; blocks stay BLOCK; progress: called with (name, share of the whole); seconds: attacks end by then; a row
+        counts whole blocks, the worst case every part that was finished; keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples and of
         what the model predicts on them, where units are kept and looked for, so that a run that was stopped goes on.
     Raises: InputError on wrong inputs, labels, threat or names, on too few classes, on non-finite clean logits.
     """
@@ -105,7 +105,8 @@ def _clean(run: _Run) -> tuple[Result, str]:
     for first in range(0, n, BLOCK):
         x, y = run.batch(slice(first, first + BLOCK))
         _check_range(x)
-        logits = run.model(x)
+        with _float32():
+            logits = run.model(x)
         digest.update(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (x, y, logits.argmax(1))))
         _check_logits(logits, run.labels, run.chosen)
         correct[first:first + BLOCK] = ~wrong(logits, y).cpu()
@@ -137,7 +138,7 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
         run.model.model, x, y, was_training=was_training, attacks=[attack.name for attack in run.chosen], batch_size=run.model.batch_size)]
     blind = next((finding for finding in found if finding.check == "no-gradient"), None)
     if blind and any(attack.needs_gradients for attack in run.chosen):
-        raise InputError(blind.text[0].upper() + blind.text[1:], hint="Only an attack without gradients can run: --attacks square")
+        raise InputError(blind.text[0].upper() + blind.text[1:], hint="Only attacks without gradients can run: --attacks square, or a plug-in")
     return found
 
 
@@ -149,12 +150,14 @@ class _Found:
     def __init__(self, run: _Run, clean: Tensor):
         self.standing = clean.clone()
         self.broken_by = ["" if right else "clean" for right in clean.tolist()]
-        self.inputs = _part(run.inputs, slice(0, None), run.model.model).cpu().clone() if run.keep_inputs else None
-        self.units = 0
+        parts = [run.inputs[first:first + BLOCK].float().cpu() for first in range(0, len(clean), BLOCK)] if run.keep_inputs else []
+        self.inputs = torch.cat(parts) if parts else None  # a copy: the user's stay
+        self.units, self.forwards, self.backwards, self.seconds = 0, 0, 0, 0.0
 
     def add(self, unit: Unit, name: str) -> None:
         """Take over what an attack, or a component of it, did to its samples."""
-        self.units += 1
+        self.units, self.seconds = self.units + 1, self.seconds + unit.seconds
+        self.forwards, self.backwards = self.forwards + unit.forwards, self.backwards + unit.backwards
         hit = unit.rows[unit.broken]
         new = self.standing[hit]
         for row in hit[new].tolist():
@@ -176,7 +179,7 @@ def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
             results[attack.name] = result if not attack.minimum_norm else replace(result, curve=curve(result, clean.correct, run.eps))
     checked = checks.of_results(results)
     if len(results) > 2 or unfinished and found.units:
-        results[WORST] = _worst(found, list(results.values())[1:], clean)
+        results[WORST] = _worst(found, clean)
     return Evaluation(results, findings=[*findings, *_of_copies(run), *checked], broken_by=found.broken_by, inputs=found.inputs,
                       unfinished=unfinished)
 
@@ -222,7 +225,8 @@ def _under(run: _Run, attack: Attack, todo: Tensor, known: _Found, share: "_Shar
 
 def _unit(run: _Run, attack: Attack, part: Attack, block: int, rows: Tensor, share: "_Shares") -> Unit:
     """One attack, or one component of it, on the samples `rows` of a block; taken from disk if it is there."""
-    name = f"{attack.name}.{part.name}.{block}" + (f".{hashlib.sha256(attack.version.encode()).hexdigest()[:12]}" if attack.version else "")
+    given = hashlib.sha256(attack.version.encode() + rows.numpy().tobytes()).hexdigest()[:12]  # cheaper attacks decide on the rows
+    name = f"{attack.name}.{part.name}.{block}.{given}"
     known = run.kept.get(name, rows, inputs=run.keep_inputs) if run.kept else None
     if known is not None:
         return known
@@ -275,14 +279,15 @@ def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor, y: Tensor) -> t
 @contextmanager
 def _float32() -> Iterator[None]:
     """Plain float32 inside: no TensorFloat-32 products on a GPU, no autocast of the caller's."""
-    before = torch.get_float32_matmul_precision()
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("highest")
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False), \
-                torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class _Shares:
@@ -317,9 +322,10 @@ class _Shares:
             self.done += part.cost
 
 
-def _worst(found: _Found, results: Sequence[Result], clean: Result) -> Result:
-    """Not broken by anything that was tried, over all samples: an upper bound also where time ran out."""
-    sums = {name: sum(getattr(r, name) for r in results) for name in ("seconds", "forwards", "backwards")}
+def _worst(found: _Found, clean: Result) -> Result:
+    """Not broken by anything that was tried, over all samples: an upper bound also where time ran out. What was spent is that
+    of all finished parts, those of blocks that no attack finished included."""
+    sums = {"seconds": found.seconds, "forwards": found.forwards, "backwards": found.backwards}
     return result(WORST, found.standing, done=clean.done, attacked=clean.correct, broken=clean.correct & ~found.standing,
                    distance=torch.full(clean.correct.shape, torch.nan), **sums)
 

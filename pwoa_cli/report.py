@@ -76,18 +76,21 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                environment: Mapping[str, Any], data: Mapping[str, Any], teacher: Mapping[str, Mapping] | None = None,
                drop: Mapping[str, Mapping] | None = None, model: str = "", notes: Sequence[str] = (),
                findings: Sequence[Mapping[str, Any]] = (), headings: Sequence[str] = ("teacher", "pruned"),
-               classes: Mapping[str, Mapping] | None = None) -> dict[str, Any]:
+               classes: Mapping[str, Mapping] | None = None, models: Mapping[str, Mapping] | None = None,
+               attacks: Sequence[str] = (), unfinished: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
     """The JSON object of `pwoa eval`: `results` of one model, or `teacher`, `student` and `drop` where a teacher is given.
 
     Args: results: {attack: score} of the model that was named. norm, eps: None where nothing was attacked. model: its
-    path. headings: what people read above the two. classes: {model: {attack: {class: score}}}. The others as in `build`.
+    path. headings: what people read above the two. classes: {model: {attack: {class: score}}}. models: {heading:
+    {"source", "sha256", "arch"}} of each. attacks: those asked for; unfinished: {heading: those that time did not suffice
+    for}. The others as in `build`.
     """
     if teacher is None:
         scores = {"results": results}
     else:
         scores = {"teacher": teacher, "student": results, "drop": drops(teacher, results) if drop is None else drop,
                   "headings": list(headings)}
-    more = {} if classes is None else {"classes": classes}
+    more = {"models": models or {}, "attacks": list(attacks), "unfinished": unfinished or {}} | ({} if classes is None else {"classes": classes})
     evaluation = plain({"schema_version": SCHEMA_VERSION, "model": {"source": model}, "threat": {"norm": norm, "eps": eps},
                         **scores, "seconds": seconds, "environment": environment, "data": data, "notes": notes,
                         "findings": findings, **more})

@@ -32,7 +32,8 @@ def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime,
 
     Args: out: None for pwoa-runs/<model>-<sparsity>-<time>, with -2, -3, ... where that exists; a folder given by the
     user must be new or empty. model_name: any text, made fit for a file name. now: the start of the run.
-    need_bytes: free space asked of the disk. again: a folder of the user's may hold the files of an earlier try.
+    need_bytes: free space asked of the disk. again: a folder of the user's may hold an earlier
+    evaluation and nothing else.
     Raises: InputError if the folder exists with content, cannot be made or written, or the disk is too full.
     """
     try:
@@ -55,10 +56,19 @@ def _named(out: Path, *, again: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"output folder {out} is a file.", hint=OUT_HINT)
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()) and not again:
+    if any(out.iterdir()) and not (again and _is_evaluation(out)):
         raise InputError(f"output folder {out} exists and is not empty; nothing in it was touched.",
                          hint="Name a new folder with --out DIR, or leave --out away: each run gets its own under pwoa-runs.")
     return out
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a folder holds what `pwoa eval --out` writes and nothing else: no run, and nobody's own report.md."""
+    names = {path.name for path in folder.iterdir()}
+    with suppress(InputError):
+        made = read_json(folder / "report.json")
+        return names <= {"report.json", "report.md", "samples.npz"} and "threat" in made and "created" not in made
+    return False
 
 
 def _new_default(model_name: str, sparsity: float, now: datetime) -> Path:

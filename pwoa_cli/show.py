@@ -120,10 +120,11 @@ def _short(score: Mapping[str, Any] | None) -> str:
 
 def caption(report: Mapping[str, Any]) -> str:
     """How to read the table: unit, interval, n, data set, threat."""
-    scores = list(columns(report).values())[:2][-1]
-    counts = Counter(score["n"] for score in scores.values())
+    shown = [column for heading, column in columns(report).items() if heading != "drop"]
+    counts = Counter(score["n"] for column in shown for score in column.values())
     common = counts.most_common(1)[0][0] if counts else 0
-    others = ", ".join(f"{name}: {score['n']}" for name, score in scores.items() if score["n"] != common)
+    sizes = {name: dict.fromkeys(str(column[name]["n"]) for column in shown if name in column) for name in shown[-1]}
+    others = ", ".join(f"{name}: {' and '.join(found)}" for name, found in sizes.items() if list(found) != [str(common)])
     drop = "; drop in points" if "drop" in report else ""
     norm, eps = report["threat"]["norm"], report["threat"]["eps"]
     threat = "" if eps is None else f"; attacks within {norm} eps {radius(eps)}"
@@ -136,6 +137,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = _pruning_facts(report) if "sparsity" in report else []
     if "drop" in report:
         lines += _drop_facts(report["drop"])
+    compared = list(report.get("models", {}).items())[:-1]
+    lines += [(heading, model["source"]) for heading, model in compared]
     lines += _spent_facts(columns(report))
     times = report["seconds"]
     if times:
@@ -188,8 +191,13 @@ def class_rows(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ..
     scores = list(report["classes"].values())[-1]
     classes = sorted({c for column in scores.values() for c in column}, key=int)
     counts = scores["clean"]
-    body = [(c, str(counts[c]["n"]), *(_short(column.get(c)) for column in scores.values())) for c in classes]
+    body = [(c, str(counts[c]["n"]), *(_of_class(column.get(c), counts[c]["n"]) for column in scores.values())) for c in classes]
     return ["class", "n", *scores], body
+
+
+def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
+    """Percent; with the number of samples where time did not suffice for all n."""
+    return _short(score) + (f" ({score['n']})" if score and score["n"] != n else "")
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """What an evaluation has found so far, kept on disk so that it can go on after any end: one file for each finished unit.
 
-    pwoa-runs/.eval/KEY/ATTACK.PART.BLOCK.npz        written at once: temporary name, fsync, rename
+    pwoa-runs/.eval/KEY/ATTACK.PART.BLOCK.SAMPLES.npz        written at once: temporary name, fsync, rename
 
 A unit is one attack, or one component of it, on one block of samples. KEY is a hash of all that the flags depend on: weights,
 what the model predicts on the clean samples, the samples, threat, seed, and the code of this package and of its libraries. A
 file that is cut short or of other samples is taken as not there.
 """
+import glob
 import hashlib
+import sys
 import tempfile
 import zipfile
 from contextlib import suppress
@@ -53,12 +55,12 @@ COUNTS = ("outside", "nonfinite", "forwards", "backwards")
 class Unfinished:
     """The units of one evaluation in a folder. reuse: those that are there are taken; else they are replaced.
 
-    taken, made: how many units were found and how many were written.
+    there: whether any unit was there at first. taken, made: how many were used and how many written.
     """
 
     def __init__(self, folder: Path, *, reuse: bool):
         self.folder, self.reuse = folder, reuse
-        self.taken, self.made = 0, 0
+        self.taken, self.made, self.there = 0, 0, any(folder.glob("*.npz"))
         self._paths: set[Path] = set()
 
     def fault(self) -> str:
@@ -102,7 +104,8 @@ class Unfinished:
     def clear(self) -> None:
         """Remove the units that were asked for or written: their evaluation is over. Those of other attacks stay."""
         for path in self._paths:
-            path.unlink(missing_ok=True)
+            for one in self.folder.glob(f"{glob.escape(path.name.rsplit('.', 2)[0])}.*.npz"):  # of other samples, too: these are older
+                one.unlink(missing_ok=True)
         self.tidy()
 
     def tidy(self) -> None:
@@ -125,6 +128,17 @@ def key(model: nn.Module, *more: object) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]
+
+
+def of_folder(path: Path) -> str:
+    """SHA-256 of a module's file and of all modules that were imported from its folder and below, packages left out."""
+    home = path.resolve().parent
+    loaded = {Path(module.__file__).resolve() for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+    own = {path.resolve(), *(file for file in loaded if file.is_relative_to(home) and "site-packages" not in file.parts)}
+    digest = hashlib.sha256()
+    for file in sorted(filter(Path.is_file, own)):
+        digest.update(str(file.relative_to(home)).encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

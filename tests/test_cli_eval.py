@@ -203,6 +203,27 @@ def test_an_edited_network_is_not_resumed_with_the_old_ones_flags(large, pwoa):
     assert code == 0 and "nothing to resume" in err and "taken over" not in err
 
 
+def test_two_models_that_time_did_not_suffice_for_are_not_compared(large, pwoa):
+    args = ["eval", "model.pt", "--compare", "model.pt", *SLOW[2:-1], "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "6"]
+    code, out, _ = pwoa(*args, "--json")
+    made = json.loads(out)
+    assert code == 0 and made["drop"].keys() == {"clean", "fgsm"} and made["student"].keys() == {"clean", "fgsm", "worst case"}
+    assert made["unfinished"] == {"compared": ["pgd-100000"], "model": ["pgd-100000"]} and made["attacks"] == ["fgsm", "pgd-100000"]
+    assert made["models"]["compared"]["sha256"] == made["models"]["model"]["sha256"] and made["models"]["compared"]["source"] == "model.pt"
+    assert "model unfinished pgd-100000" in made["seconds"]
+
+
+@pytest.mark.parametrize("folder", ["run", "notes"])
+def test_resume_never_writes_over_what_is_no_evaluation(here, pwoa, folder):
+    made = run.newest() if folder == "run" else Path("notes")
+    made.mkdir(exist_ok=True)
+    if folder == "notes":
+        (made / "report.md").write_text("mine")
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    code, _, err = pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--resume", "--out", str(made))
+    assert code == 2 and "exists and is not empty" in err and {path.name: path.read_bytes() for path in made.iterdir()} == before
+
+
 def test_two_evaluations_at_once_in_one_folder(large, pwoa):
     first = start(*SLOW, "--json")
     second = start(*SLOW[:-1], "fgsm", "--json")

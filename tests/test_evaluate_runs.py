@@ -243,7 +243,7 @@ def test_an_evaluation_goes_on_where_nothing_can_be_kept_any_more(tmp_path):
     (tmp_path / "in_the_way").write_text("")
     said = []
     found = ev.evaluate(model, x, y, attacks="fgsm", say=said.append, unfinished=lambda _: Unfinished(tmp_path / "in_the_way" / "x", reuse=False), **LINF)
-    assert found["fgsm"].n == 8 and len(said) == 1 and said[0].startswith("warning: fgsm.fgsm.0 could not be kept")
+    assert found["fgsm"].n == 8 and len(said) == 1 and said[0].startswith("warning: fgsm.fgsm.0.") and "could not be kept" in said[0]
 
 
 def test_the_key_is_of_all_that_flags_depend_on():
@@ -395,6 +395,53 @@ def test_a_low_clean_accuracy_is_said():
     y[1::3] = (y[1::3] + 1) % 10
     found = ev.evaluate(model, x, y, attacks="fgsm", **LINF)
     assert [(f.check, f.unreliable) for f in found.findings] == [("low-accuracy", False)] and "33.0%" in found.findings[0].text
+
+
+def test_modules_beside_a_network_of_ones_own_are_part_of_the_key(tmp_path, monkeypatch):
+    (tmp_path / "made_net.py").write_text("import made_helper\n")
+    (tmp_path / "made_helper.py").write_text("LEVELS = 4\n")
+    (tmp_path / "not_imported.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import made_net  # noqa: F401
+
+    before = unfinished.of_folder(tmp_path / "made_net.py")
+    (tmp_path / "not_imported.py").write_text("x = 1\n")
+    assert unfinished.of_folder(tmp_path / "made_net.py") == before
+    (tmp_path / "made_helper.py").write_text("LEVELS = 2\n")
+    assert unfinished.of_folder(tmp_path / "made_net.py") != before
+
+
+def test_units_of_other_rows_do_not_replace_each_other(tmp_path):
+    """aa alone, then pgd and aa: what was kept of the first stays until its own attack is over."""
+    model, x, y = right_on(60)
+    options = {"norm": "linf", "eps": 0.05, "unfinished": lambda _: Unfinished(tmp_path, reuse=True)}
+    short = replace(parse("apgd-ce")[0], run=partial(parse("apgd-ce")[0].run, steps=3))
+    ev.evaluate(model, x, y, attacks=[short], **options)
+    first = {path.name for path in tmp_path.iterdir()}
+    ev.evaluate(model, x, y, attacks=[parse("fgsm")[0], short], **options)
+    assert first < {path.name for path in tmp_path.iterdir()} and len(list(tmp_path.glob("apgd-ce.*"))) == 2
+    over = Unfinished(tmp_path, reuse=True)
+    ev.evaluate(model, x, y, attacks=[short], norm="linf", eps=0.05, unfinished=lambda _: over)
+    over.clear()
+    assert over.taken == 1 and [path.name.split(".")[0] for path in tmp_path.iterdir()] == ["fgsm"]
+
+
+def test_a_cut_run_says_what_it_cost():
+    model, x, y = right_on(30)
+    pgd = parse("pgd-5")[0]
+
+    def component(name):
+        def run(model, inputs, labels, **options):
+            if name == "apgd-t":
+                model.meter.deadline = 0.0
+            return pgd.run(model, inputs, labels, **options)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pwoa_cli.attacks.FIXED", {name: Attack(name, component(name)) for name in parse("aa")[0].parts})
+        attack = Attack("aa", pgd.run, parts=("apgd-ce", "apgd-t", "fab-t", "square"))
+        found = ev.evaluate(model, x, y, attacks=[attack], norm="linf", eps=0.05)
+    assert list(found) == ["clean", "worst case"] and found["worst case"].forwards > 30 and found["worst case"].seconds > 0
 
 
 def test_the_code_is_part_of_the_key(monkeypatch):

@@ -93,10 +93,12 @@ def _told(error: Exception) -> str:
 
 
 def version(points: list[EntryPoint]) -> str:
-    """What tells one release of a plug-in from another: its package's version, and SHA-256 of the module's file."""
-    module = importlib.util.find_spec(points[0].module)
-    source = Path(module.origin).read_bytes() if module and module.origin and Path(module.origin).is_file() else b""
-    return f"{_package(points[0])} {hashlib.sha256(source).hexdigest()}"
+    """What tells one release of a plug-in from another: package and version, entry point, SHA-256 of its modules."""
+    top = importlib.util.find_spec(points[0].module.partition(".")[0])
+    folders = [Path(folder) for folder in top.submodule_search_locations or ()] if top else []
+    files = sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(top.origin)] * bool(top and top.origin)
+    sources = b"".join(file.read_bytes() for file in files if file.is_file())
+    return f"{_package(points[0])} {points[0].value} {hashlib.sha256(sources).hexdigest()}"
 
 
 def _package(point: EntryPoint) -> str:
