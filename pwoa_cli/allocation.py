@@ -36,7 +36,8 @@ def quotas(weights: Mapping[str, Tensor], sparsity: float, *, method: str, struc
     target = round(sparsity * sum(w.numel() for w in weights.values()))
     most = sum((len(s) - 1) * size[name] for name, s in strength.items())
     if structure == "unstructured" and target > most:
-        raise ValueError(f"sparsity {sparsity:g} asks for {target} zeros, but a weight must stay in each of {len(weights)} layers: at most {most}")
+        raise ValueError(f"sparsity {sparsity:g} asks for {target} zeros, but a weight must stay in each of {len(weights)} layers: "
+                         f"at most {most}")
     if method == "sensitivity" and curves is not None:
         return _cheapest({name: marginal(curves[name]) / size[name] for name in weights}, size, target)
     if method in ("lamp", "global"):

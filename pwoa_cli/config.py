@@ -5,11 +5,11 @@ What is nearer to the user wins: default of the field < file < its [data.NAME] <
 """
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pwoa_cli.errors import InputError
 
@@ -63,8 +63,8 @@ class Recipe:
     lambda_y: float = 0.0
     sigma: float = 5.0
     noise: str = "none"
-    noise_scale: float = 1.0  # in units of eps; of pixels in 0..1 for gaussian noise where gaussian_scale is 0
-    gaussian_scale: float = 0.0  # in units of pixels in 0..1, the size of gaussian noise among other kinds
+    noise_scale: float = 1.0  # of all kinds but gaussian, in units of eps
+    gaussian_scale: float = 0.0  # of gaussian noise: its largest deviation, in units of pixels in 0..1
     noise_clean: float = 0.0  # fraction of a batch that gets no noise
     cutmix: float = 0.0  # probability that a batch is mixed by boxes
     mixup: float = 0.0  # probability that it is mixed by weights instead
@@ -85,12 +85,20 @@ class Recipe:
 
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("pwoa_cli").joinpath("recipes").iterdir() if p.name.endswith(".toml"))
+    files = resources.files("pwoa_cli").joinpath("recipes").iterdir()
+    return sorted(p.name.removesuffix(".toml") for p in files if p.name.endswith(".toml"))
 
 
-def read_recipe(name_or_file: str, *, data: str = "", overrides: Mapping[str, Any] | None = None) -> Recipe:
+def noise_scales(recipe: Recipe, *, eps: float) -> dict[str, float]:
+    """{kind of noise: its size in units of pixels in 0..1}, {} without noise."""
+    return {kind: recipe.gaussian_scale if kind == "gaussian" else recipe.noise_scale * eps
+            for kind in recipe.noise.split("+") if kind != "none"}
+
+
+def read_recipe(name_or_file: str, *, data: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe for a data set name, with `overrides` (field: value or text) on top.
 
+    Args: data: None while it is not known: then each field is judged by itself only, as the data's table may change others.
     Raises: InputError for an unknown recipe, field, type or choice, naming the file and the field.
     """
     path = Path(name_or_file)
@@ -110,12 +118,16 @@ def read_recipe(name_or_file: str, *, data: str = "", overrides: Mapping[str, An
     if not isinstance(per_data, dict) or not all(isinstance(t, dict) for t in per_data.values()):
         raise InputError(f"{name_or_file}: data is not a table of tables.",
                          hint="Fields that differ for a data set stand under [data.mnist].")
-    values = {"name": path.stem} | table | per_data.get(data, {})
+    values = {"name": path.stem} | table | per_data.get(data or "", {})
     recipe = _with(Recipe(), values, where=name_or_file)
     overrides = dict(overrides or {})
     if "epochs" in overrides:  # somebody who names the epochs means just these
         overrides.setdefault("stretch", 0)
     recipe = _with(recipe, overrides, where="command line")
+    if data is not None:
+        where = f"{name_or_file} with the command line" if overrides else name_or_file
+        _check_asked_scales(recipe, overrides, where)
+        check(recipe, where=where)
     return replace(recipe, effort="default") if "epochs" in overrides else recipe
 
 
@@ -128,7 +140,9 @@ def _with(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:
             raise InputError(f"{where}: no recipe field {key!r}.",
                              hint=f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(types)}.")
         clean[key] = _convert(key, value, types[key], where)
-    return check(replace(recipe, **clean), where=where)
+    recipe = replace(recipe, **clean)
+    _check_fields(recipe, where)
+    return recipe
 
 
 def _convert(key: str, value: Any, kind: type, where: str) -> Any:
@@ -142,7 +156,62 @@ def _convert(key: str, value: Any, kind: type, where: str) -> Any:
 
 
 def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
-    """The recipe itself, or InputError naming the first field that is out of range."""
+    """The recipe itself, or InputError naming the first field that is out of range or would do nothing."""
+    _check_fields(recipe, where)
+    if recipe.cutmix + recipe.mixup > 1:
+        raise InputError(f"{where}: cutmix {recipe.cutmix}, mixup {recipe.mixup}; expected at most 1 together (a batch is mixed in "
+                         "one way).", hint="For example: cutmix = 0.5, mixup = 0.5.")
+    if "gaussian" in noise_scales(recipe, eps=1) and not recipe.gaussian_scale:
+        raise InputError(f"{where}: noise = {recipe.noise!r}, but noise_scale is in units of eps: gaussian_scale must say the largest "
+                         "deviation, in units of pixels in 0..1.", hint="For example: gaussian_scale = 0.1.")
+    if not any(getattr(recipe, name) for name in _TEACHING):
+        raise InputError(f"{where}: {', '.join(_TEACHING)} are 0: there is nothing to learn from the teacher.",
+                         hint="For example: alpha = 1.")
+    for need in _NEEDS:
+        value = getattr(recipe, need.field)
+        if value != need.off and not need.met(recipe):
+            raise InputError(f"{where}: {need.field} = {value!r} {need.missing}.",
+                             hint=f"For example: {need.example}; or {need.field} = {need.off!r}.")
+    return recipe
+
+
+_TEACHING = ("alpha", "logit_weight", "neighbour_weight", "hidden_weight", "explain_weight", "lambda_x")
+_AT_MOST_1 = ("sparsify", "noise_clean", "cutmix", "mixup", "mix_ratio")
+_BELOW_1 = ("regrow", "ema")
+
+
+class _Need(NamedTuple):
+    """What a field needs: off: the value at which it asks for nothing; missing: the sentence where `met` does not hold."""
+
+    field: str
+    off: Any
+    met: Callable[[Recipe], bool]
+    missing: str
+    example: str
+
+
+def _noisy(recipe: Recipe) -> bool:
+    return recipe.noise_clean < 1 and any(noise_scales(recipe, eps=1).values())
+
+
+_COMPARED = ("compares images with their noisy copies, but there is no noise", "noise = 'blocks', noise_scale = 1, noise_clean = 0")
+_OF_RAMP = ("belongs to method = 'ramp'", "method = 'ramp'")
+_NEEDS = (
+    _Need("clean_weight", 0, _noisy, *_COMPARED),
+    _Need("neighbour_weight", 0, _noisy, *_COMPARED),
+    _Need("clean_weight", 0, lambda r: r.alpha > 0, "is relative to alpha, which is 0", "alpha = 1"),
+    _Need("noise_clean", 0, lambda r: r.noise != "none", "leaves images without noise, but there is none", "noise = 'blocks'"),
+    _Need("lambda_y", 0, lambda r: r.cutmix + r.mixup < 1, "asks for labels, but every batch is mixed and has none", "cutmix = 0.5"),
+    _Need("bn_inputs", "varied", lambda r: r.bn_reestimate > 0, "names the images of bn_reestimate, which is 0", "bn_reestimate = 100"),
+    _Need("ema", 0, lambda r: r.sparsify < 1, "averages over the second phase, but sparsify = 1 leaves none", "sparsify = 0.5"),
+    _Need("start", "dense", lambda r: r.method == "ramp", *_OF_RAMP),
+    _Need("regrow", 0, lambda r: r.method == "ramp", *_OF_RAMP),
+    _Need("regrow", 0, lambda r: r.start == "dense" and r.mask_updates > 1, "replaces weights at later mask moves, but the masks move "
+          "once only", "start = 'dense', mask_updates = 40"))
+
+
+def _check_fields(recipe: Recipe, where: str) -> None:
+    """Each field by itself."""
     for key, choices in CHOICES.items():
         if getattr(recipe, key) not in choices:
             raise InputError(f"{where}: {key} = {getattr(recipe, key)!r}, expected one of {', '.join(choices)}.",
@@ -155,42 +224,24 @@ def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
         if not 0 <= value < float("inf") or (f.name in positive and value == 0):
             raise InputError(f"{where}: {f.name} = {value}, expected a number {'above' if f.name in positive else 'of at least'} 0.",
                              hint=f"For example: {f.name} = {f.default}.")
-    if recipe.batch_size < 2 or recipe.sparsify > 1:
-        raise InputError(f"{where}: batch_size {recipe.batch_size}, sparsify {recipe.sparsify}; expected at least 2, at most 1.",
-                         hint="Correct that field.")
-    _check_inputs(recipe, where)
-    _check_schedule(recipe, where)
-    return recipe
-
-
-def _check_inputs(recipe: Recipe, where: str) -> None:
-    """Noise that exists, probabilities that are some, and noise where a term asks about it."""
+        if (f.name in _AT_MOST_1 and value > 1) or (f.name in _BELOW_1 and value >= 1):
+            flag = " (--mix-ratio 0)" if f.name == "mix_ratio" else ""
+            raise InputError(f"{where}: {f.name} = {value}, expected a number {'below' if f.name in _BELOW_1 else 'at most'} 1.",
+                             hint=f"For example: {f.name} = {f.default:g}{flag}.")
+    if recipe.batch_size < 2:
+        raise InputError(f"{where}: batch_size {recipe.batch_size}, expected at least 2.", hint="For example: batch_size = 128.")
     kinds = recipe.noise.split("+")
     if recipe.noise != "none" and (set(kinds) - set(NOISES) or len(set(kinds)) < len(kinds)):
         raise InputError(f"{where}: noise = {recipe.noise!r}, expected none, one of {', '.join(NOISES)}, or several of them joined by +.",
                          hint="For example: noise = 'blocks+gaussian', gaussian_scale = 0.1.")
-    if "gaussian" in kinds and len(kinds) > 1 and not recipe.gaussian_scale:
-        raise InputError(f"{where}: noise = {recipe.noise!r}, but noise_scale is in units of eps: gaussian_scale must say the largest "
-                         "deviation, in units of pixels in 0..1.", hint="For example: gaussian_scale = 0.1.")
-    if recipe.noise_clean > 1 or recipe.cutmix + recipe.mixup > 1:
-        raise InputError(f"{where}: noise_clean {recipe.noise_clean}, cutmix {recipe.cutmix}, mixup {recipe.mixup}; expected at most 1, "
-                         "and cutmix + mixup at most 1 (a batch is mixed in one way).", hint="For example: cutmix = 0.5, mixup = 0.5.")
-    for name in ("clean_weight", "neighbour_weight"):
-        silent = recipe.noise == "none" or recipe.noise_clean == 1 or not (recipe.noise_scale or recipe.gaussian_scale)
-        if getattr(recipe, name) and silent:
-            raise InputError(f"{where}: {name} = {getattr(recipe, name)} compares images with their noisy copies, but there is no noise.",
-                             hint=f"For example: noise = 'blocks', noise_clean = 0; or {name} = 0.")
 
 
-def _check_schedule(recipe: Recipe, where: str) -> None:
-    """Fractions are below 1, and what happens at mask moves meets a ramp that moves."""
-    for name, most in (("mix_ratio", "at most 1"), ("regrow", "below 1"), ("ema", "below 1")):
-        value = getattr(recipe, name)
-        if value > 1 or (value == 1 and most == "below 1"):
-            raise InputError(f"{where}: {name} = {value}, expected a number {most}.", hint=f"To leave it out: {name} = 0.")
-    if recipe.method == "admm" and (recipe.start == "obs" or recipe.regrow):
-        raise InputError(f"{where}: start = {recipe.start!r}, regrow = {recipe.regrow}; both belong to method = 'ramp', not to 'admm'.",
-                         hint="For example: method = 'ramp'.")
-    if recipe.regrow and (recipe.start == "obs" or recipe.mask_updates == 1):
-        raise InputError(f"{where}: regrow = {recipe.regrow}, but the masks move once only (start = {recipe.start!r}, "
-                         f"mask_updates = {recipe.mask_updates}).", hint="For example: start = 'dense', mask_updates = 40; or regrow = 0.")
+def _check_asked_scales(recipe: Recipe, overrides: Mapping[str, Any], where: str) -> None:
+    """A scale that somebody sets is that of a kind of noise that there is (recipe files may hold both)."""
+    kinds = noise_scales(recipe, eps=1)
+    for name, there, lacks, other in (
+            ("gaussian_scale", "gaussian" in kinds, " has no gaussian", "noise_scale is the size of the others"),
+            ("noise_scale", kinds.keys() - {"gaussian"}, " has only gaussian", "gaussian_scale is its size, in pixels of 0..1")):
+        if name in overrides and getattr(recipe, name) and not there:
+            raise InputError(f"{where}: {name} = {getattr(recipe, name)}, but noise = {recipe.noise!r}{lacks if kinds else ''}.",
+                             hint=f"{other}." if kinds else "For example: noise = 'blocks' (noise_scale), 'gaussian' (gaussian_scale).")

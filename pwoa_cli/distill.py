@@ -7,6 +7,7 @@
 
 Legend: B images, C classes or channels, P positions; s, z student, t, z^T teacher. Everything is at least float32.
 """
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -138,18 +139,24 @@ def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor], *, kind: 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
 
+def positions(z: Tensor) -> int:
+    """How many positions a hidden layer has: maps (B, C, ...), tokens (B, P, C); 1 for units (B, C)."""
+    return z.shape[1] if z.ndim == 3 else math.prod(z.shape[2:])
+
+
 def class_map(logits_BC: Tensor, features: Tensor, classes_B: Tensor, *, differentiable: bool) -> Tensor:
     """Class activation map (B, P) of one class per image: sum_c a_c z_c, a_c the mean over positions of d logit / d z_c.
 
     GradCAM (Selvaraju et al. 2017) without its ReLU, so that evidence against the class counts and no map is empty.
     With global pooling and a linear head a_c is the head's weight / P.
-    Args: features: a hidden layer z on the way to the logits, (B, C, ...), tokens (B, P, C) or units (B, C), which count
-        as positions. differentiable: keep the graph of the gradient, for the student.
+    Args: features: a hidden layer z on the way to the logits, (B, C, ...), tokens (B, P, C) or units (B, C); of a layer
+        with one position the channels count as positions. logits_BC, classes_B: may be those of the first images only, whose
+        maps are then the first. differentiable: keep the graph of the gradient, for the student.
     """
     chosen = logits_BC.gather(1, classes_B[:, None]).sum()
     gradient, = torch.autograd.grad(chosen, features, create_graph=differentiable, retain_graph=True)
-    if features.ndim == 2:
-        return gradient * features
+    if positions(features) == 1:
+        return (gradient * features).flatten(1)
     if features.ndim == 3:
         return (gradient.mean(1, keepdim=True) * features).sum(2)
     return (gradient.mean(tuple(range(2, features.ndim)), keepdim=True) * features).sum(1).flatten(1)

@@ -5,6 +5,7 @@
 
 A term of weight 0 is not computed. The formulas are those of `distill` and `hsic`; docs/recipes.md has the sources.
 """
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -48,34 +49,53 @@ def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Seq
     """Loss terms before their weights, scalars, differentiable in the student.
 
     Clean copies, where a term wants them, go through the models together with the noisy images: batch norm then takes its
-    statistics from both, so that a difference of logits is the noise's doing alone.
+    statistics from both, so that a difference of logits is the noise's doing alone. Dropout would give each copy a mask of its
+    own: `prune` refuses neighbour_weight there. Class maps are those of the noisy images alone.
     Args: hidden: names of the layers whose outputs count, in both models.
     """
     count = len(batch.x)
-    x = torch.cat([batch.x, batch.clean]) if recipe.clean_weight or recipe.neighbour_weight else batch.x
+    x = torch.cat([batch.x, batch.clean]) if (recipe.alpha and recipe.clean_weight) or recipe.neighbour_weight else batch.x
     asked = hidden if recipe.hidden_weight or recipe.explain_weight else ()
-    told = _ask_teacher(teacher, x, asked, explain=recipe.explain_weight > 0, bf16=recipe.precision == "bf16")
-    made = _ask_student(recipe, student, x, hidden, told)
+    told = _ask_teacher(teacher, x, asked, mapped=count if recipe.explain_weight else 0, bf16=recipe.precision == "bf16")
+    made = _ask_student(recipe, student, x, hidden, told, mapped=count)
     z = [layer[:count] for layer in made.hidden] if len(x) > count else made.hidden
     found = _answers(recipe, made.logits, told.logits, count)
     if recipe.hidden_weight:
         found["hidden"] = distill.hidden_error(z, [layer[:count] for layer in told.hidden], kind=recipe.hidden_loss)
     if recipe.explain_weight:
         found["explain"] = distill.map_error(made.maps, told.maps)
-    if recipe.lambda_x or recipe.lambda_y:
-        hsic_x, hsic_y = hsic.bottleneck(batch.x, batch.labels, z, num_classes=num_classes, sigma=recipe.sigma)
-        found["hsic_x"] = hsic_x.sum()
-        if batch.labels_hold:
-            found["hsic_y"] = hsic_y.sum()
+    bottleneck = {"hsic_x": recipe.lambda_x, "hsic_y": recipe.lambda_y if batch.labels_hold else 0}
+    if any(bottleneck.values()):
+        sums = hsic.bottleneck(batch.x, batch.labels, z, num_classes=num_classes, sigma=recipe.sigma)
+        found |= {name: value.sum() for (name, weight), value in zip(bottleneck.items(), sums, strict=True) if weight}
     return found
+
+
+def random_in_training(model: nn.Module, x: Tensor) -> bool:
+    """Whether answers differ from one pass in training mode to the next on the same images, whatever is at work there."""
+    twin = copy.deepcopy(model).train()  # its batch norms' statistics move, which answers in training do not see
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return not torch.allclose(twin(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16; True where torch does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # as in older torch
+        return True
+    able = torch.cpu.get_capabilities()
+    told = [able[name] for name in ("avx512_bf16", "amx_bf16", "bf16") if name in able]
+    return any(told) or not told
 
 
 def _answers(recipe: Recipe, student_BC: Tensor, teacher_BC: Tensor, count: int) -> dict[str, Tensor]:
     """Terms of the logits: of the first `count` images, and of their clean copies behind them."""
     s, t, s_clean, t_clean = student_BC[:count], teacher_BC[:count], student_BC[count:], teacher_BC[count:]
     how = {"temperature": recipe.temperature, "reduction": recipe.kl_reduction}
-    found = {"kl": distill.kl(s, t, **how)}
-    if recipe.clean_weight:
+    found = {"kl": distill.kl(s, t, **how)} if recipe.alpha else {}
+    if recipe.alpha and recipe.clean_weight:
         found["clean"] = distill.kl(s_clean, t_clean, **how)
     if recipe.logit_weight:
         found["logit"] = distill.logit_error(s, t)
@@ -84,24 +104,25 @@ def _answers(recipe: Recipe, student_BC: Tensor, teacher_BC: Tensor, count: int)
     return found
 
 
-def _ask_teacher(teacher: nn.Module, x: Tensor, names: Sequence[str], *, explain: bool, bf16: bool) -> _Seen:
-    """Constants: nothing of the teacher's graph survives. explain: also the maps of the classes that it predicts."""
-    with torch.set_grad_enabled(explain), _rooted(teacher, names if explain else ()), capture(teacher, names) as outputs:
+def _ask_teacher(teacher: nn.Module, x: Tensor, names: Sequence[str], *, mapped: int, bf16: bool) -> _Seen:
+    """Constants: nothing of the teacher's graph survives. mapped: of so many images, the first ones, also the maps of the
+    classes that it predicts."""
+    with torch.set_grad_enabled(mapped > 0), _rooted(teacher, names if mapped else ()), capture(teacher, names) as outputs:
         with _precision(x, bf16):
             logits = teacher(x)
         logits, hidden = logits.float(), list(outputs)
-    maps = distill.class_map(logits, _last_map(hidden), logits.argmax(1), differentiable=False) if explain else None
+    maps = _maps(logits, hidden, logits, mapped, differentiable=False) if mapped else None
     return _Seen(logits.detach(), [z.detach().float() for z in hidden], None if maps is None else maps.detach().float())
 
 
-def _ask_student(recipe: Recipe, student: nn.Module, x: Tensor, hidden: Sequence[str], told: _Seen) -> _Seen:
-    """Logits, hidden layers where a term wants them, and maps of the classes that the teacher predicts."""
+def _ask_student(recipe: Recipe, student: nn.Module, x: Tensor, hidden: Sequence[str], told: _Seen, *, mapped: int) -> _Seen:
+    """Logits, hidden layers where a term wants them, and of the first `mapped` images maps of the teacher's classes."""
     wanted = recipe.hidden_weight or recipe.explain_weight or recipe.lambda_x or recipe.lambda_y
     with capture(student, hidden if wanted else ()) as outputs:
         with _precision(x, recipe.precision == "bf16"):
             logits = student(x)
         logits, z = logits.float(), list(outputs)
-    maps = distill.class_map(logits, _last_map(z), told.logits.argmax(1), differentiable=True) if recipe.explain_weight else None
+    maps = _maps(logits, z, told.logits, mapped, differentiable=True) if recipe.explain_weight else None
     return _Seen(logits, [layer.float() for layer in z], None if maps is None else maps.float())  # losses need more digits
 
 
@@ -110,9 +131,14 @@ def _precision(x: Tensor, bf16: bool) -> torch.autocast:
     return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
+def _maps(logits: Tensor, hidden: Sequence[Tensor], told: Tensor, count: int, *, differentiable: bool) -> Tensor:
+    """Class maps (count, P) of the first images, of the classes that `told` has as largest, in the last layer with positions."""
+    return distill.class_map(logits[:count], _last_map(hidden), told[:count].argmax(1), differentiable=differentiable)[:count]
+
+
 def _last_map(hidden: Sequence[Tensor]) -> Tensor:
-    """The last hidden layer that has positions; of a network without any the last one."""
-    return next((z for z in reversed(hidden) if z.ndim > 2), hidden[-1])
+    """The last hidden layer that has more than one position; of a network without any the last one."""
+    return next((z for z in reversed(hidden) if distill.positions(z) > 1), hidden[-1])
 
 
 @contextmanager

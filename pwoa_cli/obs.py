@@ -9,7 +9,7 @@ row. Where a bias or a batch norm takes the outputs' mean up anyway, X is centre
 zeros come in ROUNDS steps of equal density ratio, as saliencies change when correlated inputs have gone; early steps of large
 layers, where rows share no inverse and each costs |M|^3, are left out.
 """
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,18 @@ DAMPING = 0.01  # of H's mean diagonal, as in SparseGPT: inputs that are always 
 
 
 def supported(module: nn.Module) -> bool:
-    """Whether the layer's outputs are products of input patches with its weight: nn.Linear and nn.Conv2d with zero padding."""
-    return isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
+    """Whether the layer's outputs are products of input patches with its weight: the forward of nn.Linear, or that of nn.Conv2d
+    with zero padding, and not a subclass's own."""
+    forward = getattr(module.forward, "__func__", None)
+    if forward is nn.Conv2d.forward:
+        return module.padding_mode == "zeros" and type(module)._conv_forward is nn.Conv2d._conv_forward
+    return forward is nn.Linear.forward
 
 
 def reconstructed(model: nn.Module, zeros: Mapping[str, int], batches: Iterable[Tensor], *,
                   normed: Set[str]) -> dict[str, Tensor]:
     """New weights, and biases that go with them, of the supported layers: {parameter name: tensor}; the model stays as it is.
+    Layers that the model does not call (nn.MultiheadAttention reads the weight of its out_proj) are left out too.
 
     Args: model: in eval mode. zeros: wanted by weight name. batches: inputs (B, C, H, W). normed: names of weights whose
         outputs' mean a batch norm in training takes off.
@@ -39,14 +44,15 @@ def reconstructed(model: nn.Module, zeros: Mapping[str, int], batches: Iterable[
     layers = {name: modules[name.rpartition(".")[0]] for name in zeros}
     for names in _portions({name: layer for name, layer in layers.items() if supported(layer)}):
         moments = input_moments(model, {name: layers[name] for name in names}, batches)
-        for name in names:
+        for name in [name for name in names if name in moments]:
             mean, second = moments.pop(name)
             bias = layers[name].bias
             centred = second - mean[:, :, None] * mean[:, None] if bias is not None or name in normed else second
             found[name] = prune(layers[name].weight, centred, zeros[name])
             if bias is not None:
-                lost = (layers[name].weight.detach() - found[name]).double().cpu().reshape(len(mean), -1, mean.shape[1])
-                found[name.removesuffix("weight") + "bias"] = bias.detach() + (lost @ mean[:, :, None]).flatten().to(bias)
+                lost = (layers[name].weight.detach() - found[name]).cpu().double().reshape(len(mean), -1, mean.shape[1])
+                shift = (lost @ mean[:, :, None]).flatten().to(bias.dtype)
+                found[name.removesuffix("weight") + "bias"] = bias.detach() + shift.to(bias.device)
     return found
 
 
@@ -65,7 +71,7 @@ def _portions(layers: Mapping[str, nn.Module]) -> Iterator[list[str]]:
 
 def input_moments(model: nn.Module, layers: Mapping[str, nn.Module],
                   batches: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean (groups, d) and X^T X / n (groups, d, d) of each supported layer's inputs while `model` runs: float64 on the CPU.
+    """Mean (groups, d) and X^T X / n (groups, d, d) of the inputs of each supported layer that `model` calls: float64 on the CPU.
 
     Args: model: in eval mode. batches: (B, C, H, W), at least one.
     """
@@ -73,10 +79,13 @@ def input_moments(model: nn.Module, layers: Mapping[str, nn.Module],
 
     def add(name: str, x: Tensor) -> None:
         patches, (first, second, count) = _patches(layers[name], x), sums[name]
-        sums[name] = (first + patches.double().sum(1).cpu(), second + (patches.mT @ patches).double().cpu(),
-                      count + patches.shape[1])
+        sums[name] = (first + patches.sum(1).cpu().double(), second + (patches.mT @ patches).cpu().double(),
+                      count + patches.shape[1])  # to the CPU first: some devices have no float64
 
-    handles = [layer.register_forward_pre_hook(lambda _m, args, name=name: add(name, args[0])) for name, layer in layers.items()]
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _module, args, named: add(name, args[0] if args else named["input"])
+
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             for x in batches:
@@ -84,7 +93,7 @@ def input_moments(model: nn.Module, layers: Mapping[str, nn.Module],
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (first / count, second / count) for name, (first, second, count) in sums.items()}
+    return {name: (first / count, second / count) for name, (first, second, count) in sums.items() if count}
 
 
 def _patches(layer: nn.Module, x: Tensor) -> Tensor:
@@ -105,7 +114,7 @@ def prune(weight: Tensor, moments: Tensor, zeros: int) -> Tensor:
     Args: moments: (groups, d, d) positive semidefinite; zeros: fewer than the weight has entries.
     """
     groups = len(moments)
-    rows = weight.detach().double().cpu().reshape(groups, -1, moments.shape[-1])
+    rows = weight.detach().cpu().double().reshape(groups, -1, moments.shape[-1])
     damping = DAMPING * moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     moments = moments + damping[:, None, None] * torch.eye(moments.shape[-1], dtype=torch.double)
     keep, pruned = torch.ones_like(rows, dtype=torch.bool), rows
@@ -118,7 +127,7 @@ def prune(weight: Tensor, moments: Tensor, zeros: int) -> Tensor:
         saliency = torch.stack([_saliency(v, h, m) for v, h, m in zip(pruned, moments, keep, strict=True)])
         keep = keep & ~smallest(saliency.flatten(), wanted).view_as(keep)
         pruned = torch.stack([reconstruct(w, h, m) for w, h, m in zip(rows, moments, keep, strict=True)])
-    return pruned.reshape(weight.shape).to(weight)
+    return pruned.reshape(weight.shape).to(weight.dtype).to(weight.device)
 
 
 def _saliency(rows: Tensor, moments: Tensor, keep: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import pwoa_cli
-from pwoa_cli import allocation, assess, attacks, checkpoint, estimate, layers, models, report, run, show, sparse_file, training
+from pwoa_cli import allocation, assess, attacks, checkpoint, estimate, layers, models, objective, report, run, show
+from pwoa_cli import sparse_file, training
 from pwoa_cli import data as datasets
 from pwoa_cli.checkpoint import Source
-from pwoa_cli.config import Recipe, read_recipe
+from pwoa_cli.config import Recipe, check, read_recipe
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.evaluate import BLOCK
 from pwoa_cli.results import to_json
@@ -85,6 +86,8 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
         live = models.live_parameters(subject.model, x[:2])
         weights, dead = _prunable(subject.model, x[:2], live, request.structure)
         plan = _plan(request, subject, teacher, weights, x[:2])
+    if plan.recipe.precision == "bf16" and not objective.multiplies_bf16(device):
+        say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no instructions for it.")
     total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "
         f"recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} epoch{'s' * (epochs != 1)}; "
@@ -115,7 +118,11 @@ def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weight
         if asked := [name for name in ("hidden_weight", "explain_weight") if name in request.overrides]:
             raise InputError("Hidden layers of the model and of --teacher differ, so they cannot be matched.",
                              hint=f"Distil from the logits alone: {' '.join(f'--set {name}=0' for name in asked)}")
-        recipe = replace(recipe, hidden_weight=0.0, explain_weight=0.0)
+        recipe = check(replace(recipe, hidden_weight=0.0, explain_weight=0.0), where="recipe for this --teacher")
+    if recipe.neighbour_weight and objective.random_in_training(subject.model, x):
+        raise InputError(f"neighbour_weight = {recipe.neighbour_weight:g} compares answers to an image and to its noisy copy, but the "
+                         "model answers at random in training (dropout): nothing would be the noise's doing alone.",
+                         hint="--set neighbour_weight=0")
     per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(subject.dataset.train), request.sparsity)
     return training.Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, weights=tuple(weights), companions=_companions(subject.model, x),
@@ -276,13 +283,16 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> nn.M
     seconds |= {"sparsify": 0.0, "finetune": 0.0}
     epochs = -(-plan.steps // plan.steps_per_epoch)
     progress("prune", 0, plan.steps, f"epoch 1/{epochs}")
+    notes: list[tuple[int, float]] = []  # (step, time)
     with run.MetricsLog(folder / "metrics.jsonl") as log:
 
         def note(state: training.State, losses: dict[str, float]) -> None:
             phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
             now = time.perf_counter() - start
-            if not seconds["sparsify"]:  # the first time
-                say(str(estimate.Estimate(now / state.step * plan.steps, now / state.step, plan.steps)))
+            notes.append((state.step, now))
+            if len(notes) == 2:  # what is measured once before the first step is in the first note's time
+                per_step = (now - notes[0][1]) / (state.step - notes[0][0])
+                say(str(estimate.Estimate(now + per_step * (plan.steps - state.step), per_step, plan.steps)))
             seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
             log.append({"step": state.step, "epoch": state.step / plan.steps_per_epoch, "phase": phase, "seconds": now, **losses})
             epoch = -(-state.step // plan.steps_per_epoch)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from pwoa_cli import admm, allocation, average, data, objective, obs, schedule, sensitivity, structure, vary
 from pwoa_cli.attacks import gradient
 from pwoa_cli.attacks.base import frozen
-from pwoa_cli.config import EFFORT, Recipe
+from pwoa_cli.config import EFFORT, Recipe, noise_scales
 from pwoa_cli.cpu import keep_freed_memory
 from pwoa_cli.errors import PwoaError
 
-CALIBRATION = 512  # images on which layers are measured before the first step
+CALIBRATION = 512  # inputs on which layers are measured before the first step: each image twice
 ATTACK_STEPS = 10
 
 
@@ -118,25 +118,25 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
 
 
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None], every: int = 20) -> State:
-    """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps.
+    """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of each term over the
+    steps that have it (mixed batches have no label term).
 
     Raises: PwoaError when a loss is no longer finite, naming the step and the terms.
     """
     keep_freed_memory()
-    sums: dict[str, Tensor] = {}
-    count = 0
+    seen: dict[str, list[Tensor]] = {}
     while state.step < plan.steps:
         state, losses = step(plan, state)
-        sums = {name: value + sums.get(name, 0) for name, value in losses.items()}
-        count += 1
+        for name, value in losses.items():
+            seen.setdefault(name, []).append(value)
         if state.step % every == 0 or state.step in (plan.sparsify_steps, plan.steps):
-            means = {name: value.item() / count for name, value in sums.items()}
+            means = {name: torch.stack(values).mean().item() for name, values in seen.items()}
             bad = [name for name, value in means.items() if not math.isfinite(value)]
             if bad:
                 raise PwoaError(f"The loss is not finite by step {state.step} of {plan.steps}: {', '.join(bad)}.",
                                 hint="Lower the learning rate: pwoa prune ... --set lr=1e-4.")
             report(state, means)
-            sums, count = {}, 0
+            seen = {}
     finish(plan, state)
     return state
 
@@ -169,7 +169,8 @@ def _enter(plan: Plan, state: State) -> State:
     if state.admm is not None and now and now % plan.steps_per_epoch == 0:
         quotas = _quotas(plan, state, plan.sparsity)
         state = replace(state, admm=admm.begin_epoch(state.admm, _weights(plan, state), quotas, structure=plan.structure))
-    ramp_moves = recipe.method == "ramp" and now <= plan.sparsify_steps and (not now or sparsity_at(plan, now) != sparsity_at(plan, now - 1))
+    moved = now <= plan.sparsify_steps and (not now or sparsity_at(plan, now) != sparsity_at(plan, now - 1))
+    ramp_moves = recipe.method == "ramp" and moved
     if hard_prune or ramp_moves:
         state = replace(state, masks=_masked(plan, state, plan.sparsity if hard_prune else sparsity_at(plan, now)))
     return state
@@ -185,11 +186,20 @@ def _masked(plan: Plan, state: State, sparsity: float) -> dict[str, Tensor]:
         slopes = _gradients(plan, state)
         masks = {name: structure.regrown_mask(w, slopes[name], zero_groups[name], plan.structure, fraction=fraction)
                  for name, w in weights.items()}
+        for name, w in weights.items():
+            _forget(state.optimizer, w, masks[name] & ~state.masks[name])
     else:
         masks = {name: structure.keep_mask(w, zero_groups[name], plan.structure) for name, w in weights.items()}
     masks = _with_companions(plan, masks)
     apply_masks(state.student, masks)
     return masks
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Tensor) -> None:
+    """Set to zero what the optimiser added up for these entries: while they were masked, gradients reached them all the same."""
+    for kept in optimizer.state.get(parameter, {}).values():
+        if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+            kept.masked_fill_(where, 0.0)
 
 
 def _with_companions(plan: Plan, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,7 +245,7 @@ def _curves(plan: Plan, student: nn.Module) -> dict[str, allocation.Curve]:
 
 
 def _calibration(plan: Plan) -> list[Tensor]:
-    """Images to measure layers on: CALIBRATION in all, one half as they are, the other as in training."""
+    """Inputs to measure layers on, CALIBRATION in all: half as many images, each once as it is and once as in training."""
     batches = range(plan.steps, plan.steps + max(1, CALIBRATION // (2 * plan.recipe.batch_size)))
     return [x for step in batches for x in (_images(plan, step)[0], _inputs(plan, step).x)]
 
@@ -318,28 +328,22 @@ def _inputs(plan: Plan, now: int) -> objective.Batch:
         x = vary.cutmix(x, generator=draw)
     elif mix < recipe.cutmix + recipe.mixup:
         x = vary.mixup(x, generator=draw)
-    noisy = vary.add_noise(x, scales=_noise_scales(plan), clean=recipe.noise_clean, generator=draw)
+    noisy = vary.add_noise(x, scales=noise_scales(recipe, eps=plan.eps), clean=recipe.noise_clean, generator=draw)
     return objective.Batch(noisy, x, y, labels_hold=mix >= recipe.cutmix + recipe.mixup)
-
-
-def _noise_scales(plan: Plan) -> dict[str, float]:
-    """{kind of noise: its size in units of pixels}, {} without noise."""
-    recipe = plan.recipe
-    of_gaussian = recipe.gaussian_scale or recipe.noise_scale
-    return {kind: of_gaussian if kind == "gaussian" else recipe.noise_scale * plan.eps
-            for kind in recipe.noise.split("+") if kind != "none"}
 
 
 def _attacked(plan: Plan, student: nn.Module, batch: objective.Batch, now: int) -> objective.Batch:
     """The batch, or in a fraction mix_ratio of the steps its adversarial examples for the student: PGD of ATTACK_STEPS steps
-    of eps/4 (Jian et al. 2022, sec. V-D). The label of a mixed image is what the teacher says."""
+    of eps/4 (Jian et al. 2022, sec. V-D) around the images without noise, to which no noise is added either: the ball is the
+    threat model's. The label of a mixed image is what the teacher says."""
     if torch.rand((), generator=generator(plan.seed, "attack", now)).item() >= plan.recipe.mix_ratio:
         return batch
     with torch.no_grad():
-        labels = batch.labels if batch.labels_hold else plan.teacher(batch.x).argmax(1)
+        labels = batch.labels if batch.labels_hold else plan.teacher(batch.clean).argmax(1)
     with frozen(student):
-        return batch._replace(x=gradient.pgd(student, batch.x, labels, eps=plan.eps, norm=plan.norm, steps=ATTACK_STEPS,
-                                             step_size=plan.eps / 4, every_step=True, generator=generator(plan.seed, "start", now)))
+        found = gradient.pgd(student, batch.clean, labels, eps=plan.eps, norm=plan.norm, steps=ATTACK_STEPS,
+                             step_size=plan.eps / 4, every_step=True, generator=generator(plan.seed, "start", now))
+    return batch._replace(x=found)
 
 
 def _forward(plan: Plan, state: State) -> dict[str, Tensor]:

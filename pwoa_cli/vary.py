@@ -69,8 +69,8 @@ def add_noise(x: Tensor, *, scales: Mapping[str, float], generator: torch.Genera
     "sign": every value +scale or -scale; "blocks": the same on squares of 1, 2 or 4 pixels (perturbations that matter are
     smooth); "lowpass": normal values every 4, 8 or 16 pixels, bilinear between them, each image's largest one is
     scale; "toward": every value moves towards that of another image of the batch, by scale at most (changes that matter look
-    like other images; no gradient is asked for them); "uniform": U(-scale, scale); "gaussian": standard deviation of each image from U(0, scale). The size of
-    squares and grids is drawn per batch.
+    like other images; no gradient is asked for them); "uniform": U(-scale, scale); "gaussian": standard deviation of each image
+    from U(0, scale). The size of squares and grids is drawn per batch.
     Args: scales: {kind: scale >= 0 in units of x}; of several kinds each image draws one, {} adds nothing. clean: fraction of
         the batch that stays as it is, its first round(clean B) images (a batch is in random order already).
     Raises: KeyError for a kind that is not one of NOISES.

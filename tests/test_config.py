@@ -1,7 +1,7 @@
 """Recipes: what wins, what is refused and how."""
 import pytest
 
-from pwoa_cli.config import Recipe, check, read_recipe, shipped
+from pwoa_cli.config import Recipe, check, noise_scales, read_recipe, shipped
 from pwoa_cli.errors import InputError
 from pwoa_cli.training import plan_steps
 
@@ -13,7 +13,8 @@ def test_the_paper_recipe_has_the_published_settings():
     assert (cifar.optimizer, cifar.lr, cifar.finetune_lr, cifar.lambda_x, cifar.lambda_y) == ("sgd", 0.01, 0.005, 2e-5, 1e-4)
     assert (mnist.optimizer, mnist.lr, mnist.finetune_lr, mnist.lambda_x, mnist.lambda_y) == ("adam", 5e-4, 1e-3, 2e-4, 5e-5)
     assert (cifar100.alpha, cifar100.lambda_x, cifar100.lambda_y) == (100, 5e-7, 2e-6)
-    assert (cifar.temperature, cifar.alpha, cifar.kl_reduction, cifar.rho, cifar.rho_growth, cifar.rho_max) == (30, 10, "mean", 0.01, 1.35, 1)
+    assert (cifar.temperature, cifar.alpha, cifar.kl_reduction) == (30, 10, "mean")
+    assert (cifar.rho, cifar.rho_growth, cifar.rho_max) == (0.01, 1.35, 1)
 
 
 def test_what_is_nearer_to_the_user_wins(tmp_path):
@@ -51,33 +52,80 @@ def test_shipped_recipes_are_valid(name, data):
     ({"lr": "nan"}, "lr = nan", "lr"),
     ({"epochs": "-1"}, "epochs = -1.0, expected a number above 0", "epochs"),
     ({"method": "magic"}, "method = 'magic', expected one of ramp, admm", "ramp"),
-    ({"batch_size": "1"}, "batch_size 1", "field"),
+    ({"batch_size": "1"}, "batch_size 1, expected at least 2", "batch_size = 128"),
     ({"ema": "1"}, "ema = 1.0, expected a number below 1", "ema = 0"),
     ({"regrow": "1.5"}, "regrow = 1.5, expected a number below 1", "regrow = 0"),
-    ({"mix_ratio": "2"}, "mix_ratio = 2.0, expected a number at most 1", "mix_ratio = 0"),
+    ({"mix_ratio": "2"}, "mix_ratio = 2.0, expected a number at most 1", "mix_ratio = 0 (--mix-ratio 0)"),
     ({"ema": "-0.1"}, "ema = -0.1, expected a number of at least 0", "ema"),
     ({"bn_reestimate": "0.5"}, "bn_reestimate = '0.5', expected a int", "bn_reestimate"),
     ({"bn_inputs": "noisy"}, "expected one of varied, clean", "varied"),
     ({"effort": "5"}, "effort = '5', expected one of quick, default, max", "quick"),
-    ({"start": "obs", "method": "admm"}, "both belong to method = 'ramp'", "ramp"),
-    ({"regrow": "0.1", "method": "admm"}, "both belong to method = 'ramp'", "ramp"),
+    ({"start": "obs", "method": "admm"}, "start = 'obs' belongs to method = 'ramp'", "method = 'ramp'; or start = 'dense'"),
+    ({"regrow": "0.1", "method": "admm"}, "regrow = 0.1 belongs to method = 'ramp'", "method = 'ramp'; or regrow = 0"),
     ({"regrow": "0.1", "start": "obs"}, "the masks move once only", "start = 'dense'"),
     ({"regrow": "0.1", "mask_updates": "1"}, "the masks move once only", "mask_updates = 40"),
     ({"noise": "sgn"}, "noise = 'sgn', expected none, one of sign, blocks", "blocks+gaussian"),
     ({"noise": "sign+none"}, "expected none, one of sign, blocks", "blocks+gaussian"),
     ({"noise": "sign+sign"}, "expected none, one of sign, blocks", "blocks+gaussian"),
-    ({"noise": "blocks+gaussian"}, "gaussian_scale must say", "gaussian_scale = 0.1"),
-    ({"noise_clean": "1.5"}, "noise_clean 1.5", "mixup"),
+    ({"noise": "blocks+gaussian", "gaussian_scale": "0"}, "gaussian_scale must say", "gaussian_scale = 0.1"),
+    ({"noise": "gaussian", "gaussian_scale": "0"}, "gaussian_scale must say", "gaussian_scale = 0.1"),
+    ({"noise": "blocks", "gaussian_scale": "0.1"}, "gaussian_scale = 0.1, but noise = 'blocks' has no gaussian", "noise_scale"),
+    ({"noise": "gaussian", "noise_scale": "0.1"}, "noise_scale = 0.1, but noise = 'gaussian' has only gaussian", "gaussian_scale"),
+    ({"noise": "none", "noise_scale": "2"}, "noise_scale = 2.0, but noise = 'none'", "noise = 'blocks'"),
+    ({"noise_clean": "1.5"}, "noise_clean = 1.5, expected a number at most 1", "noise_clean = 0"),
+    ({"mixup": "1.5", "cutmix": "0"}, "mixup = 1.5, expected a number at most 1", "mixup = 0"),
+    ({"sparsify": "1.5"}, "sparsify = 1.5, expected a number at most 1", "sparsify"),
+    ({"noise": "none", "noise_clean": "0.5"}, "noise_clean = 0.5 leaves images without noise, but there is none", "noise = 'blocks'"),
+    ({"lambda_y": "1", "cutmix": "0.5", "mixup": "0.5"}, "lambda_y = 1.0 asks for labels, but every batch is mixed", "cutmix = 0.5"),
+    ({"bn_inputs": "clean"}, "bn_inputs = 'clean' names the images of bn_reestimate, which is 0", "bn_reestimate = 100"),
+    ({"ema": "0.9", "sparsify": "1"}, "ema = 0.9 averages over the second phase, but sparsify = 1 leaves none", "sparsify = 0.5"),
+    ({"clean_weight": "1", "alpha": "0"}, "clean_weight = 1.0 is relative to alpha, which is 0", "alpha = 1"),
+    ({"alpha": "0", "hidden_weight": "0"}, "nothing to learn from the teacher", "alpha = 1"),
+    ({"alpha": "0", "hidden_weight": "0", "lambda_y": "1", "cutmix": "0"}, "nothing to learn from the teacher", "alpha = 1"),
     ({"cutmix": "0.6", "mixup": "0.5"}, "a batch is mixed in one way", "cutmix = 0.5, mixup = 0.5"),
     ({"noise": "none", "clean_weight": "1"}, "clean_weight = 1.0 compares images with their noisy copies", "noise_clean = 0"),
     ({"noise_clean": "1", "neighbour_weight": "1"}, "neighbour_weight = 1.0 compares", "neighbour_weight = 0"),
-    ({"noise_scale": "0", "neighbour_weight": "1"}, "but there is no noise", "neighbour_weight = 0"),
+    ({"noise": "blocks", "noise_scale": "0", "neighbour_weight": "1"}, "but there is no noise", "neighbour_weight = 0"),
     ({"hidden_loss": "l1"}, "hidden_loss = 'l1', expected one of relative, channels, attention, cka", "relative"),
 ])
 def test_wrong_fields_get_a_sentence(overrides, message, hint):
     with pytest.raises(InputError, match="command line") as error:
-        read_recipe("default", overrides=overrides)
+        read_recipe("default", data="cifar10", overrides=overrides)
     assert message in error.value.message and hint in error.value.hint
+
+
+def test_fields_that_depend_on_each_other_wait_for_the_data():
+    """The default recipe mixes all batches by boxes, but not digits; before the data is found only single fields are judged."""
+    fields = {"mixup": "0.5", "lambda_y": "0.1"}
+    assert read_recipe("default", overrides=fields).mixup == 0.5
+    assert read_recipe("default", data="mnist", overrides=fields).cutmix == 0
+    with pytest.raises(InputError, match="a batch is mixed in one way"):
+        read_recipe("default", data="cifar10", overrides=fields)
+    for wrong in ({"mixup": "2"}, {"noise": "sgn"}, {"ema": "1"}, {"epochs": "x"}, {"method": "y"}, {"batch_size": "1"}):
+        with pytest.raises(InputError):
+            read_recipe("default", overrides=wrong)
+
+
+def test_a_file_whose_fields_contradict_each_other_is_named_alone(tmp_path):
+    (tmp_path / "mine.toml").write_text("cutmix = 0.7\nmixup = 0.6\n[data.mnist]\nmixup = 0.1")
+    with pytest.raises(InputError, match=r"mine\.toml: cutmix 0.7, mixup 0.6"):
+        read_recipe(str(tmp_path / "mine.toml"), data="cifar10")
+    assert read_recipe(str(tmp_path / "mine.toml"), data="mnist").mixup == 0.1
+    assert read_recipe(str(tmp_path / "mine.toml"), data="cifar10", overrides={"mixup": 0.2}).mixup == 0.2
+
+
+@pytest.mark.parametrize(("changes", "want"), [
+    ({"noise": "none"}, {}), ({"noise": "lowpass", "noise_scale": 2.0, "gaussian_scale": 0.7}, {"lowpass": 0.2}),
+    ({"noise": "gaussian", "noise_scale": 3.0, "gaussian_scale": 0.15}, {"gaussian": 0.15}),
+    ({"noise": "gaussian+sign", "gaussian_scale": 0.3}, {"gaussian": 0.3, "sign": 0.1})])
+def test_noise_is_in_units_of_eps_and_gaussian_in_units_of_pixels(changes, want):
+    assert noise_scales(Recipe(**changes), eps=0.1) == want
+
+
+def test_the_noise_of_the_default_recipe():
+    assert noise_scales(read_recipe("default", data="cifar10"), eps=8 / 255) == {"gaussian": 0.15}
+    assert noise_scales(read_recipe("default", data="mnist"), eps=0.3) == {"blocks": 0.3}
+    assert noise_scales(read_recipe("default", data="cifar10", overrides={"noise": "sign"}), eps=0.1) == {"sign": 0.1}
 
 
 @pytest.mark.parametrize("overrides", [
@@ -85,7 +133,7 @@ def test_wrong_fields_get_a_sentence(overrides, message, hint):
     {"cutmix": "0.3", "mixup": "0.7"}, {"clean_weight": "1", "neighbour_weight": "1", "noise_clean": "0.9"}, {"augment": "hard"},
 ])
 def test_combinations_that_make_sense_are_taken(overrides):
-    recipe = read_recipe("default", overrides=overrides)
+    recipe = read_recipe("default", data="cifar10", overrides=overrides)
     assert all(str(getattr(recipe, name)).removesuffix(".0") == value for name, value in overrides.items())
 
 

@@ -32,6 +32,20 @@ def world(make=resnet, *, perturb=0.05, **changes):
     return replace(Recipe(), **changes), arguments
 
 
+@pytest.mark.parametrize(("changes", "names"), [
+    ({"alpha": 0.0, "hidden_weight": 1.0}, {"hidden"}), ({"alpha": 0.0, "clean_weight": 1.0, "logit_weight": 1.0}, {"logit"}),
+    ({"lambda_x": 1.0}, {"kl", "hsic_x"}), ({"lambda_y": 1.0}, {"kl", "hsic_y"})])
+def test_a_term_of_weight_0_is_not_made(changes, names):
+    recipe, arguments = world(**changes)
+    assert set(objective.terms(recipe, **arguments)) == names
+
+
+def test_the_bottleneck_is_left_out_where_neither_half_of_it_counts(monkeypatch):
+    recipe, arguments = world(lambda_y=1.0)
+    monkeypatch.setattr(objective.hsic, "bottleneck", None)
+    assert set(objective.terms(recipe, **arguments | {"batch": arguments["batch"]._replace(labels_hold=False)})) == {"kl"}
+
+
 def test_every_term_has_a_weight_and_no_term_is_made_in_vain():
     recipe, arguments = world(**EVERYTHING)
     assert set(objective.terms(recipe, **arguments)) | {"admm"} == set(objective.weights(recipe))
@@ -101,6 +115,65 @@ def test_maps_are_those_of_the_last_layer_with_positions():
     assert objective.terms(recipe, **arguments)["explain"].item() > 1e-4
 
 
+class Pooled(nn.Module):
+    """Its last hidden layer is a map of one position: (B, C, 1, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x).relu()).flatten(1))
+
+
+def test_a_map_of_one_position_is_none():
+    """The last layer with more of them is taken; where there is none, its channels stand for positions."""
+    torch.manual_seed(0)
+    recipe, arguments = world(explain_weight=1.0)
+    arguments |= {"teacher": Pooled().eval(), "student": Pooled().eval()}
+    x, teacher, student = arguments["batch"].x, arguments["teacher"], arguments["student"]
+    both = objective.terms(recipe, **arguments | {"hidden": ["conv", "pool"]})["explain"]
+    assert both.item() == objective.terms(recipe, **arguments | {"hidden": ["conv"]})["explain"].item()
+    alone = objective.terms(recipe, **arguments | {"hidden": ["pool"]})["explain"]
+    with torch.no_grad():
+        chosen = teacher(x).argmax(1)
+        maps = [m.fc.weight[chosen] * m.conv(x).relu().mean((2, 3)) for m in (student, teacher)]
+    assert alone.item() == pytest.approx(distill.map_error(*maps).item(), rel=1e-5)
+    alone.backward()
+    assert student.fc.weight.grad.abs().max() > 1e-4
+
+
+def test_maps_are_those_of_the_noisy_images_alone():
+    """Clean copies that go through the models for another term add nothing, without batch statistics."""
+    recipe, arguments = world(explain_weight=1.0, perturb=0.3)
+    arguments["student"].eval()
+    alone = objective.terms(recipe, **arguments)["explain"].item()
+    with_copies = objective.terms(replace(recipe, clean_weight=1.0), **arguments)["explain"].item()
+    clean = objective.terms(recipe, **arguments | {"batch": arguments["batch"]._replace(x=arguments["batch"].clean)})["explain"].item()
+    assert with_copies == pytest.approx(alone, rel=1e-4) and abs(clean - alone) > 0.01 * alone
+
+
+def test_bf16_is_the_arithmetic_of_both_models():
+    recipe, arguments = world(lenet, precision="bf16")
+    seen = {}
+    for who in ("student", "teacher"):
+        first = next(m for m in arguments[who].modules() if isinstance(m, nn.Conv2d))
+        first.register_forward_hook(lambda _m, _a, out, who=who: seen.update({who: out.dtype}))
+    found = objective.terms(recipe, **arguments)
+    assert seen == {"student": torch.bfloat16, "teacher": torch.bfloat16} and found["kl"].dtype == torch.float32
+    objective.terms(replace(recipe, precision="float32"), **arguments)
+    assert seen == {"student": torch.float32, "teacher": torch.float32}
+
+
+def test_a_batch_has_the_recipe_s_noise_and_clean_images():
+    plan, _ = make_plan(noise="sign", noise_scale=2.0, noise_clean=0.25)
+    batch = training._inputs(plan, 0)  # 16 images, eps 0.1
+    moved = (batch.x - batch.clean).abs().amax((1, 2, 3))
+    assert not moved[:4].any() and torch.allclose(moved[4:], torch.tensor(0.2), atol=1e-6)
+    plan, _ = make_plan(noise="gaussian", gaussian_scale=0.3)
+    assert 0.3 < (training._inputs(plan, 0).x - training._inputs(plan, 0).clean).abs().max() <= 1
+
+
 class Inplace(nn.Module):
     """Layers that write on the hidden layer before them."""
 
@@ -151,14 +224,6 @@ def test_a_batch_is_mixed_in_one_way_or_not(changes, monkeypatch):
     assert len(calls) == held.count(False)
     for name, probability in changes.items():
         assert abs(calls.count(name) - 40 * probability) < 10 * (probability > 0) + 0.5
-
-
-@pytest.mark.parametrize(("changes", "want"), [
-    ({"noise": "none"}, {}), ({"noise": "lowpass", "noise_scale": 2.0}, {"lowpass": 0.2}),
-    ({"noise": "gaussian", "noise_scale": 0.15}, {"gaussian": 0.15}),
-    ({"noise": "gaussian+sign", "gaussian_scale": 0.3}, {"gaussian": 0.3, "sign": 0.1})])
-def test_noise_is_in_units_of_eps_and_gaussian_in_units_of_pixels(changes, want):
-    assert training._noise_scales(make_plan(**changes)[0]) == want  # eps is 0.1
 
 
 def test_a_stopped_run_of_everything_goes_on_bit_for_bit(tmp_path):

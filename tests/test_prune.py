@@ -1,5 +1,6 @@
 """Pruning from a checkpoint to a report on small networks, and every input that must be refused."""
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import pwoa_cli
-from pwoa_cli import architecture, assess, checkpoint, data, models, prune, sparse_file
+from pwoa_cli import architecture, assess, checkpoint, data, estimate, models, objective, prune, sparse_file, training
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.errors import InputError, PwoaError
 
@@ -583,11 +584,89 @@ def test_options_together_end_in_a_sound_file(tmp_path, model, overrides, struct
     assert made["student"]["clean"]["accuracy"] > 0.4 and abs(made["sparsity"]["achieved"] - 0.6) < 0.02
 
 
+def test_the_table_of_the_data_is_read_before_fields_are_compared():
+    """The default recipe mixes every batch by boxes, but not digits: half of theirs can be mixed by weights."""
+    small.write_npz("mnist.npz")
+    fields = FAST | {"mixup": "0.5"}
+    plan = prune.prepare(request(data="mnist.npz", overrides=fields), say=lambda text: None).plan
+    assert (plan.recipe.cutmix, plan.recipe.mixup, plan.recipe.noise) == (0, 0.5, "blocks")
+    assert "a batch is mixed in one way" in refused(overrides=fields)
+    assert refused(data="absent.npz", overrides=FAST | {"mixup": "2"}) == "command line: mixup = 2.0, expected a number at most 1."
+
+
+DROPPING = """
+from torch import nn
+from torch.nn import functional as F
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.relu, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(144, 4)
+    def forward(self, x):
+        return self.fc(F.dropout(self.relu(self.bn(self.conv(x))).flatten(1), RATE, self.training))
+def net():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_reactions_to_noise_are_not_asked_of_a_network_that_drops_units(tmp_path, rate):
+    """Not a module, so only the answers tell; batch norm alone is no reason."""
+    code = DROPPING.replace("RATE", str(rate))
+    (tmp_path / "own.py").write_text(code)
+    exec(code, names := {})
+    model = small.save(small.learn(names["net"]()), tmp_path / "own.pt")
+    more = {"arch": f"{tmp_path}/own.py:net", "data": "grey.npz", "overrides": FAST | {"neighbour_weight": "1"}}
+    if rate:
+        assert refused(model, **more) == ("neighbour_weight = 1 compares answers to an image and to its noisy copy, but the model "
+                                          "answers at random in training (dropout): nothing would be the noise's doing alone.")
+        more["overrides"] = FAST
+    job = prune.prepare(request(model, **more), say=lambda text: None)
+    state = torch.random.get_rng_state()
+    assert objective.random_in_training(job.subject.model, torch.rand(2, 1, 8, 8, generator=torch.Generator())) == (rate > 0)
+    assert torch.equal(state, torch.random.get_rng_state()) and not job.subject.model.training
+    assert torch.equal(job.subject.model.state_dict()["net.bn.running_mean"], torch.load(model)["bn.running_mean"])
+
+
+def test_nothing_left_to_learn_from_another_teacher(tmp_path):
+    """A recipe of hidden layers alone and a teacher that has others."""
+    narrow = small.save(small.learn(small.LeNet(size=8, widths=(2, 8), hidden=16, num_classes=4)), tmp_path / "narrow.pt")
+    (tmp_path / "hidden.toml").write_text("alpha = 0\nhidden_weight = 1\n")
+    assert "nothing to learn from the teacher" in refused(teacher=narrow, recipe=str(tmp_path / "hidden.toml"))
+
+
+@pytest.mark.parametrize(("able", "precision", "warned"), [(False, "bf16", True), (True, "bf16", False), (False, "float32", False)])
+def test_bf16_without_instructions_for_it_is_said(monkeypatch, able, precision, warned):
+    found = {"architecture": "x86_64", "avx512_bf16": able, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    said = []
+    prune.prepare(request(overrides=FAST | {"precision": precision}, device="cpu"), say=said.append)
+    assert any("bf16" in line and "slower than float32" in line for line in said) == warned
+
+
 def test_options_that_a_structure_cannot_have():
     assert refused(structure="filter", overrides=FAST | {"regrow": "0.1"}) == (
         "regrow cannot bring whole filters back: a silent filter has no gradient.")
     assert refused(structure="column", overrides=FAST | {"start": "obs"}) == (
         "start = 'obs' reconstructs around single weights; --structure is column.")
+
+
+def test_what_is_done_once_is_not_taken_for_steps(tmp_path, monkeypatch):
+    """Against a clock: 1000 s before the first step, 20 s with it, then 2 s a step."""
+    now, said = [0.0], []
+
+    def fit(job, *, note):
+        now[0] += 1000.0 + 20.0 + 19 * 2.0
+        for step in (20, 40, 60, 2000):
+            note(training.State(None, None, {}, None, step), {"loss": 1.0})
+            now[0] += 40.0
+
+    job = prune.prepare(request(), say=lambda text: None)
+    job = replace(job, plan=replace(job.plan, steps=2000, sparsify_steps=1000, steps_per_epoch=100))
+    monkeypatch.setattr(prune, "fit", fit)
+    monkeypatch.setattr(prune.time, "perf_counter", lambda: now[0])
+    prune._logged_fit(job, tmp_path, say=said.append, progress=lambda *_: None)
+    assert said == [str(estimate.Estimate(1098.0 + 1960 * 2.0, 2.0, 2000))] == [
+        "training: about 84 min on this machine (2 s a step x 2,000 steps)"]
 
 
 def test_the_time_is_estimated_on_copies():

@@ -30,8 +30,9 @@ def make_plan(*, structure="unstructured", sparsity=0.8, **fields):
     split = data.Split(images=torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), labels=torch.arange(64) % 3)
     per_epoch, sparsify_steps, steps = training.plan_steps(recipe, len(split), sparsity)
     weights = ("conv.weight",) if structure == "filter" else ("conv.weight", "fc.weight")
-    plan = training.Plan(recipe=recipe, teacher=model, hidden=("relu",), weights=weights, companions={"conv.weight": ("bn.weight", "bn.bias")},
-                         sparsity=sparsity, structure=structure, num_classes=3, eps=0.1, norm="linf", split=split, augment="none", seed=0,
+    plan = training.Plan(recipe=recipe, teacher=model, hidden=("relu",), weights=weights,
+                         companions={"conv.weight": ("bn.weight", "bn.bias")}, sparsity=sparsity, structure=structure,
+                         num_classes=3, eps=0.1, norm="linf", split=split, augment="none", seed=0,
                          steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)
     return plan, copy.deepcopy(model)
 
@@ -87,7 +88,8 @@ def test_a_shared_batch_norm_is_silent_only_where_both_filters_are():
     assert torch.equal(masks["bn.weight"], rows[0] | rows[1])
 
 
-@pytest.mark.parametrize("fields", [{"method": "ramp", "optimizer": "adam"}, {"method": "admm", "optimizer": "sgd", "finetune_lr": 1e-3, "schedule": "admm"}])
+@pytest.mark.parametrize("fields", [
+    {"method": "ramp", "optimizer": "adam"}, {"method": "admm", "optimizer": "sgd", "finetune_lr": 1e-3, "schedule": "admm"}])
 def test_a_stopped_state_goes_on_bit_for_bit(tmp_path, fields):
     """Student, optimiser, masks, ADMM and step are the whole state: saved, loaded into new objects, continued."""
     plan, student = make_plan(**fields)
@@ -129,6 +131,34 @@ def test_frozen_batch_norm_keeps_its_statistics():
     before = student.bn.running_mean.clone()
     state = finish(plan, training.begin(plan, student))
     assert torch.equal(state.student.bn.running_mean, before)
+
+
+def test_reported_losses_are_means_over_the_steps_that_have_them():
+    """A mixed batch has no label term: it is missing in those steps, not zero, and not forgotten either."""
+    plan, student = make_plan(cutmix=0.5, lambda_x=0.1, lambda_y=0.1)
+    state, seen = training.begin(plan, copy.deepcopy(student)), []
+    while state.step < plan.steps:
+        state, losses = training.step(plan, state)
+        seen.append(losses)
+    assert 0 < sum("hsic_y" in losses for losses in seen) < len(seen)
+    reports = []
+    training.run(plan, training.begin(plan, student), report=lambda state, means: reports.append((state.step, means)), every=5)
+    first = 0
+    for last, means in reports:
+        window = seen[first:last]
+        for name in {name for losses in window for name in losses}:
+            values = [losses[name].item() for losses in window if name in losses]
+            assert means[name] == pytest.approx(sum(values) / len(values), rel=1e-5), (last, name)
+        first = last
+    assert first == plan.steps
+
+
+def test_the_term_that_is_not_finite_is_named_even_if_the_last_step_lacks_it(monkeypatch):
+    plan, student = make_plan()
+    losses = iter([{"loss": torch.tensor(torch.nan), "hsic_y": torch.tensor(torch.nan)}, {"loss": torch.tensor(torch.nan)}])
+    monkeypatch.setattr(training, "step", lambda plan, state: (replace(state, step=state.step + 1), next(losses)))
+    with pytest.raises(PwoaError, match="by step 2 of 16: loss, hsic_y"):
+        training.run(plan, training.begin(plan, student), report=lambda *_: None, every=2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -102,6 +102,16 @@ def test_reestimated_statistics_are_those_of_the_batches(inputs):
     assert torch.equal(batches[0], training._images(plan, plan.steps)[0]) == (inputs == "clean")
 
 
+def test_statistics_are_taken_of_the_average_and_not_averaged():
+    plan, student = make_plan(ema=0.9, bn_reestimate=2, lr=0.1)
+    state = finish(plan, training.begin(plan, student))
+    with torch.no_grad():
+        out = [state.student.conv(training._inputs(plan, s).x) for s in range(plan.steps, plan.steps + 2)]
+    assert torch.equal(state.student.conv.weight, state.average["conv.weight"])
+    assert torch.allclose(state.student.bn.running_mean, torch.stack([z.mean((0, 2, 3)) for z in out]).mean(0), atol=1e-6)
+    assert not torch.allclose(state.student.bn.running_mean, state.average["bn.running_mean"], atol=1e-3)
+
+
 # --- growing back -----------------------------------------------------------------------------------------------------
 
 def test_the_fraction_that_grows_back_falls_along_a_cosine():
@@ -142,6 +152,25 @@ def test_pruned_weights_come_back_where_the_loss_asks_for_them():
         state, _ = training.step(plan, state)
     assert back > 0
     assert quotas == [round(training.sparsity_at(plan, s) * 702) for s in range(plan.sparsify_steps)]  # the ramp is exact
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_that_come_back_bring_no_momentum(optimizer):
+    """Gradients reach masked weights too: what they added up must not push a weight that grows."""
+    plan, student = make_plan(regrow=0.5, allocation="uniform", mask_updates=8, optimizer=optimizer)
+    state, back = training.begin(plan, student), 0
+    while state.step < plan.sparsify_steps:
+        before, old = state.masks, copy.deepcopy(state.optimizer.state_dict()["state"])
+        entered = training._enter(plan, state)
+        for number, (name, parameter) in enumerate(state.student.named_parameters()):
+            if before and name in plan.weights:
+                grown = entered.masks[name] & ~before[name]
+                back += int(grown.sum())
+                for key, kept in state.optimizer.state[parameter].items():
+                    if kept.shape == parameter.shape:
+                        assert not kept[grown].any() and torch.equal(kept[~grown], old[number][key][~grown])
+        state, _ = training.step(plan, state)
+    assert back > 0
 
 
 def test_gradients_are_those_of_the_step_s_loss():
@@ -223,6 +252,52 @@ def test_a_pruned_layer_keeps_its_outputs_better_than_magnitude(layer):
         assert error(made["0.weight"], made.get("0.bias")) < 0.7 * error(structure.project(layer.weight, zero_count, "unstructured"))
         if layer.bias is not None and isinstance(layer, nn.Linear):
             assert change(made["0.weight"], made["0.bias"]).mean(0).abs().max() < 1e-4  # the mean stays
+
+
+class Own(nn.Linear):
+    """A linear layer by its class and by its shape, but not by what it does."""
+
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention reads out_proj's weight without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.attention, self.own = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True), Own(8, 8)
+
+    def forward(self, x):
+        x = self.first(input=x)
+        return self.own(self.attention(x, x, x)[0])
+
+
+def test_layers_that_do_not_multiply_their_inputs_are_left_to_magnitude():
+    torch.manual_seed(0)
+    model = Attention().train()
+    names = ("first.weight", "attention.out_proj.weight", "own.weight")
+    made = obs.reconstructed(model, dict.fromkeys(names, 30), [torch.rand(16, 4, 8)], normed=set())
+    assert made.keys() == {"first.weight", "first.bias"} and int((made["first.weight"] == 0).sum()) == 30
+    assert not obs.supported(model.own) and obs.supported(model.first) and obs.supported(nn.Conv2d(1, 1, 3))
+    patched = nn.Conv2d(1, 1, 3)
+    patched.forward = lambda x: x
+    assert not obs.supported(patched) and not obs.supported(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
+    assert obs.reconstructed(model, {"own.weight": 3}, [torch.rand(16, 4, 8)], normed=set()) == {}
+
+
+def test_inputs_are_centred_where_a_batch_norm_takes_the_mean_off():
+    """Far from 0 all inputs look alike: only around their mean is it seen which of them matter."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(12, 8, bias=False), torch.randn(512, 12) * torch.linspace(0.1, 2, 12) + 5
+
+    def spread(normed):
+        made = obs.reconstructed(nn.Sequential(layer), {"0.weight": 48}, [x], normed=normed)["0.weight"]
+        lost = x @ (layer.weight.detach() - made).T
+        return (lost - lost.mean(0)).square().mean().item(), lost.square().mean().item()
+
+    centred, plain = spread({"0.weight"}), spread(set())
+    assert centred[0] < 0.9 * plain[0] and plain[1] < 0.9 * centred[1]
 
 
 def test_large_layers_go_in_portions_and_skip_early_steps(monkeypatch):
@@ -346,6 +421,38 @@ def test_a_fraction_of_the_batches_is_attacked(norm):
         assert distance(made.x - batch.x, norm).max() <= 0.2 + 1e-6 and 0 <= made.x.min() and made.x.max() <= 1
         attacked += not torch.equal(made.x, batch.x)
     assert 8 <= attacked <= 24  # 16 expected, three deviations
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacked_images_lie_around_the_image_and_not_around_its_noisy_copy(norm):
+    """Noise of several eps: a ball around the noisy image would leave the threat model."""
+    plan, student = make_plan(mix_ratio=1.0, noise="sign", noise_scale=3.0, cutmix=0.5)
+    plan = training.replace(plan, norm=norm, eps=0.1)
+    for now in range(4):
+        batch = training._inputs(plan, now)
+        made = training._attacked(plan, student, batch, now)
+        away = distance(made.x - batch.clean, norm)
+        assert 0 < away.max() <= 0.1 + 1e-6 and 0 <= made.x.min() and made.x.max() <= 1
+        assert made.clean is batch.clean and made.labels is batch.labels and made.labels_hold == batch.labels_hold
+        assert distance(batch.x - batch.clean, norm).max() > 0.11
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_the_attack_is_told(monkeypatch, mixed):
+    """Labels where they hold, else the teacher's answers; ten steps of eps/4 that nobody leaves."""
+    plan, student = make_plan(mix_ratio=1.0, cutmix=float(mixed), gaussian_scale=0.5, noise="gaussian")
+    batch, told = training._inputs(plan, 3), []
+    assert batch.labels_hold != mixed
+    batch = batch._replace(labels=batch.labels[torch.randperm(16, generator=torch.Generator().manual_seed(0))])
+    with torch.no_grad():
+        answers = plan.teacher(batch.clean).argmax(1)
+        assert not torch.equal(answers, batch.labels) and not torch.equal(answers, plan.teacher(batch.x).argmax(1))
+    monkeypatch.setattr(training.gradient, "pgd", lambda model, x, y, **how: told.append((model, x, y, how)) or x + 0)
+    training._attacked(plan, student, batch, 3)
+    (model, x, y, how), = told
+    assert model is student and torch.equal(x, batch.clean) and torch.equal(y, answers if mixed else batch.labels)
+    assert isinstance(how.pop("generator"), torch.Generator)
+    assert how == {"eps": plan.eps, "norm": "linf", "steps": 10, "step_size": plan.eps / 4, "every_step": True}
 
 
 def test_attacked_batches_mislead_the_student_and_are_what_it_learns_from(monkeypatch):

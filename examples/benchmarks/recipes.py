@@ -5,18 +5,21 @@
         "default" "uniform: allocation=uniform" "no noise: noise=none" "paper, 6 epochs: recipe=paper epochs=6"
 
 Each positional text, and each line of --file, is `LABEL` or `LABEL: field=value field=value`; `recipe`, `structure` and all
-fields of docs/recipes.md can be set, and the label `teacher` alone measures the model as it is. By default it tunes: the last
-5,000 training images are held out and reported; --test trains on all of them and reports on the test set. Rows that the file
-has are skipped, so the same command goes on after a stop, and without any recipe it only shows what the file has.
+fields of docs/recipes.md can be set, and the label `teacher` alone measures the model as it is. By default it tunes: 5,000
+training images, stratified and always the same ones, are held out and reported; --test trains on all of them and reports on
+the test set. Rows that the file has are skipped, so the same command goes on after a stop: a row has the model file's hash,
+the data, norm and eps that were found and a hash of all fields of the recipe, and counts only where all of them are the same.
+Without any recipe it only shows what the file has.
 """
 import argparse
+import hashlib
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +27,80 @@ import torch
 
 from pwoa_cli import attacks, checkpoint, prune, subject
 from pwoa_cli import data as datasets
+from pwoa_cli.config import read_recipe
+from pwoa_cli.errors import InputError
 from pwoa_cli.evaluate import evaluate
 from pwoa_cli.intervals import wilson
 
 Row = dict[str, Any]
 MARGIN = 6  # points between a label and its point
+DIGITS = 12  # of a SHA-256
+# What a row stands for; with the seed it is what a row must agree in to be taken for another's
+IDENTITY = ("label", "sparsity", "recipe", "structure", "fields", "recipe_sha256", "model", "sha256", "data", "norm", "eps", "n",
+            "on", "held_out")
 
 
 def held_out(found: datasets.Dataset, count: int) -> datasets.Dataset:
-    """The data set with its last `count` training images as the test set."""
+    """The data set with `count` of its training images, each class by its share and the same ones for every seed, as the test set.
+
+    Raises: InputError unless some are left for training.
+    """
     train = found.train
-    parts = [datasets.Split(train.images[part], train.labels[part]) for part in (slice(None, -count), slice(-count, None))]
-    return replace(found, train=parts[0], test=parts[1])
+    if not 0 < count < len(train):
+        raise InputError(f"--held-out {count}: {found.name} has {len(train)} training images, some of which must be left.",
+                         hint=f"--held-out {max(1, len(train) // 10)}")
+    chosen = torch.zeros(len(train), dtype=torch.bool)
+    chosen[datasets.stratified(train.labels, count, seed=0)] = True
+    rest, out = (datasets.Split(train.images[part], train.labels[part]) for part in (p.nonzero().flatten() for p in (~chosen, chosen)))
+    return replace(found, train=rest, test=out)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 def parse(spec: str) -> Row:
-    """{"label", "recipe", "structure", "fields"} of `LABEL: field=value field=value`."""
+    """{"label", "recipe", "structure", "fields"} of `LABEL: field=value field=value`. Raises: InputError for another form."""
     label, _, text = spec.partition(":")
-    fields = dict(f.split("=", 1) for f in text.split())
+    parts = [f.partition("=") for f in text.split()]
+    if not label.strip() or not all(name and equals and value for name, equals, value in parts):
+        raise InputError(f"{spec!r} is not LABEL or LABEL: FIELD=VALUE FIELD=VALUE.", hint='For example: "short: epochs=1 lr=1e-3"')
+    fields = {name: value for name, _, value in parts}
     return {"label": label.strip(), "recipe": fields.pop("recipe", "default"),
             "structure": fields.pop("structure", "unstructured"), "fields": fields}
 
 
 def planned(args: argparse.Namespace) -> list[Row]:
-    """Everything that the command asks for, without results: recipes outside, then sparsities, then seeds."""
+    """Everything that the command asks for, without results: recipes outside, then sparsities, then seeds.
+
+    Raises: InputError for a recipe, field or model that there is not.
+    """
     lines = [line.strip() for line in args.file.read_text().splitlines()] if args.file else []
-    specs = [*args.recipes, *(line for line in lines if line and not line.startswith("#"))]
-    common = {"model": Path(args.model).name, "n": args.n, "on": "test" if args.test else "held-out train"}
-    return [common | parse(spec) | {"sparsity": sparsity, "seed": seed}
-            for spec in specs for sparsity in ([0.0] if spec == "teacher" else args.sparsity) for seed in args.seeds]
+    specs = [parse(spec) for spec in (*args.recipes, *(line for line in lines if line and not line.startswith("#")))]
+    common = _found(args) if specs else {}
+    return [common | spec | {"sparsity": sparsity, "recipe_sha256": _hash(spec, common["data"]) if sparsity else "", "seed": seed}
+            for spec in specs for sparsity in ([0.0] if spec["label"] == "teacher" else args.sparsity) for seed in args.seeds]
+
+
+def _found(args: argparse.Namespace) -> Row:
+    """What all rows of this command share, as the workflow finds it."""
+    found = subject.open_subject(checkpoint.Source(args.model), data=args.data, norm=args.norm, eps=args.eps,
+                                 device=torch.device("cpu"), say=lambda text: None)
+    on = {"on": "test", "held_out": 0} if args.test else {"on": "held-out train", "held_out": args.held_out}
+    return {"model": Path(args.model).name, "sha256": found.loaded.sha256[:DIGITS], "data": found.dataset.name,
+            "norm": found.norm, "eps": found.eps, "n": args.n} | on
+
+
+def _hash(spec: Row, data: str) -> str:
+    """Of all fields of the recipe: a changed default is another recipe."""
+    recipe = read_recipe(spec["recipe"], data=data, overrides=spec["fields"])
+    return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def filled(args: argparse.Namespace, row: Row) -> Row:
     """The row with its results: prune by its recipe, or leave the teacher as it is, and measure."""
     request = prune.Request(
         checkpoint.Source(args.model), row["sparsity"] or 0.5, recipe=row["recipe"], overrides=row["fields"],
-        structure=row["structure"], data=args.data, norm=args.norm, eps=args.eps, n=args.n, seed=row["seed"], device=args.device, attacks=args.attacks)
+        structure=row["structure"], data=args.data, norm=args.norm, eps=args.eps, n=args.n, seed=row["seed"], device=args.device,
+        attacks=args.attacks)
     change = None if args.test else lambda found: held_out(found, args.held_out)
     job = prune.prepare(request, say=lambda text: None, change_data=change)
     start = time.perf_counter()
@@ -70,7 +109,7 @@ def filled(args: argparse.Namespace, row: Row) -> Row:
     x = subject.samples(job.subject.dataset, args.n, seed=row["seed"])
     results = evaluate(student, x, x.labels, attacks=args.attacks, norm=job.subject.norm, eps=job.subject.eps, seed=row["seed"])
     percent = {name: round(100 * r.accuracy, 2) for name, r in results.items()}
-    return row | {"norm": job.subject.norm, "eps": job.subject.eps} | percent | {"seconds": round(seconds, 1)}
+    return row | percent | {"seconds": round(seconds, 1)}
 
 
 def read(path: Path) -> list[Row]:
@@ -94,18 +133,32 @@ def append(path: Path, row: Row) -> None:
 
 
 def has(rows: Sequence[Row], wanted: Row, names: Sequence[str]) -> bool:
-    """Whether a row of the same recipe, sparsity, seed and samples has all these attacks."""
-    return any(all(row.get(key) == value for key, value in wanted.items()) and all(name in row for name in names) for row in rows)
+    """Whether rows of the same recipe, model, sparsity, seed and samples have all these attacks together."""
+    alike = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    return bool(alike) and all(any(name in row for row in alike) for name in names)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 def by_recipe(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
-    """Rows of all seeds under (label, sparsity), in the order of the file."""
-    groups = defaultdict(list)
+    """One row for each seed under (label, sparsity), in the order of the file: the newest, with the attacks of older ones.
+
+    Rows that differ in anything else of IDENTITY stay apart, with what differs behind the label.
+    """
+    groups: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in rows:
-        groups[row["label"], row["sparsity"]].append(row)
-    return dict(groups)
+        seeds = groups[json.dumps([row.get(key) for key in IDENTITY])]
+        seeds[row["seed"]] = seeds.get(row["seed"], {}) | row
+    firsts = [next(iter(seeds.values())) for seeds in groups.values()]
+    return {(_told_apart(first, firsts), first["sparsity"]): list(seeds.values())
+            for first, seeds in zip(firsts, groups.values(), strict=True)}
+
+
+def _told_apart(row: Row, rows: Sequence[Row]) -> str:
+    """The row's label, with what not all rows of that label agree in."""
+    alike = [other for other in rows if other["label"] == row["label"]]
+    differs = [key for key in IDENTITY if key != "sparsity" and any(other.get(key) != row.get(key) for other in alike)]
+    return row["label"] + (f" ({', '.join(f'{key} {row.get(key)}' for key in differs)})" if differs else "")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -183,8 +236,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     args = parser.parse_intermixed_args(argv)
     torch.set_num_threads(args.threads)
-    names = [attack.name for attack in attacks.parse(args.attacks)]
-    for row in planned(args):
+    try:
+        names, rows = [attack.name for attack in attacks.parse(args.attacks)], planned(args)
+    except InputError as error:
+        parser.error(f"{error.message} {error.hint or ''}")
+    for row in rows:
         if not has(read(args.results), row, names):
             made = filled(args, row)
             append(args.results, made)
