@@ -34,6 +34,7 @@ COMMON_255 = (1, 2, 4, 8, 16)  # radii of the literature in 255ths
 SAME_EPS = 1e-3  # relative: 0.0314 is 8/255 for every figure that is measured
 NEAR_EPS = 0.025  # relative: 0.031 is off by 1.2%, 0.016 by 2.0%; 0.03 by 4.4%: a radius of its own, as papers use it
 GREY_EPS = 0.5  # linf: every image of [0,1] reaches uniform grey
+LOW = 0.5  # clean accuracy below which one doubts the data or the normalisation
 FAR = 3.0  # standard deviations above chance that a clean accuracy must be
 STRONG = ("apgd-t", "fab-t")
 TOLERATED = 0.002  # of n that Square may break after all STRONG: the limit of AutoAttack's own check
@@ -221,6 +222,15 @@ def of_threat(eps: float, norm: str, *, pixels: int) -> list[Finding]:
         found.append(Finding("large-eps", f"eps is {eps:g} in {norm}: from {grey:.4g} on every image can be made the same uniform"
                                           " grey, so no model can hold above chance.", False))
     return found
+
+
+def of_accuracy(correct: int, n: int, classes: int) -> list[Finding]:
+    """A clean accuracy near chance, or so low that one doubts the data or the normalisation."""
+    shown = _percent(correct / n)
+    if near_chance(correct, n, classes):
+        return [Finding("near-chance", f"clean accuracy {shown} is near chance ({_percent(1 / classes)}).", True)]
+    doubt = f"clean accuracy is {shown}: are the data and the normalisation those of its training?"
+    return [Finding("low-accuracy", doubt, False)] if correct / n < LOW else []
 
 
 def near_chance(correct: int, n: int, classes: int) -> bool:

@@ -28,7 +28,6 @@ from .results import Evaluation, Result, curve, result
 from .threat import parse_eps, parse_norm
 from .unfinished import Unfinished, Unit
 
-LOW = 0.5  # clean accuracy that makes one doubt the data or the normalisation
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
 Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
 
@@ -50,8 +49,9 @@ def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str |
     Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf", "l2" or "l1"; eps: radius > 0 in the
         unit of the inputs; both may be None without attacks; batch_size: most samples in one pass, None: what fits into
         memory; blocks stay BLOCK; progress: called with (name, share of the whole); seconds: attacks end by then; a row
-        counts whole blocks, the worst case every part that was finished; keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples and of
-        what the model predicts on them, where units are kept and looked for, so that a run that was stopped goes on.
+        counts whole blocks, the worst case every part that was finished; keep_inputs: also the adversarial inputs;
+        unfinished: from the SHA-256 of the samples and of what the model predicts on them, where units are kept and
+        looked for, so that a run that was stopped goes on.
     Raises: InputError on wrong inputs, labels, threat or names, on too few classes, on non-finite clean logits.
     """
     chosen = sorted(parse(attacks), key=lambda attack: attack.cost)
@@ -127,15 +127,9 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
     x, y = run.batch(slice(0, BLOCK))
     with torch.no_grad():
         classes = run.model.model(x[:1]).shape[1]
-    chance = checks.near_chance(int(clean.sum()), len(clean), classes)
-    found = [checks.Finding("near-chance", f"clean accuracy {100 * clean.double().mean():.1f}% is near chance "
-                            f"({100 / classes:.1f}%).", unreliable=True)] * chance
-    accuracy = 100 * float(clean.double().mean())
-    if accuracy < 100 * LOW and not chance:
-        found.append(Finding("low-accuracy", f"clean accuracy is {accuracy:.1f}%: are the data and the normalisation those of its "
-                             "training?", unreliable=False))
-    found += [*checks.of_threat(run.eps, run.norm, pixels=x[0].numel()), *checks.of_model(
-        run.model.model, x, y, was_training=was_training, attacks=[attack.name for attack in run.chosen], batch_size=run.model.batch_size)]
+    found = [*checks.of_accuracy(int(clean.sum()), len(clean), classes), *checks.of_threat(run.eps, run.norm, pixels=x[0].numel()),
+             *checks.of_model(run.model.model, x, y, was_training=was_training, attacks=[attack.name for attack in run.chosen],
+                              batch_size=run.model.batch_size)]
     blind = next((finding for finding in found if finding.check == "no-gradient"), None)
     if blind and any(attack.needs_gradients for attack in run.chosen):
         raise InputError(blind.text[0].upper() + blind.text[1:], hint="Only attacks without gradients can run: --attacks square, or a plug-in")
@@ -172,11 +166,11 @@ def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
     results, found, unfinished, share = {"clean": clean}, _Found(run, clean.correct), [], _Shares(run)
     for attack in run.chosen:
         rows = found.standing.clone() if attack.cascade else clean.correct
-        result = _under(run, attack, rows, found, share) if not unfinished else None
-        if result is None or not bool(result.done.all()):
+        line = _under(run, attack, rows, found, share) if not unfinished else None
+        if line is None or not bool(line.done.all()):
             unfinished.append(attack.name)
-        if result is not None:
-            results[attack.name] = result if not attack.minimum_norm else replace(result, curve=curve(result, clean.correct, run.eps))
+        if line is not None:
+            results[attack.name] = replace(line, curve=curve(line, clean.correct, run.eps)) if attack.minimum_norm else line
     checked = checks.of_results(results)
     if len(results) > 2 or unfinished and found.units:
         results[WORST] = _worst(found, clean)

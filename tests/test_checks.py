@@ -537,3 +537,9 @@ def test_tails_are_those_of_the_binomial(k, n, p):
 def test_tails_of_many_samples_are_near_the_normal_distribution():
     upper = torch.special.ndtr(torch.tensor(-(5100 - 0.5 - 5000) / 50, dtype=torch.float64))
     assert checks._tail(5100, 10000, 0.5) == pytest.approx(float(upper), rel=1e-2)
+
+
+@pytest.mark.parametrize("correct, says", [(100, "near-chance"), (125, "near-chance"), (300, "low-accuracy"), (499, "low-accuracy"), (500, None)])
+def test_clean_accuracy_is_doubted(correct, says):
+    found = checks.of_accuracy(correct, 1000, 10)
+    assert [finding.check for finding in found] == ([says] if says else []) and all(f.unreliable == (says == "near-chance") for f in found)

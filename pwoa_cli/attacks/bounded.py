@@ -55,6 +55,7 @@ class Bounded(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B,K). Raises: OutOfTime."""
         self.meter.forward(len(x))
         differentiable = torch.is_grad_enabled() and x.requires_grad
         if len(x) <= self.batch_size:
