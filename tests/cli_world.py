@@ -69,9 +69,10 @@ def _main(patch, *args):
 
 
 def start(*args, **options):
-    """A process of its own, for what cannot be had in this one."""
+    """A process of its own, for what cannot be had in this one; Ctrl-C reaches it even where a job in the background ignores it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen([sys.executable, "-m", "pwoa_cli.cli", *args], env=environment, text=True, stdin=subprocess.DEVNULL,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)
 
 
