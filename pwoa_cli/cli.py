@@ -138,9 +138,9 @@ def evaluate(
         with console.progress() as progress:
             outcome = assess.execute(job, progress=progress.update, say=console.say)
         assess.keep(outcome, job, folder=folder, saved=save_samples)
-    for finding in outcome.result["findings"]:
-        if finding["unreliable"]:
-            console.warn(f"unreliable: {' and '.join(finding['models'])}{': ' * bool(finding['models'])}{finding['text']}")
+    for note in outcome.result["notes"]:
+        if note.startswith("unreliable: "):
+            console.warn(note)
     console.result(show.markdown(outcome.result), outcome.result, table=lambda: show.table(outcome.result))
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")

@@ -68,7 +68,7 @@ def _create(source: str) -> nn.Module:
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the weights by name, for models that come from no file of the user's; 64 hexadecimal digits."""
+    """SHA-256 of tensors by name, where no file stands for them; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -11,12 +11,12 @@ from torch import nn
 from pwoa_cli import data as datasets
 from pwoa_cli.architecture import UnknownArchitecture
 from pwoa_cli.checkpoint import Loaded, Source, load_model, read_as
+from pwoa_cli.checks import LOW
 from pwoa_cli.errors import InputError
 from pwoa_cli.readings import Reading, is_clearly_better, is_near_chance, outputs, run, settle, warn_of_code
 from pwoa_cli.show import radius
 from pwoa_cli.threat import parse_eps, parse_norm
 
-LOW = 0.5  # accuracy on training images that makes one doubt the data or the normalisation
 Say = Callable[[str], None]  # a line for people
 Progress = Callable[[str, int, int, str], None]  # phase, steps done, steps in all, more
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .hub import state_sha256
 from .run import ROOT, UNFINISHED, atomic
 
 FORMAT = 1  # of the files; part of KEY
@@ -123,11 +124,7 @@ class Unfinished:
 
 def key(model: nn.Module, *more: object) -> str:
     """24 hex digits of what the flags depend on: names, shapes and bits of the tensors of a model, and `more` by its repr."""
-    digest = hashlib.sha256(repr((FORMAT, more)).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:24]
+    return hashlib.sha256(repr((FORMAT, state_sha256(model.state_dict()), more)).encode()).hexdigest()[:24]
 
 
 def of_folder(path: Path) -> str:
