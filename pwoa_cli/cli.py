@@ -137,11 +137,11 @@ def evaluate(
         jobs.append(job)
         with console.progress() as progress:
             outcome = assess.execute(job, progress=progress.update, say=console.say)
-        assess.keep(outcome, job, folder=folder, saved=save_samples)
-    for note in outcome.result["notes"]:
-        if note.startswith("unreliable: "):
-            console.warn(note)
-    console.result(show.markdown(outcome.result), outcome.result, table=lambda: show.table(outcome.result))
+        for note in outcome.result["notes"]:
+            if note.startswith("unreliable: "):
+                console.warn(note)
+        console.result(show.markdown(outcome.result), outcome.result, table=lambda: show.table(outcome.result))
+        assess.keep(outcome, job, folder=folder, saved=save_samples)  # last: a full disk must not cost the figures
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
 

@@ -13,6 +13,7 @@ from cli_world import TINY, here, pwoa, start, world  # noqa: F401 (fixtures)
 from pwoa_cli import cli, run, sample_file
 from pwoa_cli.attacks import gradient
 from pwoa_cli.attacks.bounded import OutOfTime
+from pwoa_cli.errors import InputError
 
 SLOW = ["eval", "model.pt", "--data", "large.npz", "--eps", "0.08", "--n", "500", "--attacks", "pgd-40-r3,cw-30,apgd-ce"]
 KEPT = Path("pwoa-runs/.eval")
@@ -246,3 +247,9 @@ def test_two_evaluations_at_once_in_one_folder(large, pwoa):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and json.loads(out)["results"], err
     assert not KEPT.exists()
+
+
+def test_a_full_disk_at_the_end_does_not_cost_the_figures(here, pwoa, monkeypatch):
+    monkeypatch.setattr(sample_file, "save", lambda *_, **__: (_ for _ in ()).throw(InputError("s.npz cannot be written: full.")))
+    code, out, err = pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--save-samples", "s.npz")
+    assert code == 2 and "s.npz cannot be written" in err and "| fgsm |" in out
