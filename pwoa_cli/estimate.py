@@ -13,22 +13,32 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of the whole training; a step takes seconds_per_step."""
+    """seconds: of the whole training; a step takes seconds_per_step. work: images of a step x millions of prunable weights."""
 
     seconds: float
     seconds_per_step: float
     steps: int
+    work: float
 
     def __str__(self) -> str:
-        """training: about 12 min on this machine (75 ms a step x 9,374 steps)"""
-        step = f"{self.seconds_per_step:.2g} s" if self.seconds_per_step >= 1 else f"{1000 * self.seconds_per_step:.0f} ms"
-        return f"training: about {_rough(self.seconds)} on this machine ({step} a step x {self.steps:,} steps)"
+        """training: about 12 min on this machine (75 ms a step x 9,374 steps; 0.9 ms per million weights and image)"""
+        return (f"training: about {_rough(self.seconds)} on this machine ({_short(self.seconds_per_step)} a step x {self.steps:,} "
+                f"steps; {_short(self.seconds_per_step / self.work)} per million weights and image)")
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
 
 
 def _rough(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def work(plan: training.Plan, student: nn.Module) -> float:
+    """Images of a step x millions of prunable weights: what the cost of a step is told by."""
+    return plan.recipe.batch_size * sum(student.get_parameter(name).numel() for name in plan.weights) / 1e6
 
 
 def measure(plan: training.Plan, student: nn.Module) -> Estimate:
@@ -47,7 +57,7 @@ def measure(plan: training.Plan, student: nn.Module) -> Estimate:
                 state, taken = _timed(alike, state)
                 seconds.append(taken)
             per_step += share * statistics.median(seconds)
-    return Estimate(once + per_step * (plan.steps - 1), per_step, plan.steps)
+    return Estimate(once + per_step * (plan.steps - 1), per_step, plan.steps, work(plan, student))
 
 
 def _timed(plan: training.Plan, state: training.State) -> tuple[training.State, float]:

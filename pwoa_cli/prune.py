@@ -292,7 +292,8 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> nn.M
             notes.append((state.step, now))
             if len(notes) == 2:  # what is measured once before the first step is in the first note's time
                 per_step = (now - notes[0][1]) / (state.step - notes[0][0])
-                say(str(estimate.Estimate(now + per_step * (plan.steps - state.step), per_step, plan.steps)))
+                rest = per_step * (plan.steps - state.step)
+                say(str(estimate.Estimate(now + rest, per_step, plan.steps, estimate.work(plan, job.subject.model))))
             seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
             log.append({"step": state.step, "epoch": state.step / plan.steps_per_epoch, "phase": phase, "seconds": now, **losses})
             epoch = -(-state.step // plan.steps_per_epoch)

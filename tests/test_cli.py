@@ -256,7 +256,7 @@ def test_dry_run_leaves_nothing(here, pwoa):
     for out in ([], ["--out", "new/folder"]):
         code, text, _ = pwoa(*PRUNE, "--dry-run", *out)
         assert code == 0 and text.startswith("Everything checked; a run would write ")
-        assert re.search(r"^training: about \d+ s on this machine \(\d+ ms a step x 2 steps\)$", text, re.M)
+        assert re.search(r"^training: about \d+ s on this machine \([\d.]+ ms a step x 2 steps; [\d.]+ m?s per million weights and image\)$", text, re.M)
         planned = json.loads(pwoa(*PRUNE, "--dry-run", "--json", *out)[1])
         assert planned.keys() == {"dry_run", "out", "steps", "seconds", "seconds_per_step"} and 0 < planned["seconds_per_step"] < 60
         assert pwoa("eval", "--n", "20", "--dry-run", *out)[0] == 0

@@ -665,8 +665,9 @@ def test_what_is_done_once_is_not_taken_for_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(prune, "fit", fit)
     monkeypatch.setattr(prune.time, "perf_counter", lambda: now[0])
     prune._logged_fit(job, tmp_path, say=said.append, progress=lambda *_: None)
-    assert said == [str(estimate.Estimate(1098.0 + 1960 * 2.0, 2.0, 2000))] == [
-        "training: about 84 min on this machine (2 s a step x 2,000 steps)"]
+    weights = sum(job.subject.model.state_dict()[name].numel() for name in job.plan.weights)
+    assert said == [str(estimate.Estimate(1098.0 + 1960 * 2.0, 2.0, 2000, job.plan.recipe.batch_size * weights / 1e6))]
+    assert said[0].startswith("training: about 84 min on this machine (2 s a step x 2,000 steps; ")
 
 
 def test_the_time_is_estimated_on_copies():

@@ -495,11 +495,15 @@ def test_an_estimate_of_the_time(monkeypatch):
     monkeypatch.setattr(training, "begin", begin)
     found = estimate.measure(plan, student)
     assert found.seconds_per_step == pytest.approx(0.75 * 2 + 0.25 * 12) and found.seconds == pytest.approx(7 + 15 * 4.5)
+    assert found.work == plan.recipe.batch_size * sum(student.get_parameter(name).numel() for name in plan.weights) / 1e6
 
 
 @pytest.mark.parametrize(("seconds", "steps", "text"), [
-    (703.05, 9374, "training: about 12 min on this machine (75 ms a step x 9,374 steps)"),
-    (20.0, 10, "training: about 20 s on this machine (2 s a step x 10 steps)"),
-    (20000.0, 100000, "training: about 5.6 h on this machine (200 ms a step x 100,000 steps)")])
+    (703.05, 9374, "training: about 12 min on this machine (75 ms a step x 9,374 steps; "
+     "15 ms per million weights and image)"),
+    (20.0, 10, "training: about 20 s on this machine (2 s a step x 10 steps; "
+     "400 ms per million weights and image)"),
+    (20000.0, 100000, "training: about 5.6 h on this machine (200 ms a step x 100,000 steps; "
+     "40 ms per million weights and image)")])
 def test_how_an_estimate_reads(seconds, steps, text):
-    assert str(estimate.Estimate(seconds, seconds / steps, steps)) == text
+    assert str(estimate.Estimate(seconds, seconds / steps, steps, 5.0)) == text
