@@ -16,7 +16,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 	@touch $@
 
 demo: .venv/bin/pwoa
-	.venv/bin/pwoa prune examples/mnist_lenet_linf0.3.pt --sparsity 0.9 --data examples/data
+	.venv/bin/pwoa prune examples/mnist_lenet_linf0.3.pt --sparsity 0.9 --effort quick --data examples/data
 
 test-setup: .venv/.test
 

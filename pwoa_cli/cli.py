@@ -86,7 +86,8 @@ def prune(
             guess = workflow.time_to_fit(job)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
                 "dry_run": True, "out": str(folder), "steps": guess.steps, "seconds": guess.seconds,
-                "seconds_per_step": guess.seconds_per_step})
+                "seconds_per_step": guess.seconds_per_step,
+                "seconds_per_million_weights_and_image": guess.seconds_per_step / guess.work})
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)

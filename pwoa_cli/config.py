@@ -17,7 +17,7 @@ CHOICES = {
     "method": ("ramp", "admm"), "allocation": ("uniform", "erk", "lamp", "global", "sensitivity"), "optimizer": ("adam", "sgd"),
     "schedule": ("constant", "cosine", "warm-cosine", "admm"), "finetune_schedule": ("constant", "cosine", "warm-cosine"),
     "kl_reduction": ("batchmean", "mean"), "hidden_loss": ("relative", "channels", "attention", "cka"),
-    "start": ("dense", "obs"), "precision": ("float32", "bf16"), "effort": ("quick", "default", "max"), "bn_inputs": ("varied", "clean"),
+    "start": ("dense", "obs"), "precision": ("float32", "bf16", "auto"), "effort": ("quick", "default", "max"), "bn_inputs": ("varied", "clean"),
     "batch_norm": ("train", "freeze"), "augment": ("auto", "none", "crop-flip", "hard"),
 }
 NOISES = ("sign", "blocks", "lowpass", "toward", "uniform", "gaussian")  # or "none", or several, joined by "+"
@@ -41,7 +41,7 @@ class Recipe:
     stretch: float = 0.0  # epochs grow with difficulty: times max(1, log10(1 / (1 - sparsity)))^stretch; 1 doubles them at 99%
     sparsify: float = 0.5  # fraction of the epochs in the sparsify phase
     batch_size: int = 128
-    precision: str = "float32"  # of the products in training
+    precision: str = "float32"  # of the products in training; "auto": bf16 where the device has instructions for it
     optimizer: str = "adam"
     lr: float = 1e-3
     finetune_lr: float = 0.0  # 0: the schedule of the sparsify phase runs on over both phases

@@ -79,15 +79,15 @@ def random_in_training(model: nn.Module, x: Tensor) -> bool:
         return not torch.allclose(twin(x), twin(x), rtol=1e-4, atol=1e-5)
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16; True where torch does not tell."""
+def multiplies_bf16(device: torch.device) -> bool | None:
+    """Whether the device has instructions for products in bfloat16; None where torch does not tell."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # as in older torch
-        return True
+        return None
     able = torch.cpu.get_capabilities()
     told = [able[name] for name in ("avx512_bf16", "amx_bf16", "bf16") if name in able]
-    return any(told) or not told
+    return any(told) if told else None
 
 
 def _answers(recipe: Recipe, student_BC: Tensor, teacher_BC: Tensor, count: int) -> dict[str, Tensor]:

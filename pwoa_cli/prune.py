@@ -86,7 +86,10 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
         live = models.live_parameters(subject.model, x[:2])
         weights, dead = _prunable(subject.model, x[:2], live, request.structure)
         plan = _plan(request, subject, teacher, weights, x[:2])
-    if plan.recipe.precision == "bf16" and not objective.multiplies_bf16(device):
+    if plan.recipe.precision == "auto":
+        precision = "bf16" if objective.multiplies_bf16(device) else "float32"
+        plan = replace(plan, recipe=replace(plan.recipe, precision=precision))
+    elif plan.recipe.precision == "bf16" and objective.multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no instructions for it.")
     total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "

@@ -643,6 +643,17 @@ def test_bf16_without_instructions_for_it_is_said(monkeypatch, able, precision, 
     assert any("bf16" in line and "slower than float32" in line for line in said) == warned
 
 
+@pytest.mark.parametrize(("found", "precision"), [
+    ({"architecture": "x86_64", "avx512_bf16": True}, "bf16"), ({"architecture": "x86_64", "avx512_bf16": False}, "float32"),
+    ({"architecture": "unheard of"}, "float32")])
+def test_auto_precision_is_bf16_where_the_device_is_known_to_multiply_it(monkeypatch, found, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    said = []
+    job = prune.prepare(request(overrides=FAST | {"precision": "auto"}, device="cpu"), say=said.append)
+    assert job.plan.recipe.precision == precision
+    assert not any("warning" in line for line in said)
+
+
 def test_options_that_a_structure_cannot_have():
     assert refused(structure="filter", overrides=FAST | {"regrow": "0.1"}) == (
         "regrow cannot bring whole filters back: a silent filter has no gradient.")
