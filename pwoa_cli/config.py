@@ -49,6 +49,7 @@ class Recipe:
     finetune_schedule: str = "cosine"
     momentum: float = 0.9
     weight_decay: float = 0.0
+    clip: float = 0.0  # largest norm of the whole gradient; 0: no limit
     alpha: float = 1.0
     temperature: float = 4.0
     kl_reduction: str = "batchmean"

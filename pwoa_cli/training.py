@@ -134,7 +134,7 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
             bad = [name for name, value in means.items() if not math.isfinite(value)]
             if bad:
                 raise PwoaError(f"The loss is not finite by step {state.step} of {plan.steps}: {', '.join(bad)}.",
-                                hint="Lower the learning rate: pwoa prune ... --set lr=1e-4.")
+                                hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set clip=5, or --set lr=1e-4.")
             report(state, means)
             seen = {}
     finish(plan, state)
@@ -383,5 +383,7 @@ def _descend(plan: Plan, state: State, loss: Tensor) -> None:
         group["lr"] = _learning_rate(plan, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if plan.recipe.clip:
+        nn.utils.clip_grad_norm_([p for group in state.optimizer.param_groups for p in group["params"]], plan.recipe.clip)
     state.optimizer.step()
     apply_masks(state.student, state.masks)

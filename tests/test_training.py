@@ -133,6 +133,20 @@ def test_frozen_batch_norm_keeps_its_statistics():
     assert torch.equal(state.student.bn.running_mean, before)
 
 
+def test_a_clipped_gradient_keeps_its_direction():
+    """Against one step of plain gradient descent: the change is the same one, scaled down to rate x norm."""
+    def change(clip):
+        plan, student = make_plan(optimizer="sgd", momentum=0.0, schedule="constant", sparsity=0.0, clip=clip)
+        before = nn.utils.parameters_to_vector(student.parameters()).detach().clone()
+        state, _ = training.step(plan, training.begin(plan, student))
+        return nn.utils.parameters_to_vector(state.student.parameters()).detach() - before
+
+    free = change(0.0)
+    norm = free.norm().item() / 1e-2
+    torch.testing.assert_close(change(norm / 4), free / 4, rtol=1e-4, atol=1e-7)
+    assert torch.equal(change(norm * 2), free)
+
+
 def test_reported_losses_are_means_over_the_steps_that_have_them():
     """A mixed batch has no label term: it is missing in those steps, not zero, and not forgotten either."""
     plan, student = make_plan(cutmix=0.5, lambda_x=0.1, lambda_y=0.1)
