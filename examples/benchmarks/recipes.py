@@ -33,7 +33,7 @@ from pwoa_cli.evaluate import evaluate
 from pwoa_cli.intervals import wilson
 
 Row = dict[str, Any]
-MARGIN = 6  # points between a label and its point
+MARGIN = 6  # points between a number and its point
 DIGITS = 12  # of a SHA-256
 # What a row stands for; with the seed it is what a row must agree in to be taken for another's
 IDENTITY = ("label", "sparsity", "recipe", "structure", "fields", "recipe_sha256", "model", "sha256", "data", "norm", "eps", "n",
@@ -189,15 +189,16 @@ def _cell(group: Sequence[Row], name: str) -> str:
 
 
 def plot(rows: Sequence[Row], attack: str, path: Path) -> None:
-    """Clean against robust accuracy: a point for each recipe (mean over seeds, bars from lowest to highest), a colour for each
-    sparsity, a line through the recipes that no other beats in both."""
+    """Clean against robust accuracy: a numbered point for each recipe (mean over seeds, bars from lowest to highest), a colour for
+    each sparsity, a line through the recipes that no other beats in both. The teacher, far away, is left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
-    groups = {key: group for key, group in by_recipe(rows).items() if all(attack in row for row in group)}
+    figure, axes = pyplot.subplots(figsize=(12, 6), layout="constrained")
+    groups = {key: group for key, group in by_recipe(rows).items() if key[1] and all(attack in row for row in group)}
+    count = 0
     for number, sparsity in enumerate(sorted({s for _, s in groups})):
         points, colour = [], f"C{number}"
         for label, group in ((label, group) for (label, s), group in groups.items() if s == sparsity):
@@ -205,11 +206,13 @@ def plot(rows: Sequence[Row], attack: str, path: Path) -> None:
             x, y = (sum(v) / len(v) for v in values)
             bars = [[[mean - min(v)], [max(v) - mean]] for mean, v in zip((x, y), values, strict=True)]
             axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="o", color=colour, capsize=2)
-            axes.annotate(label, (x, y), xytext=(MARGIN, MARGIN), textcoords="offset points", fontsize=8, color=colour)
+            count += 1
+            axes.annotate(count, (x, y), xytext=(MARGIN, MARGIN), textcoords="offset points", fontsize=8, color=colour)
+            axes.plot([], [], " ", label=f"{count}  {label}")
             points.append((x, y))
         axes.plot(*zip(*front(points), strict=True), color=colour, alpha=0.5, label=f"{100 * sparsity:g}% zeros")
     axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize=8, handlelength=1)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
