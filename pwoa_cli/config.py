@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pwoa_cli.errors import InputError
 
 CHOICES = {
-    "method": ("ramp", "admm"), "allocation": ("uniform", "erk", "lamp", "global", "sensitivity"), "optimizer": ("adam", "sgd"),
+    "method": ("ramp", "admm"), "allocation": ("uniform", "erk", "lamp", "global", "sensitivity", "auto"), "optimizer": ("adam", "sgd"),
     "schedule": ("constant", "cosine", "warm-cosine", "admm"), "finetune_schedule": ("constant", "cosine", "warm-cosine"),
     "kl_reduction": ("batchmean", "mean"), "hidden_loss": ("relative", "channels", "attention", "cka"),
     "start": ("dense", "obs"), "precision": ("float32", "bf16", "auto"), "effort": ("quick", "default", "max"), "bn_inputs": ("varied", "clean"),
@@ -35,7 +35,7 @@ class Recipe:
 
     name: str = "default"
     method: str = "ramp"
-    allocation: str = "lamp"
+    allocation: str = "lamp"  # "auto": global for single weights, lamp for filters and columns
     epochs: float = 4.0  # sparsify and finetune together
     effort: str = "default"  # a fifth of the epochs, the epochs, or five times the epochs
     stretch: float = 0.0  # epochs grow with difficulty: times max(1, log10(1 / (1 - sparsity)))^stretch; 1 doubles them at 99%

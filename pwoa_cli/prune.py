@@ -85,11 +85,8 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
         teacher = open_teacher(request.teacher, subject, device=device, say=say) if request.teacher else subject.loaded
         live = models.live_parameters(subject.model, x[:2])
         weights, dead = _prunable(subject.model, x[:2], live, request.structure)
-        plan = _plan(request, subject, teacher, weights, x[:2])
-    if plan.recipe.precision == "auto":
-        precision = "bf16" if objective.multiplies_bf16(device) else "float32"
-        plan = replace(plan, recipe=replace(plan.recipe, precision=precision))
-    elif plan.recipe.precision == "bf16" and objective.multiplies_bf16(device) is False:
+        plan = _plan(request, subject, teacher, weights, x[:2], device)
+    if plan.recipe.precision == "bf16" and objective.multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no instructions for it.")
     total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "
@@ -105,10 +102,21 @@ def _public(names: Iterable[str]) -> list[str]:
     return [name.removeprefix("net.") for name in names]
 
 
+def _settled(recipe: Recipe, structure: str, device: torch.device) -> Recipe:
+    """The recipe without "auto": what it means for this structure and on this device.
+
+    Global magnitude compares sums over groups, which grow with their size: of filters it leaves small layers a single one.
+    """
+    settled = {"precision": "bf16" if objective.multiplies_bf16(device) else "float32",
+               "allocation": "global" if structure == "unstructured" else "lamp"}
+    return replace(recipe, **{name: value for name, value in settled.items() if getattr(recipe, name) == "auto"})
+
+
 def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weights: Mapping[str, nn.Parameter],
-          x: Tensor) -> training.Plan:
+          x: Tensor, device: torch.device) -> training.Plan:
     """Everything decided that stays the same during the run."""
     recipe = read_recipe(request.recipe, data=subject.dataset.name, overrides=request.overrides)
+    recipe = _settled(recipe, request.structure, device)
     where = request.source.path
     _check_sparsity(weights, request.sparsity, where)
     _check_structure(recipe, request.structure)

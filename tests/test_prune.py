@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pwoa_cli
-from pwoa_cli import architecture, assess, checkpoint, data, estimate, models, objective, prune, sparse_file, training
+from pwoa_cli import architecture, assess, checkpoint, config, data, estimate, models, objective, prune, sparse_file, training
 from pwoa_cli.checkpoint import Source
 from pwoa_cli.errors import InputError, PwoaError
 
@@ -641,6 +641,13 @@ def test_bf16_without_instructions_for_it_is_said(monkeypatch, able, precision, 
     said = []
     prune.prepare(request(overrides=FAST | {"precision": precision}, device="cpu"), say=said.append)
     assert any("bf16" in line and "slower than float32" in line for line in said) == warned
+
+
+@pytest.mark.parametrize(("structure", "allocation"), [("unstructured", "global"), ("filter", "lamp"), ("column", "lamp")])
+def test_auto_allocation_spares_small_layers_where_groups_differ_in_size(structure, allocation):
+    job = prune.prepare(request(overrides=FAST | {"allocation": "auto"}, structure=structure), say=lambda text: None)
+    assert job.plan.recipe.allocation == allocation
+    assert config.read_recipe("default", data="cifar10").allocation == "auto"
 
 
 @pytest.mark.parametrize(("found", "precision"), [
