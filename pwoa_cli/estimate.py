@@ -27,7 +27,10 @@ class Estimate:
 
 
 def _short(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
+    """Two digits at least: 2.5 s, 265 ms, 7.7 ms, 0.043 ms."""
+    if seconds >= 1:
+        return f"{seconds:.2g} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
 
 
 def _rough(seconds: float) -> str:
