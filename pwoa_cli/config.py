@@ -38,7 +38,7 @@ class Recipe:
     allocation: str = "lamp"  # "auto": global for single weights, lamp for filters and columns
     epochs: float = 4.0  # sparsify and finetune together
     effort: str = "default"  # a fifth of the epochs, the epochs, or five times the epochs
-    stretch: float = 0.0  # epochs grow with difficulty: times max(1, log10(1 / (1 - sparsity)))^stretch; 1 doubles them at 99%
+    stretch: float = 0.0  # epochs grow with difficulty: times max(1/2, log10(1 / (1 - sparsity)))^stretch; 1 doubles them at 99%
     sparsify: float = 0.5  # fraction of the epochs in the sparsify phase
     batch_size: int = 128
     precision: str = "float32"  # of the products in training; "auto": bf16 where the device has instructions for it

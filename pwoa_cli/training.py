@@ -69,7 +69,7 @@ class State:
 def plan_steps(recipe: Recipe, images: int, sparsity: float) -> tuple[int, int, int]:
     """(steps per epoch, steps of the sparsify phase, steps of both) for a training set of `images`."""
     per_epoch = max(1, images // recipe.batch_size)
-    epochs = recipe.epochs * EFFORT[recipe.effort] * max(1.0, -math.log10(1 - sparsity)) ** recipe.stretch
+    epochs = recipe.epochs * EFFORT[recipe.effort] * max(0.5, -math.log10(1 - sparsity)) ** recipe.stretch
     steps = max(2, round(epochs * per_epoch))
     return per_epoch, min(steps - 1, max(1, round(recipe.sparsify * steps))), steps
 
