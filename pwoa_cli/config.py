@@ -59,7 +59,7 @@ class Recipe:
     hidden_weight: float = 0.0  # matching of hidden layers
     hidden_loss: str = "relative"
     explain_weight: float = 0.0  # matching of class activation maps
-    hidden: str = "auto"  # which layers: "auto" or comma-separated patterns of module names
+    hidden: str = "auto"  # which layers: "auto", "inner" or comma-separated patterns of module names
     lambda_x: float = 0.0
     lambda_y: float = 0.0
     sigma: float = 5.0

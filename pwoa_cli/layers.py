@@ -65,18 +65,22 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
 
     "auto": the blocks (innermost modules, inside an nn.Sequential or nn.ModuleList, of a class of their own that hold
     two or more prunable layers); a model without blocks: its activation modules before the last prunable layer; a
-    model without those: its prunable layers but the last. Else comma-separated patterns of module names (layer?.0).
+    model without those: its prunable layers but the last. "inner": with the blocks also every batch norm inside them. Else
+    comma-separated patterns of module names (layer?.0).
     Raises: ValueError if nothing in the pass matches.
     """
     order = _execution_order(model, x)
-    if patterns != "auto":
+    if patterns not in ("auto", "inner"):
         wanted = [p.strip() for p in patterns.split(",")]
         found = [n for n in order if any(fnmatchcase(n, p) or fnmatchcase(n, "net." + p) for p in wanted)]
     else:
         modules = dict(model.named_modules())
         weighted = [n for n in order if weights_of(modules[n])]
         before_logits = order[: order.index(weighted[-1])] if weighted else order
-        found = ([n for n in order if n in set(_blocks(model))]
+        blocks = _blocks(model)
+        norms = [n for n in order if isinstance(modules[n], nn.modules.batchnorm._BatchNorm)] if patterns == "inner" else []
+        wanted = {*blocks, *(n for n in norms if n.startswith(tuple(b + "." for b in blocks)))}
+        found = ([n for n in order if n in wanted]
                  or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
     if not found:
         raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: {', '.join(order[:8])}, ...")

@@ -91,7 +91,7 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
     total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros ({request.structure}), "
         f"recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} epoch{'s' * (epochs != 1)}; "
-        f"hidden layers: {', '.join(_public(plan.hidden))}")
+        f"{len(plan.hidden)} hidden layers: {_some(_public(plan.hidden))}")
     if teacher is not subject.loaded and not _matches_layers(plan.recipe):
         say(LOGITS_ALONE)
     return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)), seconds)
@@ -100,6 +100,11 @@ def prepare(request: Request, *, say: Say, change_data: Callable[[datasets.Datas
 def _public(names: Iterable[str]) -> list[str]:
     """Names as the user's checkpoint has them, without our wrapper's prefix."""
     return [name.removeprefix("net.") for name in names]
+
+
+def _some(names: Sequence[str], most: int = 9) -> str:
+    """All names, or of more than `most` the first four and the last: config.toml has them all."""
+    return ", ".join(names if len(names) <= most else [*names[:4], "...", names[-1]])
 
 
 def _settled(recipe: Recipe, structure: str, device: torch.device) -> Recipe:

@@ -14,9 +14,14 @@ X = torch.rand(2, 3, 32, 32)
 def test_a_residual_network_has_its_blocks():
     assert layers.hidden_layers(resnet18(num_classes=10), X) == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
 
+    inner = layers.hidden_layers(resnet18(num_classes=10), X, "inner")
+    assert inner[:6] == ["layer1.0.bn1", "layer1.0.bn2", "layer1.0", "layer1.1.bn1", "layer1.1.bn2", "layer1.1"]
+    assert "layer2.0.downsample.1" in inner and "bn1" not in inner and len(inner) == 8 + 16 + 3  # blocks, two each, shortcuts
+
 
 def test_a_plain_network_has_its_activations_before_the_logits():
     assert layers.hidden_layers(LeNet(), torch.rand(2, 1, 28, 28)) == ["relu1", "relu2", "relu3"]
+    assert layers.hidden_layers(LeNet(), torch.rand(2, 1, 28, 28), "inner") == ["relu1", "relu2", "relu3"]
     names = layers.hidden_layers(vgg11_bn(num_classes=10), X)
     assert len(names) == 10 and all(n.startswith(("features", "classifier")) for n in names)
 
