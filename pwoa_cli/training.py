@@ -328,7 +328,8 @@ def _inputs(plan: Plan, now: int) -> objective.Batch:
         x = vary.cutmix(x, generator=draw)
     elif mix < recipe.cutmix + recipe.mixup:
         x = vary.mixup(x, generator=draw)
-    noisy = vary.add_noise(x, scales=noise_scales(recipe, eps=plan.eps), clean=recipe.noise_clean, generator=draw)
+    eps = plan.eps if plan.norm == "linf" else plan.eps / math.sqrt(x[0].numel())  # of one pixel, so that sign noise is on the ball
+    noisy = vary.add_noise(x, scales=noise_scales(recipe, eps=eps), clean=recipe.noise_clean, generator=draw)
     return objective.Batch(noisy, x, y, labels_hold=mix >= recipe.cutmix + recipe.mixup)
 
 

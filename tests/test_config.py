@@ -123,7 +123,7 @@ def test_noise_is_in_units_of_eps_and_gaussian_in_units_of_pixels(changes, want)
 
 
 def test_the_noise_of_the_default_recipe():
-    assert noise_scales(read_recipe("default", data="cifar10"), eps=8 / 255) == {"gaussian": 0.15}
+    assert noise_scales(read_recipe("default", data="cifar10"), eps=8 / 255) == {"blocks": 8 / 255, "gaussian": 0.15}
     assert noise_scales(read_recipe("default", data="mnist"), eps=0.3) == {"blocks": 0.3}
     assert noise_scales(read_recipe("default", data="cifar10", overrides={"noise": "sign"}), eps=0.1) == {"sign": 0.1}
 

@@ -126,6 +126,16 @@ def test_mixed_batches_leave_the_label_term_out():
     assert "hsic_y" not in training.step(plan, training.begin(plan, student))[1]
 
 
+def test_sign_noise_lies_on_the_ball_of_the_threat_model_whatever_its_norm():
+    """An l2 radius is that of the whole image: as a step of each pixel it would drown the image."""
+    plan, _ = make_plan()
+    grey = data.Split(images=torch.full_like(plan.split.images, 128), labels=plan.split.labels)
+    for norm, eps, order in (("linf", 0.1, float("inf")), ("l2", 0.5, 2)):
+        batch = training._inputs(replace(plan, norm=norm, eps=eps, split=grey), 0)
+        size = torch.linalg.vector_norm((batch.x - batch.clean).flatten(1), ord=order, dim=1)
+        torch.testing.assert_close(size, torch.full((16,), eps), rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_batch_norm_keeps_its_statistics():
     plan, student = make_plan(batch_norm="freeze")
     before = student.bn.running_mean.clone()
