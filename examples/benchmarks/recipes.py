@@ -196,8 +196,8 @@ def plot(rows: Sequence[Row], attack: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(12, 6), layout="constrained")
     groups = {key: group for key, group in by_recipe(rows).items() if key[1] and all(attack in row for row in group)}
+    figure, axes = pyplot.subplots(figsize=(12, max(6, 0.2 * len(groups))), layout="constrained")  # a line of the legend takes 0.2 inches
     count = 0
     for number, sparsity in enumerate(sorted({s for _, s in groups})):
         points, colour = [], f"C{number}"
