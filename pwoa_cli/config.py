@@ -124,12 +124,18 @@ def read_recipe(name_or_file: str, *, data: str | None = None, overrides: Mappin
     overrides = dict(overrides or {})
     if "epochs" in overrides:  # somebody who names the epochs means just these
         overrides.setdefault("stretch", 0)
-    recipe = _with(recipe, overrides, where="command line")
+    recipe = _yielding(recipe, _with(recipe, overrides, where="command line"), overrides)
     if data is not None:
         where = f"{name_or_file} with the command line" if overrides else name_or_file
         _check_asked_scales(recipe, overrides, where)
         check(recipe, where=where)
     return replace(recipe, effort="default") if "epochs" in overrides else recipe
+
+
+def _yielding(file: Recipe, recipe: Recipe, asked: Mapping[str, Any]) -> Recipe:
+    """The recipe without what its file sets and what is asked on the command line leaves no place for."""
+    return replace(recipe, **{need.field: need.off for need in _NEEDS
+                              if need.field not in asked and need.met(file) and not need.met(recipe)})
 
 
 def _with(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:

@@ -107,21 +107,23 @@ def _some(names: Sequence[str], most: int = 9) -> str:
     return ", ".join(names if len(names) <= most else [*names[:4], "...", names[-1]])
 
 
-def _settled(recipe: Recipe, structure: str, device: torch.device) -> Recipe:
-    """The recipe without "auto": what it means for this structure and on this device.
+def _settled(recipe: Recipe, request: Request, device: torch.device) -> Recipe:
+    """The recipe without "auto": what it means for this structure and on this device. With filters it regrows nothing, unless
+    that is asked for on the command line, where `_check_structure` says why it cannot be.
 
     Global magnitude compares sums over groups, which grow with their size: of filters it leaves small layers a single one.
     """
     settled = {"precision": "bf16" if objective.multiplies_bf16(device) else "float32",
-               "allocation": "global" if structure == "unstructured" else "lamp"}
-    return replace(recipe, **{name: value for name, value in settled.items() if getattr(recipe, name) == "auto"})
+               "allocation": "global" if request.structure == "unstructured" else "lamp"}
+    recipe = replace(recipe, **{name: value for name, value in settled.items() if getattr(recipe, name) == "auto"})
+    return replace(recipe, regrow=0.0) if request.structure == "filter" and "regrow" not in request.overrides else recipe
 
 
 def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weights: Mapping[str, nn.Parameter],
           x: Tensor, device: torch.device) -> training.Plan:
     """Everything decided that stays the same during the run."""
     recipe = read_recipe(request.recipe, data=subject.dataset.name, overrides=request.overrides)
-    recipe = _settled(recipe, request.structure, device)
+    recipe = _settled(recipe, request, device)
     where = request.source.path
     _check_sparsity(weights, request.sparsity, where)
     _check_structure(recipe, request.structure)

@@ -664,6 +664,14 @@ def test_auto_precision_is_bf16_where_the_device_is_known_to_multiply_it(monkeyp
 def test_options_that_a_structure_cannot_have():
     assert refused(structure="filter", overrides=FAST | {"regrow": "0.1"}) == (
         "regrow cannot bring whole filters back: a silent filter has no gradient.")
+
+
+@pytest.mark.parametrize(("kind", "regrow"), [("unstructured", 0.3), ("column", 0.3), ("filter", 0)])
+def test_regrowing_of_the_recipe_yields_to_filters(kind, regrow, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("hidden_weight = 1\nnoise = 'blocks'\nregrow = 0.3\n")
+    job = prune.prepare(request(structure=kind, recipe=str(recipe), overrides=FAST), say=print)
+    assert job.plan.recipe.regrow == regrow
     assert refused(structure="column", overrides=FAST | {"start": "obs"}) == (
         "start = 'obs' reconstructs around single weights; --structure is column.")
 
