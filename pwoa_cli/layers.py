@@ -65,11 +65,12 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
 
     "auto": the blocks (innermost modules, inside an nn.Sequential or nn.ModuleList, of a class of their own that hold
     two or more prunable layers); a model without blocks: its activation modules before the last prunable layer; a
-    model without those: its prunable layers but the last. "inner": with the blocks also every batch norm inside them. Else
-    comma-separated patterns of module names (layer?.0).
+    model without those: its prunable layers but the last. "inner": with the blocks also the batch norms inside them (but one
+    whose output the block returns, its sum written over it). Else comma-separated patterns of module names (layer?.0).
     Raises: ValueError if nothing in the pass matches.
     """
-    order = _execution_order(model, x)
+    runs = _runs(model, x)
+    order, outputs = [name for name, _ in runs], dict(runs)
     if patterns not in ("auto", "inner"):
         wanted = [p.strip() for p in patterns.split(",")]
         found = [n for n in order if any(fnmatchcase(n, p) or fnmatchcase(n, "net." + p) for p in wanted)]
@@ -77,10 +78,11 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
         modules = dict(model.named_modules())
         weighted = [n for n in order if weights_of(modules[n])]
         before_logits = order[: order.index(weighted[-1])] if weighted else order
-        blocks = _blocks(model)
-        norms = [n for n in order if isinstance(modules[n], nn.modules.batchnorm._BatchNorm)] if patterns == "inner" else []
-        wanted = {*blocks, *(n for n in norms if n.startswith(tuple(b + "." for b in blocks)))}
-        found = ([n for n in order if n in wanted]
+        blocks = [n for n in _blocks(model) if n in outputs]
+        inner = blocks if patterns == "inner" else []
+        norms = {n for b in inner for n in order if n.startswith(b + ".") and outputs[n] is not outputs[b]
+                 and isinstance(modules[n], nn.modules.batchnorm._BatchNorm)}
+        found = ([n for n in order if n in norms.union(blocks)]
                  or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
     if not found:
         raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: {', '.join(order[:8])}, ...")
@@ -90,7 +92,7 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
 def logit_layer(model: nn.Module, x: Tensor) -> str:
     """Name of the weighted module that runs last on x (B, C, H, W): its rows are the classes."""
     modules = dict(model.named_modules())
-    return [n for n in _execution_order(model, x) if weights_of(modules[n])][-1]
+    return [n for n, _ in _runs(model, x) if weights_of(modules[n])][-1]
 
 
 def _blocks(model: nn.Module) -> list[str]:
@@ -100,21 +102,21 @@ def _blocks(model: nn.Module) -> list[str]:
             for child_name, child in parent.named_children():
                 own_class = not type(child).__module__.startswith("torch.nn")
                 if own_class and sum(bool(weights_of(m)) for m in child.modules()) >= 2:
-                    blocks.append(f"{name}.{child_name}")
+                    blocks.append(f"{name}.{child_name}".lstrip("."))
     return [b for b in blocks if not any(other.startswith(b + ".") for other in blocks)]
 
 
-def _execution_order(model: nn.Module, x: Tensor) -> list[str]:
-    """Names of the modules that return one tensor (B, ...) in a forward pass, in the order in which they finish."""
-    order: list[str] = []
+def _runs(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
+    """(name, output) of the modules that return one tensor (B, ...) in a forward pass, in the order in which they finish."""
+    runs: list[tuple[str, Tensor]] = []
 
     def ran(name: str, out: object) -> None:
         if isinstance(out, Tensor) and out.ndim >= 2 and len(out) == len(x):
-            order.append(name)
+            runs.append((name, out))
 
     handles = [m.register_forward_hook(lambda _m, _a, out, name=name: ran(name, out)) for name, m in model.named_modules() if name]
     _forward(model, x, handles)
-    return order
+    return runs
 
 
 def batch_norms(model: nn.Module, x: Tensor) -> dict[str, str]:

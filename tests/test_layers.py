@@ -15,8 +15,18 @@ def test_a_residual_network_has_its_blocks():
     assert layers.hidden_layers(resnet18(num_classes=10), X) == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
 
     inner = layers.hidden_layers(resnet18(num_classes=10), X, "inner")
-    assert inner[:6] == ["layer1.0.bn1", "layer1.0.bn2", "layer1.0", "layer1.1.bn1", "layer1.1.bn2", "layer1.1"]
-    assert "layer2.0.downsample.1" in inner and "bn1" not in inner and len(inner) == 8 + 16 + 3  # blocks, two each, shortcuts
+    assert inner[:7] == ["layer1.0.bn1", "layer1.0", "layer1.1.bn1", "layer1.1", "layer2.0.bn1", "layer2.0.downsample.1", "layer2.0"]
+    assert len(inner) == 8 + 8 + 3  # blocks write their sum on bn2's output, which then is the block's
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm_a, self.b, self.norm_b = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return x + self.norm_b(self.b(torch.relu(self.norm_a(self.a(x)))))
+
+    plain = nn.Sequential(nn.BatchNorm2d(3), Block(), nn.Flatten(), nn.Linear(3072, 2))
+    assert layers.hidden_layers(plain, X, "inner") == ["1.norm_a", "1.norm_b", "1"]
 
 
 def test_a_plain_network_has_its_activations_before_the_logits():
@@ -62,6 +72,9 @@ def test_batch_norms_are_those_that_read_the_filter():
 
 def test_macs_of_a_lenet():
     model = LeNet()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1)  # of 600,000 random weights one may be 0
     dense = 28 * 28 * 32 * 9 + 14 * 14 * 64 * 32 * 9 + 3136 * 200 + 2000
     assert layers.macs(model, torch.rand(4, 1, 28, 28)) == {"dense": dense, "nonzero": dense}
     with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 from small_models import lenet, resnet
 from test_training import Net, make_plan
 from torch import nn
+from torchvision.models import resnet18
 
 from pwoa_cli import distill, layers, objective, training
 from pwoa_cli.config import Recipe
@@ -240,3 +241,15 @@ def test_a_stopped_run_of_everything_goes_on_bit_for_bit(tmp_path):
         state = training.from_dict(plan, Net(), torch.load(tmp_path / "state.pt", weights_only=True))
     for name, tensor in whole.student.state_dict().items():
         assert torch.equal(tensor, state.student.state_dict()[name]) and tensor.isfinite().all(), name
+
+
+def test_hidden_layers_that_are_overwritten_have_a_gradient():
+    """torchvision's blocks write on what they have: ReLU(inplace=True) behind the first norm, a sum on the second."""
+    torch.manual_seed(0)
+    teacher, x = resnet18(num_classes=4).eval(), torch.rand(4, 3, 32, 32)
+    student, names = copy.deepcopy(teacher).train(), layers.hidden_layers(teacher, x, "inner")
+    batch = objective.Batch(x, x, torch.arange(4), labels_hold=True)
+    loss = objective.terms(Recipe(alpha=0.0, hidden_weight=1.0), student=student, teacher=teacher, hidden=names, batch=batch, num_classes=4)
+    loss["hidden"].backward()
+    grads = [m.weight.grad for m in student.modules() if isinstance(m, nn.Conv2d)]
+    assert len(grads) == 20 and all(g.isfinite().all() and g.abs().sum() > 0 for g in grads)
