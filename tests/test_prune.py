@@ -704,3 +704,8 @@ def test_the_time_is_estimated_on_copies():
     assert found.steps == job.plan.steps and 0 < found.seconds_per_step < found.seconds < 60
     assert all(torch.equal(t, weights[name]) for name, t in job.subject.model.state_dict().items())
     assert torch.equal(random, torch.random.get_rng_state())
+
+
+def test_long_lists_of_layers_are_shortened():
+    assert prune._some(list("abcdefghi")) == "a, b, c, d, e, f, g, h, i"
+    assert prune._some(list("abcdefghij")) == "a, b, c, d, ..., j"
