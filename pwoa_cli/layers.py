@@ -72,17 +72,17 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
     runs = _runs(model, x)
     order, outputs = [name for name, _ in runs], dict(runs)
     if patterns not in ("auto", "inner"):
-        wanted = [p.strip() for p in patterns.split(",")]
-        found = [n for n in order if any(fnmatchcase(n, p) or fnmatchcase(n, "net." + p) for p in wanted)]
+        asked = [p.strip() for p in patterns.split(",")]
+        found = [n for n in order if any(fnmatchcase(n, p) or fnmatchcase(n, "net." + p) for p in asked)]
     else:
         modules = dict(model.named_modules())
         weighted = [n for n in order if weights_of(modules[n])]
         before_logits = order[: order.index(weighted[-1])] if weighted else order
-        blocks = [n for n in _blocks(model) if n in outputs]
-        inner = blocks if patterns == "inner" else []
-        norms = {n for b in inner for n in order if n.startswith(b + ".") and outputs[n] is not outputs[b]
-                 and isinstance(modules[n], nn.modules.batchnorm._BatchNorm)}
-        found = ([n for n in order if n in norms.union(blocks)]
+        wanted = {b for b in _blocks(model) if b in outputs}
+        if patterns == "inner":
+            norms = [n for n in order if isinstance(modules[n], nn.modules.batchnorm._BatchNorm)]
+            wanted |= {n for b in wanted for n in norms if n.startswith(b + ".") and outputs[n] is not outputs[b]}
+        found = ([n for n in order if n in wanted]
                  or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
     if not found:
         raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: {', '.join(order[:8])}, ...")

@@ -131,7 +131,7 @@ def _plan(request: Request, subject: Subject, teacher: checkpoint.Loaded, weight
     try:
         hidden = tuple(layers.hidden_layers(subject.model, x, recipe.hidden))
     except ValueError as error:
-        raise InputError(f"{where}: {error}.", hint="Another pattern of module names: --set hidden=PATTERN") from None
+        raise InputError(f"{where}: {error}.", hint="--set hidden=auto, inner or another pattern of module names") from None
     if _matches_layers(recipe) and teacher is not subject.loaded and not _same_hidden(subject.model, teacher.model, hidden, x):
         if asked := [name for name in ("hidden_weight", "explain_weight") if name in request.overrides]:
             raise InputError("Hidden layers of the model and of --teacher differ, so they cannot be matched.",

@@ -14,9 +14,12 @@ X = torch.rand(2, 3, 32, 32)
 def test_a_residual_network_has_its_blocks():
     assert layers.hidden_layers(resnet18(num_classes=10), X) == [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
 
+
+def test_inner_adds_the_norms_inside_the_blocks():
     inner = layers.hidden_layers(resnet18(num_classes=10), X, "inner")
     assert inner[:7] == ["layer1.0.bn1", "layer1.0", "layer1.1.bn1", "layer1.1", "layer2.0.bn1", "layer2.0.downsample.1", "layer2.0"]
     assert len(inner) == 8 + 8 + 3  # blocks write their sum on bn2's output, which then is the block's
+
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
