@@ -85,7 +85,8 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
         found = ([n for n in order if n in wanted]
                  or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
     if not found:
-        raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: {', '.join(order[:8])}, ...")
+        ran = [n.removeprefix("net.") for n in order if n != "net"]  # as the checkpoint has them, without our wrapper
+        raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: {', '.join(ran[:8] + ['...'] * (len(ran) > 8))}")
     return list(dict.fromkeys(found))
 
 

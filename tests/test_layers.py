@@ -55,6 +55,11 @@ def test_patterns_choose_and_unknown_ones_say_what_there_is():
     assert layers.hidden_layers(resnet18(), X, "layer?.1, layer1.0") == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     with pytest.raises(ValueError, match="no hidden layer matches 'block9'; modules that run: conv1"):
         layers.hidden_layers(resnet18(), X, "block9")
+    wrapped = nn.Module()
+    wrapped.net, wrapped.forward = resnet18(), lambda x: wrapped.net(x)
+    assert layers.hidden_layers(wrapped, X, "layer4.1") == ["net.layer4.1"]
+    with pytest.raises(ValueError, match="modules that run: conv1, bn1"):  # names as the checkpoint has them
+        layers.hidden_layers(wrapped, X, "block9")
 
 
 def test_capture_keeps_order_and_refills():
