@@ -50,12 +50,13 @@ def test_rows_for_every_recipe_sparsity_and_seed(search, world):
     assert [(r["label"], r["sparsity"], r["seed"]) for r in rows][:5] == [
         ("short", 0.5, 0), ("short", 0.5, 1), ("short", 0.9, 0), ("short", 0.9, 1), ("teacher", 0.0, 0)]
     recipe = config.read_recipe("default", data="grey", overrides={"epochs": "0.5"})
-    assert rows[0] | {"clean": 0, "fgsm": 0, "pgd-2": 0, "worst case": 0, "seconds": 0} == {
+    assert rows[0] | {"clean": 0, "fgsm": 0, "pgd-2": 0, "worst case": 0, "kl": 0, "seconds": 0} == {
         "model": "lenet.pt", "sha256": checkpoint.file_sha256(world / "lenet.pt")[:12], "data": "grey", "n": 20,
         "on": "held-out train", "held_out": 64, "label": "short", "recipe": "default", "structure": "unstructured",
         "fields": {"epochs": "0.5"}, "sparsity": 0.5, "seed": 0, "norm": "linf", "eps": 0.1, "clean": 0, "fgsm": 0, "pgd-2": 0,
         "recipe_sha256": hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12],
-        "worst case": 0, "seconds": 0}
+        "worst case": 0, "kl": 0, "seconds": 0}
+    assert all(r["kl"] > 0 for r in rows if r["sparsity"]) and rows[4]["kl"] == 0  # the teacher from itself
     assert rows[5]["label"] == "teacher" and rows[5]["recipe_sha256"] == ""
     assert rows[-1]["label"] == "uniform" and rows[-1]["fields"] == {"allocation": "uniform", "epochs": "1"}
 
@@ -132,11 +133,23 @@ def row(label, seed, clean, robust, *, sparsity=0.9, n=200):
 
 def test_the_table_pools_seeds(capsys):
     lines = recipes.table([row("a", 0, 90.0, 50.0), row("a", 1, 80.0, 51.0), row("b", 0, 70.0, 40.0)], ["clean", "pgd-20"]).splitlines()
-    assert lines[0] == "| recipe | sparsity | seeds | clean | pgd-20 | seconds |"
+    assert lines[0] == "| recipe | sparsity | seeds | clean | pgd-20 | kl | seconds |"
     low, high = recipes.wilson(340, 400)
     assert lines[2].startswith(f"| a | 90% | 2 | 85.0 [{100 * low:.1f}, {100 * high:.1f}] (80.0 to 90.0) | 50.5 [")
     low, high = recipes.wilson(140, 200)
-    assert f"| b | 90% | 1 | 70.0 [{100 * low:.1f}, {100 * high:.1f}] |" in lines[3]
+    assert f"| b | 90% | 1 | 70.0 [{100 * low:.1f}, {100 * high:.1f}] |" in lines[3] and lines[3].endswith("| - | 10 |")
+    pooled = recipes.table([row("a", 0, 90.0, 50.0) | {"kl": 0.31}, row("a", 1, 80.0, 51.0) | {"kl": 0.3}], ["clean"])
+    assert pooled.endswith("| 0.305 | 10 |")
+
+
+def test_kl_is_that_of_the_students_answers_from_the_teachers():
+    x = torch.rand(6, 1, 8, 8)
+    student, teacher = small.lenet().eval(), small.lenet().eval()
+    with torch.no_grad():
+        student.linear2.weight.mul_(20)
+        teacher.linear2.weight.mul_(30)  # answers far enough apart for float32
+        t, s = teacher(x).double().softmax(1), student(x).double().softmax(1)
+    assert recipes.divergence(student, teacher, x, batch=4) == pytest.approx(float((t * (t / s).log()).sum(1).mean()), rel=1e-5)
 
 
 def test_the_table_pools_only_what_is_the_same():

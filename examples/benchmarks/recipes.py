@@ -1,4 +1,4 @@
-"""Recipes side by side on one model: a row (recipe, sparsity, seed, clean, attacks, seconds) for each, appended to a file.
+"""Recipes side by side on one model: a row (recipe, sparsity, seed, clean, attacks, KL, seconds) for each, appended to a file.
 
     .venv/bin/python examples/benchmarks/recipes.py MODEL --data mnist --eps 0.3 --sparsity 0.9 0.97 --seeds 0 1 \\
         --results rows.jsonl --plot rows.png \\
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pwoa_cli import attacks, checkpoint, prune, subject
+from pwoa_cli import attacks, checkpoint, distill, prune, subject
 from pwoa_cli import data as datasets
 from pwoa_cli.config import read_recipe
 from pwoa_cli.errors import InputError
@@ -109,7 +109,15 @@ def filled(args: argparse.Namespace, row: Row) -> Row:
     x = subject.samples(job.subject.dataset, args.n, seed=row["seed"])
     results = evaluate(student, x, x.labels, attacks=args.attacks, norm=job.subject.norm, eps=job.subject.eps, seed=row["seed"])
     percent = {name: round(100 * r.accuracy, 2) for name, r in results.items()}
-    return row | percent | {"seconds": round(seconds, 1)}
+    return row | percent | {"kl": round(divergence(student, job.teacher.model, x[:]), 4), "seconds": round(seconds, 1)}
+
+
+def divergence(student: torch.nn.Module, teacher: torch.nn.Module, x: torch.Tensor, *, batch: int = 500) -> float:
+    """KL of the student's answers from the teacher's on natural images (N, C, H, W), in nats an image: it moves less by chance
+    than counts of right answers do."""
+    with torch.no_grad():
+        sums = [distill.kl(student(part), teacher(part), temperature=1) * len(part) for part in x.split(batch)]
+    return float(torch.stack(sums).sum() / len(x))
 
 
 def read(path: Path) -> list[Row]:
@@ -168,10 +176,12 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def table(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Markdown: for each recipe and sparsity the mean over seeds in percent, its Wilson interval over all samples, and the
-    lowest and highest seed where there are several."""
-    lines = ["| recipe | sparsity | seeds | " + " | ".join(names) + " | seconds |", "|---" * (len(names) + 4) + "|"]
+    lowest and highest seed where there are several, and the mean KL of those rows that have it."""
+    lines = ["| recipe | sparsity | seeds | " + " | ".join(names) + " | kl | seconds |", "|---" * (len(names) + 5) + "|"]
     for (label, sparsity), group in by_recipe(rows).items():
         cells = [_cell(group, name) for name in names]
+        divergences = [row["kl"] for row in group if "kl" in row]
+        cells.append(f"{sum(divergences) / len(divergences):.3f}" if divergences else "-")
         seconds = sum(row["seconds"] for row in group) / len(group)
         lines.append(f"| {label} | {100 * sparsity:g}% | {len(group)} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
