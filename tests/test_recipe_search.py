@@ -143,6 +143,7 @@ def test_the_table_pools_seeds(capsys):
 
 
 def test_kl_is_that_of_the_students_answers_from_the_teachers():
+    torch.manual_seed(0)  # a divergence near 0 would be rounding
     x = torch.rand(6, 1, 8, 8)
     student, teacher = small.lenet().eval(), small.lenet().eval()
     with torch.no_grad():
