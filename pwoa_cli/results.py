@@ -61,8 +61,12 @@ def result(name: str, correct: Tensor, *, done: Tensor, **more: object) -> Resul
 
 
 def curve(result: Result, clean: Tensor, eps: float) -> tuple[tuple[float, float], ...]:
-    """(radius, accuracy) by the smallest perturbations that were found: right when clean, and none within the radius."""
+    """(radius, accuracy) by the smallest perturbations that were found: right when clean, and none within the radius.
+
+    What counts as broken at eps may lie beyond it by float32 rounding (base.py:slack); it counts as broken here too.
+    """
     size, right = result.distance[result.done].nan_to_num(inf), clean[result.done]
+    size = size.where(result.correct[result.done], size.clamp(max=eps))
     return tuple((c * eps, float((right & (size > c * eps)).double().mean())) for c in CURVE)
 
 

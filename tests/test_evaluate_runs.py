@@ -388,6 +388,15 @@ def test_a_curve_is_never_above_the_accuracy(norm, eps):
     assert 0 < found.accuracy < 1 and dict(found.curve)[eps] == pytest.approx(found.accuracy, abs=1e-9)
 
 
+def test_a_perturbation_beyond_eps_by_rounding_counts_in_the_curve_as_in_the_accuracy():
+    eps, four = 3.0, torch.ones(4, dtype=torch.bool)
+    line = results.result("fmn", torch.tensor([False, False, True, True]), done=four, attacked=four, seconds=0.0,
+                          broken=torch.tensor([True, False, False, False]),
+                          distance=torch.tensor([eps + 2.4e-7, torch.nan, 4.0, torch.nan]))  # just beyond, not clean, far, none found
+    found = dict(results.curve(line, torch.tensor([True, False, True, True]), eps))
+    assert found[eps] == line.accuracy == 0.5 and found[0.75 * eps] == 0.75 and found[4 * eps] == 0.25
+
+
 def test_a_low_clean_accuracy_is_said():
     model, x, y = right_on(200, classes=10)
     y[::3] = (y[::3] + 1) % 10
