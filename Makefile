@@ -1,9 +1,10 @@
 # make demo   set up .venv, prune the bundled robust model on the bundled data, print the report
 # make test   set up what is missing, run the tests
+# make lint   set up what is missing, check style (ruff) and types (mypy)
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-setup
+.PHONY: demo lint test test-setup
 
 .venv/bin/pwoa: pyproject.toml
 	@echo "setting up .venv: torch and its libraries are several GB, 1 to 3 minutes"
@@ -22,3 +23,7 @@ test-setup: .venv/.test
 
 test: test-setup
 	.venv/bin/python -m pytest -q
+
+lint: test-setup
+	.venv/bin/ruff check .
+	.venv/bin/mypy

@@ -1,26 +1,44 @@
-"""pwoa: compress adversarially robust image classifiers without adversarial examples. `load` opens what it writes."""
+"""pwoa: compress adversarially robust image classifiers without adversarial examples. `load` opens what it
+writes."""
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __version__ = "0.1.0"
 
 
-def load(path: str | PathLike, *, arch: str | None = None) -> "nn.Module":
-    """The model in a file (pruned, or any checkpoint that pwoa reads): eval mode, on the CPU, inputs (B, C, H, W) in [0,1].
+def load(path: str | PathLike[str], *, arch: str | None = None) -> "nn.Module":
+    """The model in a file (pruned, or any that pwoa reads): eval mode, on the CPU, inputs (B, C, H, W) in
+    [0,1].
 
     Args: arch: needed where the model came from file.py:fn, as code is never run because a file names it.
     Raises: pwoa_cli.errors.InputError, one sentence, for anything that cannot be read.
     """
-    from pwoa_cli.checkpoint import Source, load_model  # torch is imported when it is needed, not with the package
+    from pwoa_cli.checkpoints.model import Source, load_model  # torch is imported when it is needed
 
     return load_model(Source(str(path), arch=arch)).model
 
 
-def load_state_dict(path: str | PathLike) -> "dict[str, Tensor]":
+def load_state_dict(path: str | PathLike[str]) -> "dict[str, Tensor]":
     """The dense tensors of a file by name, as the checkpoint that it came from has them."""
-    from pwoa_cli.checkpoint_file import read_state_dict
+    from pwoa_cli.checkpoints.state_dict import read_state_dict
 
-    return read_state_dict(path)[0]
+    return read_state_dict(str(path))[0]
+
+
+def save_state_dict(state: "Mapping[str, Tensor]", path: str | PathLike[str], *,
+                    metadata: Mapping[str, str] | None = None, dtype: "torch.dtype | None" = None) -> int:
+    """Write tensors by name to a sparse safetensors file, whole or not at all; returns its size in bytes.
+
+    Args: metadata: strings kept in it. dtype: of floating-point values, converted first (torch.bfloat16,
+    ...).
+    Raises: pwoa_cli.errors.InputError, one sentence, for what the format does not hold or a path that cannot
+    be written.
+    """
+    from pwoa_cli.files import sparse
+
+    return sparse.save(state, path, metadata=metadata, dtype=dtype)

@@ -1,9 +1,11 @@
-"""Seconds of the standard AutoAttack: pyautoattack's own run against `pwoa eval --attacks aa`, and whether the flags agree.
+"""Seconds of the standard AutoAttack: pyautoattack's own run against `pwoa eval --attacks aa`, and whether
+the flags agree.
 
     .venv/bin/python examples/benchmarks/autoattack.py CHECKPOINT --n 100     # results: docs/benchmarks.md
 
-The first n test images, one thread, one seed, norm linf. The components take turns, so that noise of the machine hits both
-alike; each goes on with the images that its own side has not broken. Whether an image is broken is asked of the model.
+The first n test images, one thread, one seed, norm linf. The components take turns, so that noise of the
+machine hits both alike; each goes on with the images that its own side has not broken. Whether an image is
+broken is asked of the model.
 """
 import argparse
 import os
@@ -13,11 +15,11 @@ import torch
 from pyautoattack import AutoAttack
 
 import pwoa_cli
-from pwoa_cli import data
 from pwoa_cli.attacks import autoattack
 from pwoa_cli.attacks.base import contain, frozen, wrong
 from pwoa_cli.attacks.quick import quick
-from pwoa_cli.cpu import keep_freed_memory
+from pwoa_cli.data import datasets
+from pwoa_cli.machine.memory import keep_freed_memory
 
 
 class Side:
@@ -43,7 +45,8 @@ class Side:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--n", type=int, default=100)
@@ -53,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # for the whole process, so both sides have it
     model = pwoa_cli.load(args.checkpoint)
-    x, y = data.load(args.data).test.batch(torch.arange(args.n))
+    x, y = datasets.load(args.data).test.batch(torch.arange(args.n))
 
     def reference(name, x, y):
         run = AutoAttack(model, norm="Linf", eps=args.eps, seed=args.seed, version="standard", device="cpu")
@@ -62,13 +65,16 @@ def main() -> None:
 
     def ours(name, x, y):
         nonlocal searched
-        searched = searched or quick(model, x)  # once for all components, as `aa` does; its seconds are in the first
+        # once for all components, as `aa` does; its seconds are in the first
+        searched = searched or quick(model, x)
         return autoattack._component(name, searched, x, y, eps=args.eps, norm="linf", seed=args.seed,
                                      steps=autoattack.STEPS, queries=autoattack.QUERIES)
 
     searched = None
     with frozen(model):
-        autoattack.apgd_ce(model, x[:4], y[:4], eps=args.eps, norm="linf", generator=torch.Generator(), steps=2)  # warm-up
+        # warm-up
+        autoattack.apgd_ce(model, x[:4], y[:4], eps=args.eps, norm="linf", generator=torch.Generator(),
+                           steps=2)
         left, right = (Side(attack, model, x, y, args.eps) for attack in (reference, ours))
         clean = int(left.standing.sum())
         print("| component | pyautoattack s | pwoa s | factor | broken by pyautoattack | by pwoa |")
@@ -77,17 +83,19 @@ def main() -> None:
             left.step(name)
             right.step(name)
             show(name, left.seconds[name], right.seconds[name], left.broken[name], right.broken[name])
-    show("all", *(sum(side.seconds.values()) for side in (left, right)), *(sum(side.broken.values()) for side in (left, right)))
+    show("all", *(sum(side.seconds.values()) for side in (left, right)),
+         *(sum(side.broken.values()) for side in (left, right)))
     same = torch.equal(left.standing, right.standing)
     print(f"flags equal: {'yes' if same else 'NO'} ({args.n} images, {clean} right when clean, "
           f"{int(left.standing.sum())} / {int(right.standing.sum())} robust)")
-    print(f"torch {torch.__version__}, 1 thread of {os.cpu_count()}, float32, linf eps {args.eps:g}, seed {args.seed}, "
-          f"load {os.getloadavg()[0]:.1f} at the end")
+    print(f"torch {torch.__version__}, 1 thread of {os.cpu_count()}, float32, linf eps {args.eps:g}, seed "
+          f"{args.seed}, load {os.getloadavg()[0]:.1f} at the end")
 
 
 def show(name, theirs, ours, *broken):
     """A row of the table."""
-    print(f"| {name} | {theirs:.1f} | {ours:.1f} | {theirs / max(ours, 1e-9):.2f} | {broken[0]} | {broken[1]} |", flush=True)
+    print(f"| {name} | {theirs:.1f} | {ours:.1f} | {theirs / max(ours, 1e-9):.2f} | {broken[0]} | "
+          f"{broken[1]} |", flush=True)
 
 
 if __name__ == "__main__":

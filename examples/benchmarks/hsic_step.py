@@ -2,8 +2,9 @@
 
     .venv/bin/python examples/benchmarks/hsic_step.py            # results: docs/benchmarks.md
 
-LeNet (the bundled one, same shape as advertorch's), batch 128, hidden layers relu1, relu2, relu3, self-distillation at
-T = 30, Adam. The variants take turns in every round, so that noise of the machine hits all of them alike.
+LeNet (the bundled one, same shape as advertorch's), batch 128, hidden layers relu1, relu2, relu3,
+self-distillation at T = 30, Adam. The variants take turns in every round, so that noise of the machine hits
+all of them alike.
 """
 import argparse
 import statistics
@@ -14,16 +15,18 @@ import torch
 import torch.nn.functional as F
 
 import pwoa_cli
-from pwoa_cli import data, distill, hsic
-from pwoa_cli.cpu import keep_freed_memory
-from pwoa_cli.layers import capture
+from pwoa_cli.data import datasets
+from pwoa_cli.losses import distill, hsic
+from pwoa_cli.machine.memory import keep_freed_memory
+from pwoa_cli.networks.layers import capture
 
 EXAMPLES = Path(__file__).parents[1]
 LAMBDA_X, LAMBDA_Y, SIGMA = 2e-4, 5e-5, 5.0
 
 
 def published(x, y_one_hot, z):
-    """nHSIC(x, z) and nHSIC(y, z) as printed: K H (K H + eps m I)^-1 with explicit inverses, nothing reused."""
+    """nHSIC(x, z) and nHSIC(y, z) as printed: K H (K H + eps m I)^-1 with explicit inverses, nothing
+    reused."""
     m = len(x)
 
     def gaussian(a):
@@ -36,20 +39,23 @@ def published(x, y_one_hot, z):
         centred = kernel @ (torch.eye(m) - torch.ones(m, m) / m)
         return centred @ torch.inverse(centred + 1e-5 * m * torch.eye(m))
 
-    return (normal(gaussian(x)) * normal(gaussian(z)).T).sum(), (normal(y_one_hot @ y_one_hot.T) * normal(gaussian(z)).T).sum()
+    return (normal(gaussian(x)) * normal(gaussian(z)).T).sum(), (normal(y_one_hot @ y_one_hot.T)
+                                                                 * normal(gaussian(z)).T).sum()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--default-malloc", action="store_true", help="do not keep freed memory as pwoa prune does")
+    parser.add_argument("--default-malloc", action="store_true",
+                        help="do not keep freed memory as pwoa prune does")
     args = parser.parse_args()
     if not args.default_malloc:
         keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    x, y = data.load("mnist").train.batch(torch.arange(128))
+    x, y = datasets.load("mnist").train.batch(torch.arange(128))
     y_one_hot = F.one_hot(y, 10).float()
     names = ["net.relu1", "net.relu2", "net.relu3"]
 
@@ -60,10 +66,13 @@ def main() -> None:
         return tuple(t.sum() for t in hsic.bottleneck(x, y, hidden, num_classes=10, sigma=SIGMA))
 
     variants = {}
-    for label, kind, layout in (("without HSIC", None, torch.contiguous_format), ("published formula", "published", torch.contiguous_format),
-                                ("pwoa", "pwoa", torch.contiguous_format), ("without HSIC, channels_last", None, torch.channels_last),
+    for label, kind, layout in (("without HSIC", None, torch.contiguous_format),
+                                ("published formula", "published", torch.contiguous_format),
+                                ("pwoa", "pwoa", torch.contiguous_format),
+                                ("without HSIC, channels_last", None, torch.channels_last),
                                 ("pwoa, channels_last (what pwoa prune runs)", "pwoa", torch.channels_last)):
-        teacher, student = (pwoa_cli.load(EXAMPLES / "mnist_lenet_linf0.3.pt").to(memory_format=layout) for _ in range(2))
+        teacher, student = (pwoa_cli.load(EXAMPLES / "mnist_lenet_linf0.3.pt").to(memory_format=layout)
+                            for _ in range(2))
         variants[label] = (kind, teacher, student, torch.optim.Adam(student.parameters(), 5e-4))
 
     def step(label):
@@ -90,7 +99,8 @@ def main() -> None:
                 seconds[label].append(took)
     for label, took in seconds.items():
         q1, median, q3 = statistics.quantiles(took, n=4)
-        print(f"{label:45s} | median {median * 1e3:6.1f} ms | quartiles {q1 * 1e3:6.1f} .. {q3 * 1e3:6.1f} ms")
+        quartiles = f"{q1 * 1e3:6.1f} .. {q3 * 1e3:6.1f} ms"
+        print(f"{label:45s} | median {median * 1e3:6.1f} ms | quartiles {quartiles}")
     print(f"torch {torch.__version__}, {args.threads} thread(s), float32, batch 128, {args.rounds} rounds")
 
 

@@ -1,25 +1,30 @@
-"""Can a checkpoint's batch norm tell which normalisation it was trained with? Small CIFAR-10 networks, known answers.
+"""Can a checkpoint's batch norm tell which normalisation it was trained with? Small CIFAR-10 networks, known
+answers.
 
     python examples/benchmarks/normalisations.py [--steps 300]
 
-For each of four normalisations a network is trained on natural and on FGSM images (eps 8/255), then read under six; a
-row is: clean accuracy in percent and misfit (pwoa_cli/readings.py) of each reading on the same 500 training images.
+For each of four normalisations a network is trained on natural and on FGSM images (eps 8/255), then read
+under six; a row is: clean accuracy in percent and misfit (pwoa_cli/checkpoints/readings.py) of each on
+the same 500 training images.
 """
 import argparse
 
 import torch
 import torch.nn.functional as F
 
-from pwoa_cli import data, readings
-from pwoa_cli.families.resnet import CifarResNet
-from pwoa_cli.models import Normalized
-from pwoa_cli.normalisation import NORMALISATIONS
+from pwoa_cli.checkpoints import readings
+from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
+from pwoa_cli.data import datasets
+from pwoa_cli.networks.build import Normalized
+from pwoa_cli.networks.families.resnet import CifarResNet
 
-TRUTHS, READINGS = ("none", "cifar10", "cifar10-old", "imagenet"), ("none", "cifar10", "cifar10-old", "imagenet", "half", "cifar100")
+TRUTHS, READINGS = ("none", "cifar10", "cifar10-old", "imagenet"), ("none", "cifar10", "cifar10-old",
+                                                                    "imagenet", "half", "cifar100")
 
 
-def train(split: data.Split, truth: str, *, eps: float, steps: int) -> CifarResNet:
-    """A ResNet-8 of widths 8, 16, 32 on inputs normalised as `truth`; eps > 0: with FGSM from a random start (Wong et al. 2020)."""
+def train(split: datasets.Split, truth: str, *, eps: float, steps: int) -> CifarResNet:
+    """A ResNet-8 of widths 8, 16, 32 on inputs normalised as `truth`; eps > 0: with FGSM from a random start
+    (Wong et al. 2020)."""
     torch.manual_seed(0)
     net = CifarResNet(blocks=(1, 1, 1), widths=(8, 16, 32), shortcut="conv")
     model = Normalized(net, *NORMALISATIONS[truth]).train()
@@ -42,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
-    dataset = data.load("cifar10", device=torch.device("cpu"), size=None)
+    dataset = datasets.load("cifar10", device=torch.device("cpu"), size=None)
     x, y = dataset.train.batch(torch.linspace(0, len(dataset.train) - 1, readings.PROBE).long())
     print("| trained with | on | " + " | ".join(READINGS) + " |\n|---|---|" + "---:|" * len(READINGS))
     for truth in TRUTHS:

@@ -1,15 +1,19 @@
-"""Recipes side by side on one model: a row (recipe, sparsity, seed, clean, attacks, KL, seconds) for each, appended to a file.
+"""Recipes side by side on one model: a row (recipe, sparsity, seed, clean, attacks, KL, seconds) for each,
+appended to a file.
 
-    .venv/bin/python examples/benchmarks/recipes.py MODEL --data mnist --eps 0.3 --sparsity 0.9 0.97 --seeds 0 1 \\
+    .venv/bin/python examples/benchmarks/recipes.py MODEL --data mnist --eps 0.3 --sparsity 0.9 0.97 --seeds 0
+    1 \\
         --results rows.jsonl --plot rows.png \\
-        "default" "uniform: allocation=uniform" "no noise: noise=none" "paper, 6 epochs: recipe=paper epochs=6"
+        "default" "uniform: allocation=uniform" "no noise: noise=none" "paper, 6 epochs: recipe=paper
+        epochs=6"
 
-Each positional text, and each line of --file, is `LABEL` or `LABEL: field=value field=value`; `recipe`, `structure` and all
-fields of docs/recipes.md can be set, and the label `teacher` alone measures the model as it is. By default it tunes: 5,000
-training images, stratified and always the same ones, are held out and reported; --test trains on all of them and reports on
-the test set. Rows that the file has are skipped, so the same command goes on after a stop: a row has the model file's hash,
-the data, norm and eps that were found and a hash of all fields of the recipe, and counts only where all of them are the same.
-Without any recipe it only shows what the file has.
+Each positional text, and each line of --file, is `LABEL` or `LABEL: field=value field=value`; `recipe`,
+`structure` and all fields of docs/recipes.md can be set, and the label `teacher` alone measures the model as
+it is. By default it tunes: 5,000 training images, stratified and always the same ones, are held out and
+reported; --test trains on all of them and reports on the test set. Rows that the file has are skipped, so the
+same command goes on after a stop: a row has the model file's hash, the data, norm and eps that were found and
+a hash of all fields of the recipe, and counts only where all of them are the same. Without any recipe it only
+shows what the file has.
 """
 import argparse
 import hashlib
@@ -25,44 +29,56 @@ from typing import Any
 
 import torch
 
-from pwoa_cli import attacks, checkpoint, distill, prune, subject
-from pwoa_cli import data as datasets
-from pwoa_cli.config import read_recipe
+from pwoa_cli import attacks
+from pwoa_cli.checkpoints.model import Source
+from pwoa_cli.data import datasets
+from pwoa_cli.data.samples import samples, stratified
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluate import evaluate
-from pwoa_cli.intervals import wilson
+from pwoa_cli.evaluation.evaluate import evaluate
+from pwoa_cli.evaluation.intervals import wilson
+from pwoa_cli.losses import distill
+from pwoa_cli.training.recipe import read_recipe
+from pwoa_cli.workflows import prune
+from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.setup import open_subject
 
 Row = dict[str, Any]
 MARGIN = 6  # points between a number and its point
 DIGITS = 12  # of a SHA-256
 # What a row stands for; with the seed it is what a row must agree in to be taken for another's
-IDENTITY = ("label", "sparsity", "recipe", "structure", "fields", "recipe_sha256", "model", "sha256", "data", "norm", "eps", "n",
+IDENTITY = ("label", "sparsity", "recipe", "structure", "fields", "recipe_sha256", "model", "sha256", "data",
+            "norm", "eps", "n",
             "on", "held_out")
 
 
 def held_out(found: datasets.Dataset, count: int) -> datasets.Dataset:
-    """The data set with `count` of its training images, each class by its share and the same ones for every seed, as the test set.
+    """The data set with `count` of its training images, each class by its share and the same ones for every
+    seed, as the test set.
 
     Raises: InputError unless some are left for training.
     """
     train = found.train
     if not 0 < count < len(train):
-        raise InputError(f"--held-out {count}: {found.name} has {len(train)} training images, some of which must be left.",
+        raise InputError(f"--held-out {count}: {found.name} has {len(train)} training images, some of which "
+                         "must be left.",
                          hint=f"--held-out {max(1, len(train) // 10)}")
     chosen = torch.zeros(len(train), dtype=torch.bool)
-    chosen[datasets.stratified(train.labels, count, seed=0)] = True
-    rest, out = (datasets.Split(train.images[part], train.labels[part]) for part in (p.nonzero().flatten() for p in (~chosen, chosen)))
+    chosen[stratified(train.labels, count, seed=0)] = True
+    rest, out = (datasets.Split(train.images[part], train.labels[part])
+                 for part in (p.nonzero().flatten() for p in (~chosen, chosen)))
     return replace(found, train=rest, test=out)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------
 
 def parse(spec: str) -> Row:
-    """{"label", "recipe", "structure", "fields"} of `LABEL: field=value field=value`. Raises: InputError for another form."""
+    """{"label", "recipe", "structure", "fields"} of `LABEL: field=value field=value`. Raises: InputError for
+    another form."""
     label, _, text = spec.partition(":")
     parts = [f.partition("=") for f in text.split()]
     if not label.strip() or not all(name and equals and value for name, equals, value in parts):
-        raise InputError(f"{spec!r} is not LABEL or LABEL: FIELD=VALUE FIELD=VALUE.", hint='For example: "short: epochs=1 lr=1e-3"')
+        raise InputError(f"{spec!r} is not LABEL or LABEL: FIELD=VALUE FIELD=VALUE.",
+                         hint='For example: "short: epochs=1 lr=1e-3"')
     fields = {name: value for name, _, value in parts}
     return {"label": label.strip(), "recipe": fields.pop("recipe", "default"),
             "structure": fields.pop("structure", "unstructured"), "fields": fields}
@@ -74,18 +90,22 @@ def planned(args: argparse.Namespace) -> list[Row]:
     Raises: InputError for a recipe, field or model that there is not.
     """
     lines = [line.strip() for line in args.file.read_text().splitlines()] if args.file else []
-    specs = [parse(spec) for spec in (*args.recipes, *(line for line in lines if line and not line.startswith("#")))]
+    specs = [parse(spec)
+             for spec in (*args.recipes, *(line for line in lines if line and not line.startswith("#")))]
     common = _found(args) if specs else {}
-    return [common | spec | {"sparsity": sparsity, "recipe_sha256": _hash(spec, common["data"]) if sparsity else "", "seed": seed}
-            for spec in specs for sparsity in ([0.0] if spec["label"] == "teacher" else args.sparsity) for seed in args.seeds]
+    return [common | spec | {"sparsity": sparsity,
+                             "recipe_sha256": _hash(spec, common["data"]) if sparsity else "", "seed": seed}
+            for spec in specs for sparsity in ([0.0] if spec["label"] == "teacher" else args.sparsity)
+            for seed in args.seeds]
 
 
 def _found(args: argparse.Namespace) -> Row:
     """What all rows of this command share, as the workflow finds it."""
-    found = subject.open_subject(checkpoint.Source(args.model), data=args.data, norm=args.norm, eps=args.eps,
+    found = open_subject(Source(args.model), data=args.data, norm=args.norm, eps=args.eps,
                                  device=torch.device("cpu"), say=lambda text: None)
     on = {"on": "test", "held_out": 0} if args.test else {"on": "held-out train", "held_out": args.held_out}
-    return {"model": Path(args.model).name, "sha256": found.loaded.sha256[:DIGITS], "data": found.dataset.name,
+    return {"model": Path(args.model).name, "sha256": found.loaded.sha256[:DIGITS],
+            "data": found.dataset.name,
             "norm": found.norm, "eps": found.eps, "n": args.n} | on
 
 
@@ -97,31 +117,37 @@ def _hash(spec: Row, data: str) -> str:
 
 def filled(args: argparse.Namespace, row: Row) -> Row:
     """The row with its results: prune by its recipe, or leave the teacher as it is, and measure."""
-    request = prune.Request(
-        checkpoint.Source(args.model), row["sparsity"] or 0.5, recipe=row["recipe"], overrides=row["fields"],
-        structure=row["structure"], data=args.data, norm=args.norm, eps=args.eps, n=args.n, seed=row["seed"], device=args.device,
+    request = Request(
+        Source(args.model), row["sparsity"] or 0.5, recipe=row["recipe"], overrides=row["fields"],
+        structure=row["structure"], data=args.data, norm=args.norm, eps=args.eps, n=args.n, seed=row["seed"],
+        device=args.device,
         attacks=args.attacks)
     change = None if args.test else lambda found: held_out(found, args.held_out)
-    job = prune.prepare(request, say=lambda text: None, change_data=change)
+    job = prepare(request, say=lambda text: None, change_data=change)
     start = time.perf_counter()
     student = prune.fit(job, note=lambda state, losses: None) if row["sparsity"] else job.subject.model
     seconds = time.perf_counter() - start
-    x = subject.samples(job.subject.dataset, args.n, seed=row["seed"])
-    results = evaluate(student, x, x.labels, attacks=args.attacks, norm=job.subject.norm, eps=job.subject.eps, seed=row["seed"])
+    x = samples(job.subject.dataset, args.n, seed=row["seed"])
+    results = evaluate(student, x, x.labels, attacks=args.attacks, norm=job.subject.norm, eps=job.subject.eps,
+                       seed=row["seed"])
     percent = {name: round(100 * r.accuracy, 2) for name, r in results.items()}
-    return row | percent | {"kl": round(divergence(student, job.teacher.model, x[:]), 4), "seconds": round(seconds, 1)}
+    return row | percent | {"kl": round(divergence(student, job.teacher.model, x[:]), 4),
+                            "seconds": round(seconds, 1)}
 
 
-def divergence(student: torch.nn.Module, teacher: torch.nn.Module, x: torch.Tensor, *, batch: int = 500) -> float:
-    """KL of the student's answers from the teacher's on natural images (N, C, H, W), in nats an image: it moves less by chance
-    than counts of right answers do."""
+def divergence(student: torch.nn.Module, teacher: torch.nn.Module, x: torch.Tensor, *,
+               batch: int = 500) -> float:
+    """KL of the student's answers from the teacher's on natural images (N, C, H, W), in nats an image: it
+    moves less by chance than counts of right answers do."""
     with torch.no_grad():
-        sums = [distill.kl(student(part), teacher(part), temperature=1) * len(part) for part in x.split(batch)]
+        sums = [distill.kl(student(part), teacher(part), temperature=1) * len(part)
+                for part in x.split(batch)]
     return float(torch.stack(sums).sum() / len(x))
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of the file; a line that is not whole (the machine went down while it was written) does not count."""
+    """Rows of the file; a line that is not whole (the machine went down while it was written) does not
+    count."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):
@@ -130,7 +156,8 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """One write of a whole line, so that rows of several processes never mix; after a torn line on a new one."""
+    """One write of a whole line, so that rows of several processes never mix; after a torn line on a new
+    one."""
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -146,10 +173,11 @@ def has(rows: Sequence[Row], wanted: Row, names: Sequence[str]) -> bool:
     return bool(alike) and all(any(name in row for row in alike) for name in names)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures ---------------------------------------------------------------
 
 def by_recipe(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
-    """One row for each seed under (label, sparsity), in the order of the file: the newest, with the attacks of older ones.
+    """One row for each seed under (label, sparsity), in the order of the file: the newest, with the attacks
+    of older ones.
 
     Rows that differ in anything else of IDENTITY stay apart, with what differs behind the label.
     """
@@ -165,7 +193,8 @@ def by_recipe(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
 def _told_apart(row: Row, rows: Sequence[Row]) -> str:
     """The row's label, with what not all rows of that label agree in."""
     alike = [other for other in rows if other["label"] == row["label"]]
-    differs = [key for key in IDENTITY if key != "sparsity" and any(other.get(key) != row.get(key) for other in alike)]
+    differs = [key for key in IDENTITY if key != "sparsity"
+               and any(other.get(key) != row.get(key) for other in alike)]
     return row["label"] + (f" ({', '.join(f'{key} {row.get(key)}' for key in differs)})" if differs else "")
 
 
@@ -175,15 +204,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def table(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Markdown: for each recipe and sparsity the mean over seeds in percent, its Wilson interval over all samples, and the
-    lowest and highest seed where there are several, and the mean KL of those rows that have it."""
-    lines = ["| recipe | sparsity | seeds | " + " | ".join(names) + " | kl | seconds |", "|---" * (len(names) + 5) + "|"]
+    """Markdown: for each recipe and sparsity the mean over seeds in percent, its Wilson interval over all
+    samples, and the lowest and highest seed where there are several, and the mean KL of those rows that have
+    it."""
+    lines = ["| recipe | sparsity | seeds | " + " | ".join(names) + " | kl | seconds |",
+             "|---" * (len(names) + 5) + "|"]
     for (label, sparsity), group in by_recipe(rows).items():
         cells = [_cell(group, name) for name in names]
         divergences = [row["kl"] for row in group if "kl" in row]
         cells.append(f"{sum(divergences) / len(divergences):.3f}" if divergences else "-")
         seconds = sum(row["seconds"] for row in group) / len(group)
-        lines.append(f"| {label} | {100 * sparsity:g}% | {len(group)} | {' | '.join(cells)} | {seconds:.0f} |")
+        cells.append(f"{seconds:.0f}")
+        lines.append(f"| {label} | {100 * sparsity:g}% | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -199,15 +231,18 @@ def _cell(group: Sequence[Row], name: str) -> str:
 
 
 def plot(rows: Sequence[Row], attack: str, path: Path) -> None:
-    """Clean against robust accuracy: a numbered point for each recipe (mean over seeds, bars from lowest to highest), a colour for
-    each sparsity, a line through the recipes that no other beats in both. The teacher, far away, is left out."""
+    """Clean against robust accuracy: a numbered point for each recipe (mean over seeds, bars from lowest to
+    highest), a colour for each sparsity, a line through the recipes that no other beats in both. The teacher,
+    far away, is left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = {key: group for key, group in by_recipe(rows).items() if key[1] and all(attack in row for row in group)}
-    figure, axes = pyplot.subplots(figsize=(12, max(6, 0.2 * len(groups))), layout="constrained")  # a line of the legend takes 0.2 inches
+    groups = {key: group for key, group in by_recipe(rows).items() if key[1]
+              and all(attack in row for row in group)}
+    # a line of the legend takes 0.2 inches
+    figure, axes = pyplot.subplots(figsize=(12, max(6, 0.2 * len(groups))), layout="constrained")
     count = 0
     for number, sparsity in enumerate(sorted({s for _, s in groups})):
         points, colour = [], f"C{number}"
@@ -217,10 +252,12 @@ def plot(rows: Sequence[Row], attack: str, path: Path) -> None:
             bars = [[[mean - min(v)], [max(v) - mean]] for mean, v in zip((x, y), values, strict=True)]
             axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="o", color=colour, capsize=2)
             count += 1
-            axes.annotate(count, (x, y), xytext=(MARGIN, MARGIN), textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(count, (x, y), xytext=(MARGIN, MARGIN), textcoords="offset points", fontsize=8,
+                          color=colour)
             axes.plot([], [], " ", label=f"{count}  {label}")
             points.append((x, y))
-        axes.plot(*zip(*front(points), strict=True), color=colour, alpha=0.5, label=f"{100 * sparsity:g}% zeros")
+        axes.plot(*zip(*front(points), strict=True), color=colour, alpha=0.5,
+                  label=f"{100 * sparsity:g}% zeros")
     axes.set(xlabel="clean accuracy (%)", ylabel=f"accuracy under {attack} (%)")
     figure.legend(loc="outside right upper", fontsize=8, handlelength=1)
     figure.savefig(path, dpi=150)
@@ -229,7 +266,8 @@ def plot(rows: Sequence[Row], attack: str, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is not in the file yet, then show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("recipes", nargs="*", metavar="LABEL: FIELDS")
     parser.add_argument("--file", type=Path, help="more recipes, one a line; # begins a comment line")

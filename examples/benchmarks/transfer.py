@@ -1,11 +1,14 @@
-"""Whose weakness it is: pruned models and their teacher under each other's attacks, and what several pruned models share.
+"""Whose weakness it is: pruned models and their teacher under each other's attacks, and what several pruned
+models share.
 
-    .venv/bin/python examples/benchmarks/transfer.py TEACHER.pth RUN/model.safetensors RUN2/model.safetensors --data cifar10 --eps 4/255
+    .venv/bin/python examples/benchmarks/transfer.py TEACHER.pth RUN/model.safetensors RUN2/model.safetensors
+    --data cifar10 --eps 4/255
 
-The same n test images for all, PGD-20 (step eps/8, random start) climbing to its last iterate whether the image is broken before or
-not, since what is broken at once says least to another model. One row for each model, and for several a last one that averages
-their logits. Then for each pair how much of their errors is the same: the cosine of (pruned - teacher), the mean over the images,
-of logits (their mean over classes off) and of input gradients (of the margin between the teacher's first two answers).
+The same n test images for all, PGD-20 (step eps/8, random start) climbing to its last iterate whether the
+image is broken before or not, since what is broken at once says least to another model. One row for each
+model, and for several a last one that averages their logits. Then for each pair how much of their errors is
+the same: the cosine of (pruned - teacher), the mean over the images, of logits (their mean over classes off)
+and of input gradients (of the margin between the teacher's first two answers).
 """
 import argparse
 import itertools
@@ -16,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from pwoa_cli import checkpoint, subject
 from pwoa_cli.attacks import gradient
+from pwoa_cli.checkpoints.model import Source, load_model
+from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
-from pwoa_cli.intervals import wilson
+from pwoa_cli.evaluation.intervals import wilson
+from pwoa_cli.workflows.setup import open_subject
 
 HEAD = ("model", "clean", "own PGD-20", "the teacher's", "teacher on its", "KL", "gradients")
 
@@ -48,7 +53,8 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def attacked(model: nn.Module, x: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int) -> Tensor:
     """Where PGD-20 on the model ends, (N, C, H, W)."""
     generator = Generator().manual_seed(seed)
-    return in_parts(lambda x, y: gradient.pgd(model, x, y, eps=eps, norm=norm, generator=generator, every_step=True), x, labels)
+    return in_parts(lambda x, y: gradient.pgd(model, x, y, eps=eps, norm=norm, generator=generator,
+                                              every_step=True), x, labels)
 
 
 def slopes(model: nn.Module, x: Tensor, pairs_N2: Tensor) -> Tensor:
@@ -70,10 +76,11 @@ def centred(z: Tensor) -> Tensor:
     return z - z.mean(1, keepdim=True)
 
 
-def measured(teacher: nn.Module, models: dict[str, nn.Module], x: Tensor, labels: Tensor, *, eps: float, norm: str,
+def measured(teacher: nn.Module, models: dict[str, nn.Module], x: Tensor, labels: Tensor, *, eps: float,
+             norm: str,
              seed: int) -> list[dict[str, Any]]:
-    """One row {HEAD: figure} for the teacher, each model and the mean of several: right answers as counts, KL of the clean
-    answers in nats, the cosine of the input gradients with the teacher's."""
+    """One row {HEAD: figure} for the teacher, each model and the mean of several: right answers as counts, KL
+    of the clean answers in nats, the cosine of the input gradients with the teacher's."""
     told = logits(teacher, x)
     pairs = told.topk(2, 1).indices
     weak = attacked(teacher, x, labels, eps=eps, norm=norm, seed=seed)
@@ -82,22 +89,27 @@ def measured(teacher: nn.Module, models: dict[str, nn.Module], x: Tensor, labels
     def right(model: nn.Module, images: Tensor) -> int:
         return int((logits(model, images).argmax(1) == labels).sum())
 
-    rows = [dict(zip(HEAD, ("teacher", right(teacher, x), right(teacher, weak), "", "", 0.0, 1.0), strict=True))]
+    rows = [dict(zip(HEAD, ("teacher", right(teacher, x), right(teacher, weak), "", "", 0.0, 1.0),
+                     strict=True))]
     asked = models | ({"mean of their logits": Mean(list(models.values()))} if len(models) > 1 else {})
     for name, model in asked.items():
         own, said = attacked(model, x, labels, eps=eps, norm=norm, seed=seed), logits(model, x)
-        divergence = F.kl_div(said.log_softmax(1), told.log_softmax(1), log_target=True, reduction="batchmean").item()
-        rows.append(dict(zip(HEAD, (name, right(model, x), right(model, own), right(model, weak), right(teacher, own), divergence,
+        divergence = F.kl_div(said.log_softmax(1), told.log_softmax(1), log_target=True,
+                              reduction="batchmean").item()
+        rows.append(dict(zip(HEAD, (name, right(model, x), right(model, own), right(model, weak),
+                                    right(teacher, own), divergence,
                                     cosine(slopes(model, x, pairs), reference)), strict=True)))
     return rows
 
 
-def shared(teacher: nn.Module, models: dict[str, nn.Module], x: Tensor) -> list[tuple[str, str, float, float]]:
+def shared(teacher: nn.Module, models: dict[str, nn.Module],
+           x: Tensor) -> list[tuple[str, str, float, float]]:
     """For each pair of models the cosines of their errors: of logits, and of input gradients."""
     told = logits(teacher, x)
     pairs = told.topk(2, 1).indices
     reference = slopes(teacher, x, pairs)
-    errors = {name: (centred(logits(model, x) - told), slopes(model, x, pairs) - reference) for name, model in models.items()}
+    errors = {name: (centred(logits(model, x) - told), slopes(model, x, pairs) - reference)
+              for name, model in models.items()}
     return [(one, other, *(cosine(a, b) for a, b in zip(errors[one], errors[other], strict=True)))
             for one, other in itertools.combinations(models, 2)]
 
@@ -115,7 +127,8 @@ def table(rows: Sequence[dict[str, Any]], n: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher")
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--data")
@@ -127,15 +140,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     try:
-        found = subject.open_subject(checkpoint.Source(args.teacher), data=args.data, norm=args.norm, eps=args.eps,
+        found = open_subject(Source(args.teacher), data=args.data, norm=args.norm, eps=args.eps,
                                      device=torch.device("cpu"), say=lambda text: None)
-        models = {path: checkpoint.load_model(path).model.eval() for path in args.models}
+        models = {path: load_model(path).model.eval() for path in args.models}
     except InputError as error:
         parser.error(f"{error.message} {error.hint or ''}")
-    teacher, images = found.model.eval(), subject.samples(found.dataset, args.n, seed=args.seed)
-    print(table(measured(teacher, models, images[:], images.labels, eps=found.eps, norm=found.norm, seed=args.seed), args.n))
+    teacher, images = found.model.eval(), samples(found.dataset, args.n, seed=args.seed)
+    print(table(measured(teacher, models, images[:], images.labels, eps=found.eps, norm=found.norm,
+                         seed=args.seed), args.n))
     for one, other, of_logits, of_gradients in shared(teacher, models, images[:]):
-        print(f"errors of {one} and {other}: cosine {of_logits:.2f} of logits, {of_gradients:.2f} of input gradients")
+        print(f"errors of {one} and {other}: cosine {of_logits:.2f} of logits, {of_gradients:.2f} of input "
+              "gradients")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Attacks by name. An attack is a pure function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs.
+"""Attacks by name. An attack is a pure function (model, inputs, labels, *, eps, norm, generator) ->
+adversarial inputs.
 
-Names: fgsm; pgd-K, pgd-K-rR (restarts), pgd-K-sS (step size, unit of the inputs), both as pgd-K-rR-sS, and the same
-for cw (PGD on the margin loss); fmn (100 steps), fmn-K and cw-l2 (smallest perturbation of each sample);
-apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and
-aa-fast (apgd-ce, then apgd-t). `pgd` is pgd-20 and `cw` has 20 steps. The step size is eps/8 for any number of steps
-unless -s gives it. A name that is none of these is looked for among the plug-ins of installed packages (plugins.py).
+Names: fgsm; pgd-K, pgd-K-rR (restarts), pgd-K-sS (step size, unit of the inputs), both as pgd-K-rR-sS, and
+the same for cw (PGD on the margin loss); fmn (100 steps), fmn-K and cw-l2 (smallest perturbation of each
+sample); apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and aa-fast (apgd-ce,
+then apgd-t). `pgd` is pgd-20 and `cw` has 20 steps. The step size is eps/8 for any number of steps unless -s
+gives it. A name that is none of these is looked for among the plug-ins of installed packages (plugins.py).
+
+It may import networks and machine.
 """
 import difflib
 import math
@@ -16,13 +19,14 @@ from functools import partial
 
 from torch import Tensor
 
-from ..errors import InputError
-from . import autoattack, gradient, minimum_norm, plugins
-from .base import NORMS
+from pwoa_cli.attacks import autoattack, gradient, minimum_norm, plugins
+from pwoa_cli.attacks.base import NORMS
+from pwoa_cli.errors import InputError
 
 DEFAULT_STEPS = 20
 FMN_STEPS = 100
-KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "fmn", "fmn-K", "cw-l2", "apgd-ce", "apgd-t", "fab-t",
+KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "fmn", "fmn-K", "cw-l2", "apgd-ce",
+         "apgd-t", "fab-t",
          "square", "aa", "aa-fast")
 _LOSS = {"pgd": "ce", "cw": "margin"}
 _ITERATIVE = re.compile(r"(pgd|cw)(?:-(\d+))?(?:-r(\d+))?(?:-s(\d*\.?\d+(?:e-?\d+)?(?:/\d+)?))?")
@@ -31,13 +35,15 @@ _FMN = re.compile(r"fmn-(\d+)")
 
 @dataclass(frozen=True)
 class Attack:
-    """A resolved name, its function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs, its needs.
+    """A resolved name, its function (model, inputs, labels, *, eps, norm, generator) -> adversarial inputs,
+    its needs.
 
-    minimum_norm: the answer is the smallest perturbation found, in the ball or not, so its norm holds for every eps.
-    cost: passes that a sample takes, backwards ones counted twice, for the order of attacks and the time that is left.
-    cascade: goes on only with what cheaper attacks left; the others' figures are their own. parts: names of the attacks
-    that it runs one after the other, from one seed; an evaluation runs them instead of `run`, which does the same in one
-    call. needs_gradients: False where it may work without. version: of a plug-in.
+    minimum_norm: the answer is the smallest perturbation found, in the ball or not, so its norm holds for
+    every eps. cost: passes that a sample takes, backwards ones counted twice, for the order of attacks and
+    the time that is left. cascade: goes on only with what cheaper attacks left; the others' figures are their
+    own. parts: names of the attacks that it runs one after the other, from one seed; an evaluation runs them
+    instead of `run`, which does the same in one call. needs_gradients: False where it may work without.
+    version: of a plug-in.
     """
 
     name: str
@@ -61,8 +67,8 @@ FIXED = {a.name: a for a in (
     Attack("fab-t", autoattack.fab_t, cost=4000, cascade=True),
     Attack("square", autoattack.square, cost=5000, cascade=True, needs_gradients=False),
     Attack("aa", autoattack.aa, min_classes=4, cost=12000, cascade=True, parts=autoattack.STANDARD),
-    Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4, cost=3000, cascade=True,
-           parts=autoattack.FAST),
+    Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4, cost=3000,
+           cascade=True, parts=autoattack.FAST),
 )}
 UNKNOWN_COST = 1000  # of a plug-in
 
@@ -75,24 +81,28 @@ def stages(attack: Attack) -> tuple[Attack, ...]:
 def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
     """Attacks from "pgd,cw,aa" or a list of names: resolved ("pgd" is pgd-20), in order, duplicates removed.
 
-    "clean" is dropped (always measured); an Attack passes through. Raises: InputError on an unknown name or no name.
+    "clean" is dropped (always measured); an Attack passes through. Raises: InputError on an unknown name or
+    no name.
     """
     if isinstance(names, str) and not names.strip():
         raise InputError("No attack is named.", hint=f"Known: {', '.join(KNOWN)}")
     listed = names.split(",") if isinstance(names, str) else names
     if any(isinstance(name, str) and not name.strip() for name in listed):
-        raise InputError(f"An attack has no name in {names!r}.", hint="One comma between two names: --attacks pgd,cw,aa")
+        raise InputError(f"An attack has no name in {names!r}.",
+                         hint="One comma between two names: --attacks pgd,cw,aa")
     wanted = [n if isinstance(n, Attack) else n.strip() for n in listed]
     attacks = [n if isinstance(n, Attack) else _resolve(n) for n in wanted if n != "clean"]
     return tuple({a.name: a for a in attacks}.values())
 
 
 def check_norm(chosen: Sequence[Attack], norm: str) -> None:
-    """Refuse a norm that an attack does not know. Raises: InputError naming the first such attack and what it knows."""
+    """Refuse a norm that an attack does not know. Raises: InputError naming the first such attack and what it
+    knows."""
     for attack in chosen:
         if norm not in attack.norms:
             fits = [name for name, other in FIXED.items() if norm in other.norms]
-            raise InputError(f"{attack.name} attacks in {' or '.join(attack.norms)}, the norm asked for is {norm}.",
+            raise InputError(f"{attack.name} attacks in {' or '.join(attack.norms)}, the norm asked for is "
+                             f"{norm}.",
                              hint=f"In {norm}: {', '.join(['pgd', 'cw', *fits])}" if fits else "")
 
 
@@ -111,6 +121,15 @@ def _resolve(name: str) -> Attack:
     near = difflib.get_close_matches(key, [*FIXED, "pgd", "cw", "pgd-20", "pgd-40", "cw-40", *foreign], n=1)
     raise InputError(f"Unknown attack {name!r}." + (f" Did you mean {near[0]}?" if near else ""),
                      hint=f"Known: {', '.join([*KNOWN, *foreign])}")
+
+
+def plan(name: str) -> tuple[str, int, int] | None:
+    """Loss ("pgd", "cw"), steps and restarts of a resolved name; None for what is neither fgsm nor pgd nor
+    cw."""
+    if name == "fgsm":
+        return "pgd", 1, 1
+    match = _ITERATIVE.fullmatch(name)
+    return (match[1], int(match[2] or DEFAULT_STEPS), int(match[3] or 1)) if match else None
 
 
 def _fmn(name: str, steps: int) -> Attack:

@@ -1,9 +1,11 @@
-"""AutoAttack (Croce & Hein 2020) from the components of pyautoattack, the reference code, with its standard settings.
+"""AutoAttack (Croce & Hein 2020) from the components of pyautoattack, the reference code, with its standard
+settings.
 
-APGD-CE (100 steps), APGD-T (targeted DLR), FAB-T and Square (5000 queries), one restart each, targets = min(9, K-1).
-In l1 (Croce & Hein 2021) both APGDs begin in larger balls, 3 and 2 eps; APGD-CE has 5 restarts, APGD-T min(5, K-1) targets.
-The components seed torch themselves: they run under a forked generator, with a seed drawn from ours. In linf they
-search on a `quick` copy of the model with the `Square` that leaves out known answers; who is broken is asked of the model itself.
+APGD-CE (100 steps), APGD-T (targeted DLR), FAB-T and Square (5000 queries), one restart each, targets =
+min(9, K-1). In l1 (Croce & Hein 2021) both APGDs begin in larger balls, 3 and 2 eps; APGD-CE has 5 restarts,
+APGD-T min(5, K-1) targets. The components seed torch themselves: they run under a forked generator, with a
+seed drawn from ours. In linf they search on a `quick` copy of the model with the `Square` that leaves out
+known answers; who is broken is asked of the model itself.
 """
 import logging
 from collections.abc import Callable
@@ -12,9 +14,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import InputError
-from .base import contain, frozen, wrong
-from .quick import quick
+from pwoa_cli.attacks.base import contain, frozen, wrong
+from pwoa_cli.attacks.quick import quick
+from pwoa_cli.errors import InputError
 
 MAX_TARGETS = 9
 L1_TARGETS = 5  # of apgd-t
@@ -34,23 +36,27 @@ def apgd_ce(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, nor
 
     In l1 the steps change the pixels of largest gradient only, ever fewer of them (Croce & Hein 2021).
 
-    Returns: (B,C,H,W); samples that hold out come back clean. Raises: ModuleNotFoundError without pyautoattack.
+    Returns: (B,C,H,W); samples that hold out come back clean. Raises: ModuleNotFoundError without
+    pyautoattack.
     """
     return _run("apgd-ce", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
 
 
 def apgd_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
            steps: int = STEPS) -> Tensor:
-    """Auto-PGD on the targeted DLR loss, one run per target among the min(9, K-1) most likely classes; in l1 min(5, K-1).
+    """Auto-PGD on the targeted DLR loss, one run per target among the min(9, K-1) most likely classes; in l1
+    min(5, K-1).
 
-    Raises: InputError with fewer than 4 classes: the loss divides by the gap to the third and fourth largest logit.
+    Raises: InputError with fewer than 4 classes: the loss divides by the gap to the third and fourth largest
+    logit.
     """
     return _run("apgd-t", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
 
 
 def fab_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
           steps: int = STEPS) -> Tensor:
-    """Targeted FAB (Croce & Hein 2020b): the smallest perturbation to min(9, K-1) classes, kept where it fits in eps."""
+    """Targeted FAB (Croce & Hein 2020b): the smallest perturbation to min(9, K-1) classes, kept where it fits
+    in eps."""
     return _run("fab-t", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
 
 
@@ -58,16 +64,19 @@ def square(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm
            queries: int = QUERIES) -> Tensor:
     """Square attack (Andriushchenko et al. 2020): random search with squares, no gradient, margin loss.
 
-    Raises: InputError for l2 and l1 on images less than 5 pixels high or wide (it starts from a 5 x 5 grid of tiles).
+    Raises: InputError for l2 and l1 on images less than 5 pixels high or wide (it starts from a 5 x 5 grid of
+    tiles).
     """
     return _run("square", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), queries=queries)
 
 
 def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
        components: tuple[str, ...] = STANDARD, steps: int = STEPS, queries: int = QUERIES) -> Tensor:
-    """Standard AutoAttack: the components in order, each on the samples that still stand; one seed for all, as there.
+    """Standard AutoAttack: the components in order, each on the samples that still stand; one seed for all,
+    as there.
 
-    Returns: (B,C,H,W): the first adversarial input found, in [0,1] and in the ball; the clean input where all fail.
+    Returns: (B,C,H,W): the first adversarial input found, in [0,1] and in the ball; the clean input where all
+    fail.
     Raises: InputError with fewer than 4 classes (apgd-t).
     """
     _check(components, model, inputs, norm=norm)
@@ -92,19 +101,22 @@ def _run(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: fl
     """One component on all inputs, searching on a quick copy of the model."""
     _check((name,), model, inputs, norm=norm)
     searched = _searched(model, inputs, norm)
-    return _component(name, searched, inputs, labels, eps=eps, norm=norm, seed=seed, steps=steps, queries=queries)
+    return _component(name, searched, inputs, labels, eps=eps, norm=norm, seed=seed, steps=steps,
+                      queries=queries)
 
 
 def _searched(model: nn.Module, inputs: Tensor, norm: str) -> nn.Module:
     """The quick copy for linf, the model itself for l2 and l1.
 
-    There a search answers rounding with another path: of 10 digits on the LeNet5, Square in l2 and APGD-T in l1 broke one
-    more on the copy than the reference did on the model. On the model every point is the reference's.
+    There a search answers rounding with another path: of 10 digits on the LeNet5, Square in l2 and APGD-T in
+    l1 broke one more on the copy than the reference did on the model. On the model every point is the
+    reference's.
     """
     return quick(model, inputs) if norm == "linf" else model
 
 
-def _component(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int,
+def _component(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str,
+               seed: int,
                steps: int, queries: int) -> Tensor:
     """The answer of pyautoattack; torch's global generators (CPU, CUDA) are left as they were."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -120,9 +132,11 @@ def _check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: st
     with torch.no_grad(), frozen(model):
         classes = model(inputs[:1]).shape[1]
     if "apgd-t" in names and classes < 4:
-        raise InputError(f"apgd-t needs at least 4 classes, the model has {classes}.", hint="Use --attacks apgd-ce,fab-t,square")
+        raise InputError(f"apgd-t needs at least 4 classes, the model has {classes}.",
+                         hint="Use --attacks apgd-ce,fab-t,square")
     if "square" in names and norm != "linf" and min(inputs.shape[2:]) < 5:
-        raise InputError(f"square with norm {norm} needs images of at least 5x5, got {tuple(inputs.shape[2:])}.",
+        raise InputError(f"square with norm {norm} needs images of at least 5x5, got "
+                         f"{tuple(inputs.shape[2:])}.",
                          hint="Leave square (and aa) out: --attacks apgd-ce,apgd-t,fab-t")
 
 
@@ -130,8 +144,8 @@ def _build_apgd_ce(model: nn.Module, others: int, steps: int, queries: int, comm
     from pyautoattack.autopgd_base import APGDAttack
 
     l1 = common["norm"] == "L1"
-    return APGDAttack(model, n_restarts=L1_RESTARTS if l1 else 1, n_iter=steps, loss="ce", eot_iter=1, rho=0.75,
-                      use_largereps=l1, logger=_LOG, **common)
+    return APGDAttack(model, n_restarts=L1_RESTARTS if l1 else 1, n_iter=steps, loss="ce", eot_iter=1,
+                      rho=0.75, use_largereps=l1, logger=_LOG, **common)
 
 
 def _build_apgd_t(model: nn.Module, others: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
@@ -139,24 +153,26 @@ def _build_apgd_t(model: nn.Module, others: int, steps: int, queries: int, commo
 
     l1 = common["norm"] == "L1"
     targets = min(L1_TARGETS if l1 else MAX_TARGETS, others)
-    return APGDAttack_targeted(model, n_restarts=1, n_iter=steps, eot_iter=1, rho=0.75, n_target_classes=targets,
-                               use_largereps=l1, logger=_LOG, **common)
+    return APGDAttack_targeted(model, n_restarts=1, n_iter=steps, eot_iter=1, rho=0.75,
+                               n_target_classes=targets, use_largereps=l1, logger=_LOG, **common)
 
 
 def _build_fab_t(model: nn.Module, others: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
     from pyautoattack.fab_pt import FABAttack_PT
 
-    return FABAttack_PT(model, n_restarts=1, n_iter=steps, targeted=True, n_target_classes=min(MAX_TARGETS, others),
+    return FABAttack_PT(model, n_restarts=1, n_iter=steps, targeted=True,
+                        n_target_classes=min(MAX_TARGETS, others),
                         **common)
 
 
 def _build_square(model: nn.Module, others: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
-    from .square import Square  # here, as it needs pyautoattack
+    from pwoa_cli.attacks.square import Square
 
     return Square(model, p_init=0.8, n_queries=queries, n_restarts=1, resc_schedule=False, **common)
 
 
-_BUILDERS: dict[str, Callable[..., Any]] = {"apgd-ce": _build_apgd_ce, "apgd-t": _build_apgd_t, "fab-t": _build_fab_t,
+_BUILDERS: dict[str, Callable[..., Any]] = {"apgd-ce": _build_apgd_ce, "apgd-t": _build_apgd_t,
+                                            "fab-t": _build_fab_t,
                                             "square": _build_square}
 
 

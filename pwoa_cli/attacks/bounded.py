@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-SHARE = 0.5  # of the free memory that passes may take: the rest is for what an attack keeps, and for other processes
+# of the free memory that passes may take: the rest is for what an attack keeps, and for other processes
+SHARE = 0.5
 
 
 class OutOfTime(BaseException):
@@ -43,15 +44,17 @@ class Meter:
 
 
 class Bounded(nn.Module):
-    """The model with at most `batch_size` samples in one pass; float32 in, float32 logits out; `meter` counts.
+    """The model with at most `batch_size` samples in one pass; float32 in, float32 logits out; `meter`
+    counts.
 
-    With gradients the activations of a part are computed again in the backward pass, so memory stays that of one part.
+    With gradients the activations of a part are computed again in the backward pass, so memory stays that of
+    one part.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, meter: Meter | None = None):
         super().__init__()
         self.model, self.batch_size, self.meter = model, batch_size, meter or Meter()
-        self.copies: dict[int, nn.Module] = {}  # of `quick`, by batch size
+        self.copies: dict[int, Bounded] = {}  # of `quick`, by batch size
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,10 +74,11 @@ class Bounded(nn.Module):
 
 
 def fitting_batch(model: nn.Module, x: Tensor, *, most: int) -> int:
-    """The largest of most, most / 2, most / 4, ..., 1 whose activations take SHARE of the free memory or less.
+    """The largest of most, most / 2, most / 4, ..., 1 whose activations take SHARE of the free memory or
+    less.
 
-    Two samples are passed, and what autograd keeps for them is added up; the answer does not depend on the speed of the
-    machine. Args: x: (B,C,H,W), the first two are used.
+    Two samples are passed, and what autograd keeps for them is added up; the answer does not depend on the
+    speed of the machine. Args: x: (B,C,H,W), the first two are used.
     """
     kept: dict[int, int] = {}
 
@@ -87,7 +91,8 @@ def fitting_batch(model: nn.Module, x: Tensor, *, most: int) -> int:
         out = model(x[:2].clone().requires_grad_())
     each = max(1, sum(kept.values()) - weights + out.nbytes + x[:2].nbytes) / min(2, len(x))
     size, room = most, SHARE * free_bytes(x.device)
-    while size > 1 and 2 * each * size > room:  # twice: the backward pass holds gradients beside the activations
+    # twice: the backward pass holds gradients beside the activations
+    while size > 1 and 2 * each * size > room:
         size = (size + 1) // 2
     return size
 
@@ -105,7 +110,8 @@ def free_bytes(device: torch.device) -> float:
 
 
 def _left_in_cgroup() -> float:
-    """What a container's limit (cgroup v2) leaves, files that the kernel may forget not counted; infinity without a limit."""
+    """What a container's limit (cgroup v2) leaves, files that the kernel may forget not counted; infinity
+    without a limit."""
     home = Path("/sys/fs/cgroup")
     try:
         limit, used = (float((home / name).read_text()) for name in ("memory.max", "memory.current"))

@@ -1,9 +1,11 @@
-"""The smallest perturbation that changes the answer: FMN in linf, l2 and l1, and Carlini & Wagner's attack in l2.
+"""The smallest perturbation that changes the answer: FMN in linf, l2 and l1, and Carlini & Wagner's attack in
+l2.
 
 FMN: Pintor et al. 2021, Algorithm 1. CW-L2: Carlini & Wagner 2017, section VI-A, with f of margin 0.
-x clean inputs (B,C,H,W) in [0,1], adv iterates, z logits (B,K), f = max_{j != y} z_j - z_y the margin (positive when
-misclassified; targeted: z_t - max_{j != t} z_j), size |adv - x|_norm (B,). An eps does not steer these attacks: they return
-the smallest success that they saw, whatever its norm, and x where there is none. One run gives the accuracy at every eps.
+x clean inputs (B,C,H,W) in [0,1], adv iterates, z logits (B,K), f = max_{j != y} z_j - z_y the margin
+(positive when misclassified; targeted: z_t - max_{j != t} z_j), size |adv - x|_norm (B,). An eps does not
+steer these attacks: they return the smallest success that they saw, whatever its norm, and x where there is
+none. One run gives the accuracy at every eps.
 """
 import math
 from dataclasses import dataclass
@@ -11,26 +13,30 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import InputError
-from .base import distance, per_sample, project
-from .gradient import ascent, direction
+from pwoa_cli.attacks.base import distance, per_sample, project
+from pwoa_cli.attacks.gradient import ascent, direction
+from pwoa_cli.errors import InputError
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-CLEAR = 1e-5  # share of the largest logit by which a success must win: rounding in another batch must not undo it
-INSIDE = 0.02  # keeps tanh off -1 and 1: a pixel at 0 or 1 has 8% of the slope that a grey one has, instead of none
+# share of the largest logit by which a success must win: rounding in another batch must not undo it
+CLEAR = 1e-5
+# keeps tanh off -1 and 1: a pixel at 0 or 1 has 8% of the slope that a grey one has, instead of none
+INSIDE = 0.02
 TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class _Best:
-    """The smallest success so far: inputs (B,C,H,W) and norm (B,), which is infinite where nothing was found."""
+    """The smallest success so far: inputs (B,C,H,W) and norm (B,), which is infinite where nothing was
+    found."""
 
     adv: Tensor
     size: Tensor
 
     def updated(self, adv: Tensor, size: Tensor, success: Tensor) -> "_Best":
         better = success & (size < self.size)
-        return _Best(torch.where(per_sample(better, adv), adv, self.adv), torch.where(better, size, self.size))
+        return _Best(torch.where(per_sample(better, adv), adv, self.adv),
+                     torch.where(better, size, self.size))
 
 
 def fmn(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: float | None = None,
@@ -38,13 +44,15 @@ def fmn(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: flo
         as_published: bool = False, targets: Tensor | None = None) -> Tensor:
     """Fast minimum-norm attack: steps along grad f inside a ball that shrinks on success and grows otherwise.
 
-    Until the first success the radius is (1 + gamma) (size + |f| / |grad f|_dual), just beyond the linearised boundary (the
-    paper has no factor: on a linear model it then comes to the boundary and never crosses it); from then on it is
-    multiplied by 1 - gamma or 1 + gamma. Step size and gamma fall along a cosine to 1/100 of step_size and to 0.001.
-    Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps, generator: not used; step_size: l2 length in the unit of inputs;
-        as_published: the paper's choices: no factor beyond the linearised boundary, the gradient also of pixels that the
-            box holds back, and in linf a step along the gradient instead of its sign (20 digits on the bundled LeNet: 15
-            found with a median of 0.61, where the default finds all 20 with 0.34);
+    Until the first success the radius is (1 + gamma) (size + |f| / |grad f|_dual), just beyond the linearised
+    boundary (the paper has no factor: on a linear model it then comes to the boundary and never crosses it);
+    from then on it is multiplied by 1 - gamma or 1 + gamma. Step size and gamma fall along a cosine to 1/100
+    of step_size and to 0.001.
+    Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps, generator: not used; step_size: l2 length in the unit
+        of inputs; as_published: the paper's choices: no factor beyond the linearised boundary, the gradient
+        also of pixels that the
+            box holds back, and in linf a step along the gradient instead of its sign (20 digits on the
+            bundled LeNet: 15 found with a median of 0.61, where the default finds all 20 with 0.34);
         targets: (B,) classes to reach instead.
     Returns: (B,C,H,W) in [0,1]: the smallest success, x where there is none.
     """
@@ -59,10 +67,12 @@ def fmn(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: flo
         grad = grad if as_published else _inward(grad, adv)
         size, success = distance(adv - inputs, norm), _clear(f, logits, targeted=targeted)
         best = best.updated(adv, size, success)
-        linear = size + f.abs() / distance(grad, DUAL[norm]).clamp_min(TINY)  # zero gradient: as far as the box goes
+        # zero gradient: as far as the box goes
+        linear = size + f.abs() / distance(grad, DUAL[norm]).clamp_min(TINY)
         first = linear.nan_to_num(math.inf) * (1 if as_published else 1 + change)
         beyond = torch.where(best.size.isfinite(), radius * (1 + change), first)
-        radius = torch.where(success, torch.minimum(radius * (1 - change), best.size), beyond).minimum(farthest)
+        radius = torch.where(success, torch.minimum(radius * (1 - change), best.size),
+                             beyond).minimum(farthest)
         way = direction(grad.sign() if norm == "linf" and not as_published else grad, "l2")
         adv = project(adv + alpha * way, inputs, eps=radius, norm=norm)
     return best.adv
@@ -71,17 +81,21 @@ def fmn(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str, eps: flo
 def cw_l2(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str = "l2", eps: float | None = None,
           generator: Generator | None = None, steps: int = 200, searches: int = 9, step_size: float = 0.05,
           targets: Tensor | None = None) -> Tensor:
-    """Carlini & Wagner's l2 attack: minimise |adv - x|_2^2 + c max(-f, 0) over w, adv = x + image(w) - image(w_0).
+    """Carlini & Wagner's l2 attack: minimise |adv - x|_2^2 + c max(-f, 0) over w, adv = x + image(w) -
+    image(w_0).
 
-    image(w) = (1 + tanh w) / 2. Written as a difference, adv starts at x exactly although w_0 is kept finite. Adam, whose
-    step size falls linearly within a search; c is searched for by bisection, `searches` times, from twice the value that
-    a linear model needs, 4 |f| / |grad f|^2, so that the scale of the logits does not matter.
-    Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); norm: "l2"; eps, generator: not used; step_size: unit of w;
-        targets: (B,) classes to reach instead.
-    Returns: (B,C,H,W) in [0,1]: the smallest success, x where there is none. Raises: InputError on another norm.
+    image(w) = (1 + tanh w) / 2. Written as a difference, adv starts at x exactly although w_0 is kept finite.
+    Adam, whose step size falls linearly within a search; c is searched for by bisection, `searches` times,
+    from twice the value that a linear model needs, 4 |f| / |grad f|^2, so that the scale of the logits does
+    not matter.
+    Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); norm: "l2"; eps, generator: not used; step_size: unit of
+        w; targets: (B,) classes to reach instead.
+    Returns: (B,C,H,W) in [0,1]: the smallest success, x where there is none. Raises: InputError on another
+    norm.
     """
     if norm != "l2":
-        raise InputError(f"cw-l2 attacks in the norm l2, got {norm}.", hint="Use --attacks fmn,cw or --norm l2")
+        raise InputError(f"cw-l2 attacks in the norm l2, got {norm}.",
+                         hint="Use --attacks fmn,cw or --norm l2")
     classes, targeted = (labels, False) if targets is None else (targets, True)
     grad, f, _ = ascent(model, inputs, classes, loss="margin", targeted=targeted)
     slope = distance(grad, "l2").clamp_min(TINY)
@@ -96,8 +110,10 @@ def cw_l2(model: nn.Module, inputs: Tensor, labels: Tensor, *, norm: str = "l2",
     return best.adv
 
 
-def _cw_run(model: nn.Module, x: Tensor, classes: Tensor, c: Tensor, *, steps: int, step_size: float, targeted: bool) -> _Best:
-    """Adam (beta 0.9, 0.999) on w for one c (B,); the chain rule through tanh by hand, so that the box cannot stop it."""
+def _cw_run(model: nn.Module, x: Tensor, classes: Tensor, c: Tensor, *, steps: int, step_size: float,
+            targeted: bool) -> _Best:
+    """Adam (beta 0.9, 0.999) on w for one c (B,); the chain rule through tanh by hand, so that the box cannot
+    stop it."""
     w = torch.atanh((2 * x - 1) * (1 - 2 * INSIDE))
     first, mean, square, best = torch.tanh(w), torch.zeros_like(w), torch.zeros_like(w), _nothing(x)
     for step in range(1, steps + 1):
@@ -115,7 +131,8 @@ def _cw_run(model: nn.Module, x: Tensor, classes: Tensor, c: Tensor, *, steps: i
 
 
 def _inward(grad: Tensor, adv: Tensor) -> Tensor:
-    """The gradient without the pixels that it would push out of [0,1]: they have no share in what a step gains."""
+    """The gradient without the pixels that it would push out of [0,1]: they have no share in what a step
+    gains."""
     return torch.where(((grad > 0) & (adv >= 1)) | ((grad < 0) & (adv <= 0)), 0, grad)
 
 

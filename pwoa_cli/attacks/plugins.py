@@ -1,7 +1,8 @@
-"""Attacks of other packages: entry points of the group pwoa.attacks, name -> (model, inputs, labels, *, norm, eps, generator).
+"""Attacks of other packages: entry points of the group pwoa.attacks, name -> (model, inputs, labels, *, norm,
+eps, generator).
 
-A plug-in is looked for only when its name is asked for. Its answers are checked, so that a fault is told with the name of
-its package and never becomes a figure.
+A plug-in is looked for only when its name is asked for. Its answers are checked, so that a fault is told with
+the name of its package and never becomes a figure.
 """
 import hashlib
 import importlib.util
@@ -13,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from ..cpu import is_out_of_memory
-from ..errors import InputError
-from .base import distance, slack
+from pwoa_cli.attacks.base import distance, slack
+from pwoa_cli.errors import InputError
+from pwoa_cli.machine.memory import is_out_of_memory
 
 GROUP = "pwoa.attacks"
 
@@ -29,7 +30,8 @@ def installed() -> dict[str, list[EntryPoint]]:
 
 
 def load(name: str, points: list[EntryPoint]) -> partial[Tensor]:
-    """The checked function behind a name. Raises: InputError if two packages claim it, or it cannot be imported or called."""
+    """The checked function behind a name. Raises: InputError if two packages claim it, or it cannot be
+    imported or called."""
     if len(points) > 1:
         raise InputError(f"Attack {name!r} is defined by {' and '.join(sorted(map(_package, points)))}.",
                          hint="Uninstall all but one of them.")
@@ -40,18 +42,21 @@ def load(name: str, points: list[EntryPoint]) -> partial[Tensor]:
         raise InputError(f"{where} cannot be loaded from {points[0].value}: {_told(error)}.",
                          hint="Install the package again, or leave the attack out.") from error
     if not callable(function):
-        raise InputError(f"{where} is {type(function).__name__} {points[0].value}, expected a function.", hint=_CONTRACT)
+        raise InputError(f"{where} is {type(function).__name__} {points[0].value}, expected a function.",
+                         hint=_CONTRACT)
     return partial(_checked, function, where)
 
 
 _CONTRACT = "It takes (model, inputs, labels, *, norm, eps, generator) and returns adversarial inputs."
 
 
-def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float,
+def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inputs: Tensor, labels: Tensor, *,
+             eps: float,
              norm: str, generator: Generator) -> Tensor:
     """The plug-in's answer, on copies of the inputs and labels and with torch's generators seeded from ours.
 
-    Raises: InputError if it raises, or its answer has another shape or dtype, is not finite, or leaves [0,1] or the ball.
+    Raises: InputError if it raises, or its answer has another shape or dtype, is not finite, or leaves [0,1]
+    or the ball.
     """
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -64,7 +69,8 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
     except Exception as error:  # whatever foreign code raises
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{where} raised {_told(error)}.", hint="Report it to that package, or leave the attack out.") from error
+        raise InputError(f"{where} raised {_told(error)}.",
+                         hint="Report it to that package, or leave the attack out.") from error
     if fault := _fault(adv, inputs, eps=eps, norm=norm):
         raise InputError(f"{where} {fault}.", hint=_CONTRACT)
     return adv.detach()
@@ -93,10 +99,12 @@ def _told(error: Exception) -> str:
 
 
 def version(points: list[EntryPoint]) -> str:
-    """What tells one release of a plug-in from another: package and version, entry point, SHA-256 of its modules."""
+    """What tells one release of a plug-in from another: package and version, entry point, SHA-256 of its
+    modules."""
     top = importlib.util.find_spec(points[0].module.partition(".")[0])
     folders = [Path(folder) for folder in top.submodule_search_locations or ()] if top else []
-    files = sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(top.origin)] * bool(top and top.origin)
+    alone = [Path(top.origin)] if top and top.origin else []
+    files = sorted(file for folder in folders for file in folder.rglob("*.py")) or alone
     sources = b"".join(file.read_bytes() for file in files if file.is_file())
     return f"{_package(points[0])} {points[0].value} {hashlib.sha256(sources).hexdigest()}"
 

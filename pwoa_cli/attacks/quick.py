@@ -1,39 +1,45 @@
 """The same network, sooner: a frozen copy for attacks on a CPU.
 
-x inputs (B,C,H,W) in [0,1], z logits (B,K). Attacks search on the copy; who is broken is decided on the model itself.
+x inputs (B,C,H,W) in [0,1], z logits (B,K). Attacks search on the copy; who is broken is decided on the model
+itself.
 """
 import copy
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..models import Normalized
-from .base import frozen
-from .bounded import Bounded
+from pwoa_cli.attacks.base import frozen
+from pwoa_cli.attacks.bounded import Bounded
+from pwoa_cli.networks.build import Normalized
 
 PROBES = 8  # images on which the copy is compared with the model
 TOLERANCE = 1e-4  # of the largest logit: another order of summation in float32 stays below 1e-5
-GRADIENT_TOLERANCE = 1e-2  # of its norm: rounding may flip a ReLU near 0; a gradient that was hidden differs by its whole norm
-REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, NameError,
+# of its norm: rounding may flip a ReLU near 0; a gradient that was hidden differs by its whole norm
+GRADIENT_TOLERANCE = 1e-2
+REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError,
+            NameError,
             copy.Error)  # of the user's own code, run on stand-ins for tensors; TraceError is a ValueError
-FEW_CHANNELS = 4  # images: oneDNN's gradient for so few input channels is 5 to 7 times slower than `_InputGradient`
+# images: oneDNN's gradient for so few input channels is 5 to 7 times slower than `_InputGradient`
+FEW_CHANNELS = 4
 
 
-# --- The copy ------------------------------------------------------------------------------------------------------------
+# --- The copy ---------------------------------------------------------------
 
 
 def quick(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """A frozen copy of `model` in eval mode with equal logits and input gradients up to rounding, laid out for a CPU.
+    """A frozen copy of `model` in eval mode with equal logits and input gradients up to rounding, laid out
+    for a CPU.
 
-    Filters are channels-last: torch's max pool reads NCHW a pixel at a time and took half of the forward pass of a
-    LeNet5. Max pools come before the ReLU they follow: both are monotone, max(relu(z)) = relu(max(z)), and a 2x2 pool
-    leaves a quarter of the work. The first convolution has `_InputGradient`.
+    Filters are channels-last: torch's max pool reads NCHW a pixel at a time and took half of the forward pass
+    of a LeNet5. Max pools come before the ReLU they follow: both are monotone, max(relu(z)) = relu(max(z)),
+    and a 2x2 pool leaves a quarter of the work. The first convolution has `_InputGradient`.
 
-    Args: model: any, also a `Normalized` or a `Bounded` one. inputs: (B,C,H,W), the first PROBES are tried on both.
-    Returns: the copy; the model itself on another device, or where its answers vary from call to call (`steady`), where
-    torch.fx cannot trace it, or where the copy answers differently.
+    Args: model: any, also a `Normalized` or a `Bounded` one. inputs: (B,C,H,W), the first PROBES are tried on
+    both.
+    Returns: the copy; the model itself on another device, or where its answers vary from call to call
+    (`steady`), where torch.fx cannot trace it, or where the copy answers differently.
     """
     if isinstance(model, Bounded):
         return _of_bounded(model, inputs)
@@ -49,12 +55,14 @@ def _of_bounded(model: Bounded, inputs: Tensor) -> nn.Module:
     """The copy behind the same bound and meter, made once and kept with the model."""
     if model.batch_size not in model.copies:
         inner = quick(model.model, inputs[:model.batch_size])
-        model.copies[model.batch_size] = model if inner is model.model else Bounded(inner, model.batch_size, model.meter)
+        model.copies[model.batch_size] = (model if inner is model.model
+                                          else Bounded(inner, model.batch_size, model.meter))
     return model.copies[model.batch_size]
 
 
 def steady(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether the logits of an image are the same in every call and beside any others, and no random number is drawn."""
+    """Whether the logits of an image are the same in every call and beside any others, and no random number
+    is drawn."""
     with torch.no_grad(), torch.random.fork_rng(()):
         before = torch.get_rng_state()
         once, again, alone = model(inputs), model(inputs), model(inputs[:1])
@@ -75,7 +83,8 @@ def _copy(model: nn.Module) -> nn.Module | None:
 
 
 def _traced(net: nn.Module) -> nn.Module:
-    """Graph of the network with pools first, channels-last filters and `_FirstConv` where few channels come in."""
+    """Graph of the network with pools first, channels-last filters and `_FirstConv` where few channels come
+    in."""
     ready = _pools_first(fx.symbolic_trace(net))
     for name, module in list(ready.named_modules()):
         if plain(module) and module.in_channels <= FEW_CHANNELS:
@@ -84,12 +93,14 @@ def _traced(net: nn.Module) -> nn.Module:
 
 
 def _pools_first(traced: fx.GraphModule) -> fx.GraphModule:
-    """Swap every (ReLU, max pool) pair whose ReLU feeds nothing else; `view` becomes `reshape`, as strides change."""
+    """Swap every (ReLU, max pool) pair whose ReLU feeds nothing else; `view` becomes `reshape`, as strides
+    change."""
     parts = dict(traced.named_modules())
     for node in traced.graph.nodes:
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"
-        if node.op != "call_module" or not isinstance(parts[node.target], nn.MaxPool2d) or parts[node.target].return_indices:
+        if (node.op != "call_module" or not isinstance(parts[node.target], nn.MaxPool2d)
+            or parts[node.target].return_indices):
             continue
         relu = node.args[0]
         if relu.op == "call_module" and isinstance(parts[relu.target], nn.ReLU) and len(relu.users) == 1:
@@ -103,7 +114,8 @@ def _pools_first(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 def _agree(ready: nn.Module, model: nn.Module, inputs: Tensor) -> bool:
-    """Equal logits for the batch and for one image, and equal gradients on noise (images have ties in their max pools)."""
+    """Equal logits for the batch and for one image, and equal gradients on noise (images have ties in their
+    max pools)."""
     noise = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0), dtype=inputs.dtype)
     try:
         with torch.no_grad():
@@ -128,23 +140,27 @@ def _gradient(model: nn.Module, x: Tensor) -> Tensor:
     return torch.autograd.grad((logits[:, 0] - logits[:, -1]).sum(), x)[0]
 
 
-# --- A cheap gradient for images -----------------------------------------------------------------------------------------
+# --- A cheap gradient for images ---------------------------------------------------------------
 
 
-def plain(part: nn.Module) -> bool:
-    """A convolution of its own class with stride 1, no dilation, no groups, zero padding in numbers, and no hooks."""
-    return (type(part) in (nn.Conv2d, _FirstConv) and part.stride == (1, 1) and part.dilation == (1, 1) and part.groups == 1
-            and part.padding_mode == "zeros" and not isinstance(part.padding, str) and "weight" in part._parameters
-            and not hooked(part))
+def plain(part: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """A convolution of its own class with stride 1, no dilation, no groups, zero padding in numbers, and no
+    hooks."""
+    return (isinstance(part, nn.Conv2d) and type(part) in (nn.Conv2d, _FirstConv) and part.stride == (1, 1)
+            and part.dilation == (1, 1) and part.groups == 1
+            and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+            and "weight" in part._parameters and not hooked(part))
 
 
 def hooked(part: nn.Module) -> bool:
     """Whether forward or backward hooks hang on the module: they must see every call as it is."""
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+                or part._backward_pre_hooks)
 
 
 class _InputGradient(torch.autograd.Function):
-    """conv2d with stride 1 whose gradient for x is one matrix product and one shifted sum for each of the k x k taps."""
+    """conv2d with stride 1 whose gradient for x is one matrix product and one shifted sum for each of the k x
+    k taps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
@@ -172,8 +188,10 @@ class _FirstConv(nn.Conv2d):
     """A `plain` convolution with frozen weights, for images."""
 
     def __init__(self, conv: nn.Conv2d):
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding, device="meta",
-                         bias=conv.bias is not None)
+        assert not isinstance(conv.padding, str)  # plain
+        (tall, wide), (up, left) = conv.kernel_size, conv.padding
+        super().__init__(conv.in_channels, conv.out_channels, (tall, wide), padding=(up, left),
+                         device="meta", bias=conv.bias is not None)
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""Pretrained weights by name through timm: `timm:NAME` and `hf-hub:ID`, downloaded once into the Hugging Face
+cache."""
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.files.hashes import state_sha256
+
+HOUSES = ("timm:", "hf-hub:", "hf_hub:")
+PLAIN = (bool, int, float)  # options that a pruned file may carry: nothing that could name a file
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What timm gives: weights, the name and options that build the same network, and its own description of
+    the inputs."""
+
+    state: dict[str, Tensor]
+    arch: str
+    options: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    sha256: str
+
+
+class _TimmModel(Protocol):
+    """What is asked of a network that timm made."""
+
+    num_classes: int
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def is_name(path: str) -> bool:
+    """Whether a model is named by a library's name and not by a file."""
+    return path.startswith(HOUSES)
+
+
+def pretrained(source: str) -> Pretrained:
+    """Weights from the cache or the net. Raises: InputError for an unknown name, no weights, or no
+    connection."""
+    net = _create(source)
+    config = net.pretrained_cfg
+    asked = {k: v for k, v in getattr(net, "_model_args", {}).items()
+             if k not in ("pretrained_cfg", "cache_dir", "pretrained")}
+    options = asked | {"num_classes": int(net.num_classes)}
+    odd = [k for k, v in options.items() if not isinstance(v, PLAIN)]
+    if odd:
+        listed = ", ".join(f"{k}={options[k]!r}" for k in odd)
+        raise InputError(f"{source} is built with {listed}, which a pruned file cannot carry.",
+                         hint="Build it yourself: --arch file.py:fn with a checkpoint of its weights.")
+    state = net.state_dict()
+    return Pretrained(state, f"timm:{config['architecture']}", options, tuple(config["mean"]),
+                      tuple(config["std"]),
+                      tuple(config["input_size"][1:]), state_sha256(state))
+
+
+def _create(source: str) -> _TimmModel:
+    import timm
+
+    house, _, name = source.partition(":")
+    if house == "timm" and not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3] if name else []
+        raise InputError(f"{source} is no model of timm {timm.__version__}.",
+                         hint=f"Did you mean timm:{', timm:'.join(near)}?" if near
+                         else "See timm.list_models(pretrained=True).")
+    try:
+        logging.disable(logging.WARNING)  # of every retry; what went wrong is said below, in one sentence
+        # timm annotates any Module; each of its models has these attributes
+        return timm.create_model(  # type: ignore[return-value]
+            name if house == "timm" else f"hf-hub:{name}", pretrained=True)
+    except Exception as error:  # of the net, of the cache, of the file, each library with classes of its own
+        why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise InputError(f"{source}: its weights could not be had: {why}.",
+                         hint="Check the name and the connection, or name a checkpoint file that you have."
+                         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+

@@ -1,0 +1,360 @@
+"""A checkpoint as a ready model: read -> name the architecture -> build -> load -> normalise, with the
+evidence said.
+
+What keys and shapes cannot tell is the user's to say (`Source`), and wins over what the file says.
+"""
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.checkpoints import architecture, hub
+from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
+from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
+from pwoa_cli.checkpoints.signatures import prefixes
+from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation, threat_of
+from pwoa_cli.errors import InputError
+from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and what the user said about it; None: to be inferred.
+
+    path: a file, or timm:NAME, hf-hub:ID. options: all of those of arch, as a pruned file has them. mean,
+    std: (): inputs are taken as they are. entry: which of several models of a file. keep: the fraction of
+    weights that pruning scores in the file keep. trust_pickle: may run code of the file.
+    """
+
+    path: str
+    arch: str | None = None
+    options: Mapping[str, Any] | None = None
+    num_classes: int | None = None
+    mean: Values | None = None
+    std: Values | None = None
+    entry: str | None = None
+    keep: float | None = None
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its origin. build(arch, arch_options) and the state dict of model.net give the model
+    again.
+
+    model: takes (B, C, H, W) in [0,1], eval mode, on the CPU. input_shape: (C, H, W), or None where the file
+    does not tell. default_size: (H, W) for images that come in any size: input_shape's, else what the
+    library's model is made for. threat: (norm, eps) if the file names it. others: options that its keys allow
+    as well. unwrapped: what was removed around the weights, and other choices of the reader. settled: how
+    what was open was decided on labelled images, "" where it was not. notes: all that was inferred, and from
+    what. extra: what else the file says (settings, a pruned file's metadata).
+    """
+
+    model: Normalized
+    arch: str
+    arch_options: dict[str, Any]
+    num_classes: int
+    input_shape: tuple[int, int, int] | None
+    default_size: tuple[int, int] | None
+    normalisation: Normalisation
+    threat: tuple[str, float] | None
+    evidence: str
+    others: tuple[dict[str, Any], ...]
+    unwrapped: tuple[str, ...]
+    source: str
+    sha256: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    settled: str = ""
+
+    @property
+    def mean(self) -> Values | None:
+        """By channel; None: inputs are taken as they are."""
+        return self.normalisation.mean or None
+
+    @property
+    def std(self) -> Values | None:
+        """By channel; None: inputs are taken as they are."""
+        return self.normalisation.std or None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was inferred, and from what, a line each."""
+        choice = f" with {self.chosen()}" if self.others else ""
+        opened = tuple(f"others with the same keys: {said(other)}" for other in self.others)
+        return (*self.unwrapped, f"architecture: {self.arch}{choice} from {self.evidence}", *opened,
+                f"normalisation: {self.normalisation.words()}", *([self.settled] if self.settled else []))
+
+    def chosen(self) -> str:
+        """The options that were taken where the keys allow others, for people."""
+        return said({key: self.arch_options[key] for other in self.others for key in other})
+
+
+def said(options: Mapping[str, Any]) -> str:
+    """Options for people: activation=silu, padded=false."""
+    return ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items())
+
+
+def load_model(source: Source | str | Path) -> Loaded:
+    """Read a checkpoint (.pt, .pth, .safetensors, pruned or not; timm:NAME, hf-hub:ID) and build its model.
+
+    Raises: InputError naming the tensor, got and expected.
+    """
+    source = source if isinstance(source, Source) else Source(str(source))
+    return _from_hub(source) if hub.is_name(source.path) else _from_file(source)
+
+
+def _from_file(source: Source) -> Loaded:
+    where = source.path
+    raw, extra, unwrapped = read_state_dict(where, entry=source.entry, keep=source.keep,
+                                            trust_pickle=source.trust_pickle)
+    state, *inside = take_normalisation(raw)
+    if "arch_options" in extra:
+        extra = extra | _words(extra, raw, where)
+        inside = [extra["mean"] or (), extra["std"] or ()]
+    found = _architecture(state, extra, source)
+    found, net = _of_own_size(found, state, where)
+    # the network has the normalisation in it
+    itself = len(state) < len(raw) and set(_aligned(raw, net)) <= set(net.state_dict())
+    state = raw if itself else state
+    _fill(net, _aligned(state, net), f"{where} as {found.arch}")
+    if itself:  # some keep mean and std as parameters: nobody trains or prunes those
+        parameters = dict(net.named_parameters())
+        for name in set(parameters) - set(take_normalisation(parameters)[0]):
+            parameters[name].requires_grad_(False)
+    normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
+        source.mean, source.std, inside=inside, channels=_channels(found), where=where)
+    return _loaded(net, found, state, normalisation, source, file_sha256(where), unwrapped=unwrapped,
+                   extra=extra)
+
+
+def _from_hub(source: Source) -> Loaded:
+    if source.arch and source.options is None or source.entry or source.keep is not None:
+        raise InputError(f"{source.path} says itself what it is; --arch, --entry and --keep are for files.",
+                         hint="Leave them out.")
+    made = hub.pretrained(source.path)
+    found = Architecture(made.arch, made.options, None, f"timm's description of {source.path}",
+                         made_for=made.size)
+    net = _build_for(found, source.path)
+    _fill(net, made.state, source.path)
+    normalisation = decide(source.mean, source.std, inside=(made.mean, made.std), channels=_channels(found),
+                           where=source.path)
+    if normalisation.said_by == "file":
+        normalisation = replace(normalisation, said_by="library")
+    return _loaded(net, found, made.state, normalisation, source, made.sha256)
+
+
+def _loaded(net: nn.Module, found: Architecture, state: Mapping[str, Tensor], normalisation: Normalisation,
+            source: Source,
+            sha256: str, *, unwrapped: tuple[str, ...] = (),
+            extra: Mapping[str, Any] | None = None) -> Loaded:
+    if is_file(found.arch) and "num_classes" not in found.options:
+        found = replace(found, options=found.options | {"num_classes": _answers(net, state)})
+    classes = int(found.options.get("num_classes") or architecture.classes(state))
+    if source.num_classes not in (None, classes):
+        head = architecture.head(state, classes)
+        got = tuple(state[head].shape) if head else (classes,)
+        raise InputError(f"{source.path}: {head or 'the last layer'} has shape {got}, --num-classes "
+                         f"{source.num_classes} expects {(source.num_classes, *got[1:])}.",
+                         hint=f"Leave it out, or: --num-classes {classes}")
+    model = Normalized(net, normalisation.mean, normalisation.std, num_classes=classes).eval()
+    return Loaded(model, found.arch, found.options, classes, found.input_shape, found.default_size,
+                  normalisation,
+                  threat_of(extra or {}), found.evidence, found.others, unwrapped, source.path, sha256,
+                  extra or {})
+
+
+def answer(net: nn.Module, state: Mapping[str, Tensor], *, channels: int | None,
+           sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Tensor, Any] | str:
+    """(two images that a network takes, what it returns for them), or why it takes none.
+
+    Args: channels: of its images; None: by the first convolution in its state, else 3 or 1. sizes: (H, W) to
+    try.
+    """
+    stem = next((t.shape[1] for k, t in state.items() if t.ndim == 4 and k.endswith("weight")), 3)
+    made: tuple[Tensor, Any] | str = ""
+    for count in (channels,) if channels else dict.fromkeys((stem, 3, 1)):
+        made = tried(net, channels=count, sizes=sizes)
+        if not isinstance(made, str):
+            break
+    return made
+
+
+def _answers(net: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """Classes of a user's network: columns of what it returns for images that it takes, else by the last
+    matrix in the file."""
+    guess, made = architecture.classes(state), answer(net.eval(), state, channels=None)
+    if isinstance(made, str):
+        return guess
+    out = made[1]
+    columns = [part.shape[1] for _, part in ([("", out)] if isinstance(out, Tensor) else parts(out))
+               if part.ndim == 2]
+    return guess if guess in columns or not columns else columns[0]
+
+
+def _channels(found: Architecture) -> int | None:
+    if found.input_shape:
+        return found.input_shape[0]
+    return None if is_file(found.arch) else found.options.get("in_chans", found.options.get("in_channels", 3))
+
+
+def read_as(loaded: Loaded, *, options: Mapping[str, Any] | None = None,
+            normalisation: Normalisation | None = None) -> Loaded:
+    """The same weights under other options of the same keys (one of `others`) or another normalisation.
+
+    The weights are shared, so that a large network can be tried in many ways.
+    """
+    merged = loaded.arch_options | dict(options or {})
+    net = loaded.model.net
+    if options:
+        with torch.device("meta"):
+            net = build(loaded.arch, merged)
+        net.load_state_dict(loaded.model.net.state_dict(), assign=True)
+    normalisation = normalisation or loaded.normalisation
+    before = {key: loaded.arch_options[key] for key in options or {}}
+    others = tuple(before if other == options else other for other in loaded.others)
+    shape = loaded.input_shape and (loaded.input_shape[0],
+                                    *[merged.get("size", side) for side in loaded.input_shape[1:]])
+    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
+    model = Normalized(net, normalisation.mean, normalisation.std,
+                       num_classes=loaded.num_classes).eval().to(device)
+    return replace(loaded, model=model, arch_options=merged, input_shape=shape,
+                   default_size=shape[1:] if shape else loaded.default_size, normalisation=normalisation,
+                   others=others)
+
+
+def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: Source) -> Architecture:
+    """From --arch, from a pruned file's own words, or from keys and shapes."""
+    where, arch = source.path, source.arch
+    if arch and source.options is not None:
+        return Architecture(arch, dict(source.options), None, "the model that was pruned from it")
+    if "arch_options" in extra and (arch is None or arch == extra["arch"] or is_file(arch)):
+        name = arch or extra["arch"]
+        if arch is None and is_file(name):
+            raise InputError(f"{where} was built by {name}, and a file's code is not run because the file "
+                             "names it.",
+                             hint=f"If you trust it: --arch {name}")
+        return Architecture(name, extra["arch_options"], extra["input_shape"], "the pruned file's own words",
+                            made_for=extra["default_size"])
+    if arch is not None:
+        return architecture.of_user(arch, state, num_classes=source.num_classes, where=where)
+    found = architecture.identify(state, where=where)
+    if found is None:
+        raise architecture.unknown(state, where=where)
+    return found
+
+
+def _of_own_size(found: Architecture, state: Mapping[str, Tensor],
+                 where: str) -> tuple[Architecture, nn.Module]:
+    """(the architecture, its network); one of a user's file with as many classes as its function makes by
+    itself, or else as the last matrix in the file has rows."""
+    guessed = replace(found, options=found.options | {"num_classes": architecture.classes(state)})
+    if not is_file(found.arch) or found.options:
+        return found, _build_for(found, where)
+    with suppress(InputError):  # it may ask for num_classes
+        net = _build_for(found, where)
+        if _shaped(net, state):
+            return found, net
+    return guessed, _build_for(guessed, where)
+
+
+def _build_for(found: Architecture, where: str) -> nn.Module:
+    """The network of an architecture, with random weights."""
+    try:
+        return build(found.arch, found.options)
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        why = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(f"{where}: {found.arch} cannot be built with {said(found.options)}: "
+                         f"{type(error).__name__} {why}.",
+                         hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
+
+
+# --- filling ---------------------------------------------------------------
+
+def _aligned(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """The state under the network's own keys: without a prefix of all that is not the network's, or with one
+    that is and was taken for a wrapper's."""
+    own = net.state_dict()
+    for prefix in prefixes(state):
+        inner = {k.removeprefix(prefix): t for k, t in state.items()}
+        if set(inner) <= set(own):
+            return inner
+    lost = next((k for k in state if k not in own), "")
+    prefix = next((k.removesuffix(lost) for k in own if lost and k.endswith("." + lost)), "")
+    renamed = {k if k in own else prefix + k: t for k, t in state.items()}
+    return renamed if set(renamed) <= set(own) else dict(state)
+
+
+def _shaped(net: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors that both have are of the same shapes."""
+    own = net.state_dict()
+    return all(own[k].shape == t.shape for k, t in _aligned(state, net).items() if k in own)
+
+
+def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict; a mismatch names the first tensor, got and expected, and counts what is missing and
+    too many."""
+    own = net.state_dict()
+    differ = [k for k in own if k in state and own[k].shape != state[k].shape]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    parts = [f"{k} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in differ[:1]]
+    parts += [f"{len(differ) - 1} more shapes differ"] if len(differ) > 1 else []
+    parts += [f"{len(keys)} tensors {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+              for word, keys in (("missing", missing), ("too many", unexpected)) if keys]
+    if parts:
+        raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected.",
+                         hint="Name the architecture that the weights were trained with: --arch NAME or "
+                              "--arch file.py:fn, or the number of classes: --num-classes K")
+    net.load_state_dict({k: t.to(own[k].dtype) for k, t in state.items()}, strict=False)
+
+
+# --- the words that a pruned file carries ---------------------------------------------------------------
+
+def to_metadata(loaded: Loaded) -> dict[str, str]:
+    """What a pruned file must say for `load_model` to build the same model again: strings by name."""
+    return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options),
+            "num_classes": str(loaded.num_classes),
+            "input_shape": json.dumps(loaded.input_shape), "default_size": json.dumps(loaded.default_size),
+            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
+
+
+def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The inverse of `to_metadata`, checked, as others can write such a file too.
+
+    Of a library's model only numbers are taken as options: the others may name files to read.
+    Raises: InputError naming the field.
+    """
+    keys = ("input_shape", "default_size", "mean", "std")
+    fields = {key: json_field(extra, key) for key in ("arch_options", *keys)}
+    arch, options = extra.get("arch"), fields["arch_options"]
+    numbers = {key: fields[key] is None or isinstance(fields[key], list)
+               and all(type(v) in (int, float) for v in fields[key])
+               for key in keys}
+    fits = numbers | {
+        "arch": isinstance(arch, str),
+        "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
+            isinstance(arch, str) and is_own(arch) or all(type(v) in hub.PLAIN for v in options.values())),
+        "input_shape": numbers["input_shape"] and len(fields["input_shape"] or "chw") == 3,
+        "default_size": numbers["default_size"] and len(fields["default_size"] or "hw") == 2}
+    for key in [k for k, good in fits.items() if not good]:
+        raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does "
+                         "not write.",
+                         hint="The file was changed after pwoa wrote it; prune again.")
+    return {"arch": arch, "arch_options": options,
+            **{key: fields[key] and tuple(fields[key]) for key in keys}}
+
+
+def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether a file of these tensors can be of a network of these sizes; a network of any size would take
+    forever to build."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    numbers = {key: [n for n in values if isinstance(n, int)] for key, values in lists.items()}
+    largest = max((side for t in state.values() for side in t.shape), default=0)
+    sizes = [n for values in numbers.values() for n in values]
+    return sum(numbers.get("blocks", [])) <= len(state) and all(0 <= n <= max(largest, 64) for n in sizes)

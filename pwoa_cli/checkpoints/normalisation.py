@@ -1,0 +1,124 @@
+"""Normalisation of inputs, (x - mean) / std by channel: the ones in circulation, and what a user or a file
+says of it."""
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pwoa_cli.errors import InputError
+
+Values = tuple[float, ...]
+# Means and deviations of inputs in [0,1] as released code has them. CIFAR-10 has two deviations: that of all
+# pixels, and (older, kuangliu/pytorch-cifar and Madry's robustness) the mean of the deviations of single
+# images.
+NORMALISATIONS: dict[str, tuple[Values, Values]] = {
+    "none": ((), ()),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar10-old": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5,), (0.5,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+}
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """mean, std by channel, of inputs in [0,1]; both empty: inputs are taken as they are. said_by: "user",
+    "file", "network", "library" (a library's own description of its weights), or "nobody": then it is an
+    assumption."""
+
+    mean: Values
+    std: Values
+    said_by: str
+
+    def words(self) -> str:
+        """For people: the values and where they come from."""
+        if self.said_by == "network":
+            return "inside the network"
+        values = (f"mean {short(self.mean)}, std {short(self.std)}" if self.mean
+                  else "none, inputs are taken in [0,1] as they are")
+        return {"user": values, "file": f"{values} (in the file)",
+                "library": f"{values} (the library's, for these weights)",
+                "nobody": "none in the file, inputs are taken in [0,1] as they are (--normalize, --mean and "
+                          "--std change it)"
+                if not self.mean else f"{values} (inferred)"}[self.said_by]
+
+
+def short(values: Sequence[float]) -> str:
+    """Values for a sentence: 0.485, 0.456, 0.406."""
+    return ", ".join(f"{v:.4g}" for v in values)
+
+
+def known_for(channels: int) -> Mapping[str, tuple[Values, Values]]:
+    """Those of NORMALISATIONS that fit images of so many channels, by name, none first."""
+    return {name: values for name, values in NORMALISATIONS.items() if len(values[0]) in (0, 1, channels)
+            and (len(values[0]) != 1 or channels == 1 or name == "half")}
+
+
+def of_user(normalize: str | None, mean: Values | None,
+            std: Values | None) -> tuple[Values | None, Values | None]:
+    """(mean, std) of --normalize, --mean and --std; (None, None) where nothing is said. Raises: InputError if
+    they disagree."""
+    if normalize is None:
+        return mean, std
+    if mean is not None or std is not None:
+        raise InputError("--normalize and --mean or --std say the same thing twice.",
+                         hint="Give one of them.")
+    if normalize not in NORMALISATIONS:
+        near = difflib.get_close_matches(normalize, NORMALISATIONS, n=1, cutoff=0.5)
+        raise InputError(f"--normalize {normalize} is none of {', '.join(NORMALISATIONS)}.",
+                         hint=f"Did you mean {near[0]}?" if near
+                         else "Or the numbers: --mean A,B,C --std A,B,C")
+    return NORMALISATIONS[normalize]
+
+
+def parse_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
+    """(0.5, 0.5) from "0.5,0.5". Raises: InputError naming the flag."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{flag} {text} is not a list of numbers.",
+                         hint=f"One a channel, for example: {flag} 0.491,0.482,0.447") from None
+
+
+def decide(mean: Values | None, std: Values | None, *, inside: Sequence[Values | None], channels: int | None,
+           where: str) -> Normalisation:
+    """What the user says, else what the file has, else none.
+
+    Args: mean, std: the user's, (): none, None: not said. inside: (mean, std) in the file. channels: of the
+    model's inputs.
+    Raises: InputError if one is missing, they do not fit the channels, are not finite, or std is not above 0.
+    """
+    if (mean is None) != (std is None):
+        raise InputError(f"--{'mean' if mean is None else 'std'} is missing.",
+                         hint="Normalisation needs both, for example: --mean 0.5 --std 0.5")
+    said_by = "file" if mean is None else "user"
+    mean, std = inside if mean is None or std is None else (tuple(mean), tuple(std))
+    if mean is None and std is None:
+        return Normalisation((), (), "nobody")
+    if mean == std == ():
+        return Normalisation((), (), said_by)
+    whose = f"{where}: its normalisation" if said_by == "file" else "normalisation"
+    hint = "One number a channel: --mean A,B,C --std A,B,C"
+    if mean is None or std is None:
+        here, lacks = ("std", "mean") if mean is None else ("mean", "std")
+        raise InputError(f"{whose} has {here} {short(mean or std or ())} and no {lacks}.", hint=hint)
+    if not all(map(math.isfinite, (*mean, *std))) or min(std, default=0) <= 0:
+        raise InputError(f"{whose} has mean {short(mean)} and std {short(std)}, expected finite numbers, std "
+                         "above 0.",
+                         hint=hint)
+    if max(mean) > 1:
+        smaller = [",".join(f"{v / 255:.4g}" for v in values) for values in (mean, std)]
+        raise InputError(f"{whose} has mean {short(mean)} and std {short(std)}: of inputs in 0..255, "
+                         "expected in [0,1].",
+                         hint=f"Divided by 255: --mean {smaller[0]} --std {smaller[1]}")
+    channels = channels or len(mean)
+    if any(len(v) not in (1, channels) for v in (mean, std)):
+        raise InputError(f"{whose} mean {short(mean)} and std {short(std)} do not fit {channels} channels.",
+                         hint=hint)
+    return Normalisation(mean, std, said_by)

@@ -1,0 +1,351 @@
+"""From a file of somebody else's making to a plain {name: tensor}, without running anything that is in it.
+
+.pt, .pth (zip and legacy format, saved from any device) and .safetensors (dense, or sparse as pwoa writes
+it); wrapped in envelopes or not; with prefixes of wrappers or not; parametrised (parametrisations.py) or not.
+weights_only, unless told to trust.
+"""
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pwoa_cli.checkpoints import pickles
+from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
+from pwoa_cli.checkpoints.parametrisations import fold
+from pwoa_cli.errors import InputError
+from pwoa_cli.files import sparse
+
+# where training scripts keep a model, those first that are evaluated (of RobustBench, robustness, timm,
+# Lightning, AWP, ...)
+ENVELOPES = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema", "last",
+             "best",
+             "model_state", "model_dict", "net_state_dict", "network", "weights", "model_weights", "params",
+             "parameters",
+             "module", "classifier_state_dict", "best_model", "best_state", "best_state_dict",
+             "best_model_state_dict",
+             "ema_state_dict", "ema_model_state_dict", "model_ema_state_dict", "ema_model", "ema_net",
+             "averaged_model",
+             "swa_model", "model_swa", "swa_state_dict", "swa_best", "swa_model_state_dict",
+             "unaveraged_model_state_dict")
+CHOICES = ({"last", "best"}, {"last", "best_state"})  # of several epochs: which one is not for us to say
+# where training scripts keep what they were called with
+SETTINGS = ("args", "config", "opt", "hparams", "hyper_parameters")
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "1.")
+# side by side in one state dict these are whole models, not layers of one
+SIDES = ("student", "teacher", "model", "net", "ema", "model_ema", "ema_model", "swa_model", "encoder_q",
+         "encoder_k", "netG",
+         "netD", "generator", "discriminator")
+NORMALISERS: tuple[list[str], ...] = ([], ["0"], ["normalize"], ["normalizer"], ["norm"], ["preprocess"])
+HINT = pickles.HINT
+
+
+def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float | None = None,
+                    trust_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+    """(plain tensors by name; what else the file says; notes: choices made, wrappers undone, parametrisations
+    folded).
+
+    Args: entry: which of several models, a path of names such as best or checkpoint.ema; None: the only one.
+    keep: the fraction of weights that HYDRA's and HARP's scores keep. trust_pickle: run the file's code where
+    it needs it.
+    Raises: InputError, one sentence each, for what is missing, no checkpoint, truncated, ambiguous, or needs
+    more than tensors (naming the globals it wants); for NaN or infinite weights (naming the tensor).
+    """
+    if re.match(r"\w\w+:/", str(path)):  # a Path makes one slash of two
+        raise InputError(f"{path} is a URL, and pwoa downloads no checkpoints.",
+                         hint=f"Download it first: curl -L -o model.pt '{path}'; or name one of the hub: "
+                              "hf-hub:ID, timm:NAME")
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
+        raise InputError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
+    try:
+        content, metadata, warned = _read(Path(path), trust_pickle)
+        state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep)
+    except InputError as error:
+        raise InputError(_line(error.message), hint=_line(error.hint)) from error
+    return state, extra, tuple(map(_line, (*warned, *notes)))
+
+
+def _line(text: str) -> str:
+    """Names from a file as one line without control characters: they could hide or forge what a terminal
+    shows."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, entry: str | None,
+           keep: float | None) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """(tensors, what else the file says, notes) of what was read: envelopes opened, prefixes removed, weights
+    folded."""
+    state, extra, way, notes = _open_envelopes(content, where, entry)
+    extra = metadata | extra
+    state, prefix, dropped = _strip(state, where)
+    _check_numbers(state, where)
+    try:
+        state, folded = fold(state, extra, density=keep)
+    except InputError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+    undone = [" > ".join(way)] * bool(way) + [f"prefix {prefix}"] * bool(prefix) + dropped
+    unwrapped = [f"unwrapped: {'; '.join(undone)}"] * bool(undone)
+    return _finite(state, where), extra, [*notes, *unwrapped, *folded]
+
+
+def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
+    """(content, metadata of a safetensors file, warnings)."""
+    if not path.is_file():  # a pipe would wait for its writer
+        inside = next((p for p in (path / "model.safetensors",) if p.is_file()), "model.pt")
+        raise InputError(f"{path} is not a file{', it is a folder' if path.is_dir() else ''}.",
+                         hint=f"Name the checkpoint itself, such as {inside}")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(TEXT)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.",
+                         hint="Check its permissions.") from error
+    if not head:
+        raise InputError(f"{path} is empty.", hint=AGAIN)
+    # safetensors: header's size, header
+    counted = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    if not counted:
+        refuse_others(path, head)
+    if counted or path.suffix == ".safetensors" and not pickles.torch_made(head):
+        return sparse.load(path), sparse.load_metadata(path), ()
+    if head[8:10] in (b'{"', b"{ "):  # what would be a header's size is larger than the file
+        claim = int.from_bytes(head[:8], "little")
+        raise InputError(f"{path} is broken or truncated: its safetensors header claims {claim} bytes.",
+                         hint=AGAIN)
+    content, warned = pickles.read(path, trust_pickle=trust_pickle)
+    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise InputError(f"{path} holds a {kind}, expected a state dict of tensors by name.", hint=HINT)
+    return content, {}, warned
+
+
+# --- envelopes and prefixes ---------------------------------------------------------------
+
+def _holds_weights(content: object, depth: int = 4) -> bool:
+    """Whether it is a mapping with tensors, or has one in an envelope; a pickle may hold itself, so the depth
+    ends."""
+    if not isinstance(content, Mapping) or depth < 0:
+        return False
+    return any(v.ndim >= 1 and v.is_floating_point() if isinstance(v, Tensor) else k in ENVELOPES
+               and _holds_weights(v, depth - 1)
+               for k, v in content.items())
+
+
+def _is_model(content: object, depth: int = 4) -> bool:
+    """Whether a mapping of unknown name is a model: weights by name, or such a mapping in it; no optimizer's
+    state."""
+    if not isinstance(content, Mapping) or depth < 0 or "param_groups" in content:
+        return False
+    return any(isinstance(k, str)
+               and (v.ndim >= 2 and v.is_floating_point() and "weight" in k if isinstance(v, Tensor)
+                    else _is_model(v, depth - 1)) for k, v in content.items())
+
+
+def _open_envelopes(content: Mapping[str, Any], where: str,
+                    entry: str | None) -> tuple[dict[str, Tensor], dict[str, Any], list[str], list[str]]:
+    """(the innermost mapping of tensors, what lay beside it on the way, the names on the way, which of
+    several was taken)."""
+    extra: dict[str, Any] = {}
+    way, notes, asked = [], [], entry.split(".") if entry else []
+    for _ in range(6):
+        extra |= {str(k): v for k, v in content.items() if k in SETTINGS
+                  or not isinstance(v, Tensor | Mapping)}
+        known = [k for k in ENVELOPES if _holds_weights(content.get(k))]
+        others = [k for k, v in content.items() if isinstance(k, str) and k not in known and _is_model(v)]
+        name, asked = _asked(content, [*known, *others], asked, where, entry)
+        if name is None:
+            name, note = _chosen(content, known, others, where)
+            notes += note
+        if name is None:
+            break
+        content = content[name]
+        way.append(name)
+    if asked:
+        content = _side(content, ".".join(asked), where, entry)
+        way.append(".".join(asked) + ".*")
+    if not _holds_weights(content):
+        _check_numbers({str(k): v for k, v in content.items() if isinstance(v, Tensor)}, where)
+        shown = ", ".join(str(k)[:40] for k in list(content)[:6]) or "nothing"
+        raise InputError(f"{where} holds no weights; it has: {shown}.", hint=HINT)
+    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}, extra, way, notes
+
+
+def _asked(content: Mapping[str, Any], there: list[str], asked: list[str], where: str,
+           entry: str | None) -> tuple[str | None, list[str]]:
+    """(the name at the beginning of what --entry asks for, what remains of it); names may have dots
+    themselves."""
+    for count in range(len(asked), 0, -1):
+        name = ".".join(asked[:count])
+        if name in there:
+            return name, asked[count:]
+    if asked and there and not any(str(k).startswith(".".join(asked) + ".") for k in content):
+        wrapper = next((k for k in there if len(there) == 1), None)
+        if wrapper is None:
+            raise InputError(f"{where} has no entry {entry!r}; it has: {', '.join(there)}.",
+                             hint=f"--entry {there[0]}")
+        return wrapper, asked
+    return None, asked
+
+
+def _chosen(content: Mapping[str, Any], known: list[str], others: list[str],
+            where: str) -> tuple[str | None, list[str]]:
+    """(the mapping to open next, a note if there were several); None: the tensors are here."""
+    if any(choice <= set(known) for choice in CHOICES):
+        pair = [k for k in known if any(k in choice for choice in CHOICES)]
+        raise InputError(f"{where} holds two models, {' and '.join(map(repr, sorted(pair, reverse=True)))}.",
+                         hint=f"Say which: --entry {min(pair)}")
+    if known:
+        beside = [*known[1:], *others]
+        note = f"weights: {known[0]!r} of the file; it also holds {', '.join(map(repr, beside))}, which " \
+            f"{'are' if len(beside) > 1 else 'is'} not used"
+        return known[0], [note] * bool(beside)
+    if _holds_weights(content) or not others:
+        return None, []
+    if len(others) > 1:
+        raise InputError(f"{where} holds {len(others)} models: {', '.join(map(repr, others[:6]))}.",
+                         hint=f"Say which: --entry {'student' if 'student' in others else others[0]}")
+    return others[0], []
+
+
+def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None) -> dict[str, Any]:
+    """The tensors whose keys begin with the prefix that --entry names, without it."""
+    for start in (prefix + ".", "module." + prefix + "."):
+        part = {str(k).removeprefix(start): v for k, v in content.items() if str(k).startswith(start)}
+        if _holds_weights(part):
+            return part
+    names = list(dict.fromkeys(str(k).removeprefix("module.").partition(".")[0] for k in content))
+    raise InputError(f"{where} has no entry {entry!r}; its tensors begin with: {', '.join(names[:8])}.",
+                     hint="Leave --entry out, or name one of these.")
+
+
+def _strip(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], str, list[str]]:
+    """(state without wrapper prefixes, the prefixes, what was dropped). A prefix is removed if every key has
+    it.
+
+    Dropped first is what MadryLab's attacker doubles. One that is not in PREFIXES must have layers of several
+    names in it.
+    """
+    start = next((p for p in ("module.attacker.", "attacker.") if any(k.startswith(p) for k in state)), None)
+    kept = {k: t for k, t in state.items() if not start or not k.startswith(start)}
+    dropped = [f"dropped {len(state) - len(kept)} tensors {start}*"] if 0 < len(kept) < len(state) else []
+    state, removed = kept or state, ""
+    while True:
+        weights = [k for k in state if not _normalisation(k)]
+        prefix = next((p for p in PREFIXES if weights and all(k.startswith(p) for k in weights)),
+                      None) or _shared(weights)
+        if prefix is None:
+            break
+        state = {k.removeprefix(prefix): t for k, t in state.items()}
+        removed += prefix
+    sides = {k.partition(".")[0] for k in state if not _normalisation(k)}
+    if len(sides) > 1 and sides <= set(SIDES):
+        names = sorted(sides, key=SIDES.index)
+        raise InputError(f"{where} holds {len(sides)} models side by side: the keys begin with "
+                         f"{', '.join(names)}.",
+                         hint=f"Say which: --entry {names[0]}")
+    return state, removed, dropped
+
+
+def _shared(keys: list[str]) -> str | None:
+    """The names that every key begins with, if layers of at least two names lie below them: an unknown
+    wrapper's."""
+    shared = os.path.commonprefix([k.split(".") for k in keys])
+    prefix = "".join(name + "." for name in shared)
+    return prefix if shared and all(k.startswith(prefix) and "." in k.removeprefix(prefix)
+                                    for k in keys) else None
+
+
+def _normalisation(key: str) -> str | None:
+    """"mean" or "std" for the key of a normalisation buffer (mu, 0.mean, normalize.std, normalizer.new_mean,
+    ...), else None."""
+    parts = key.split(".")
+    while parts[0] in ("module", "model", "_orig_mod") and len(parts) > 1:
+        parts = parts[1:]
+    names = {"mean": "mean", "mu": "mean", "new_mean": "mean", "std": "std", "sigma": "std", "new_std": "std"}
+    holder = parts[:-1] in NORMALISERS
+    return names.get(parts[-1]) if holder else None
+
+
+def take_normalisation(state: Mapping[str, Tensor]) -> tuple[
+        dict[str, Tensor], tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(state without its normalisation buffers, mean, std by channel); None where the file has none."""
+    found = {_normalisation(k): tuple(t.float().flatten().tolist()) for k, t in state.items()
+             if _normalisation(k)}
+    rest = {k: t for k, t in state.items() if not _normalisation(k)}
+    return rest, found.get("mean"), found.get("std")
+
+
+def _check_numbers(state: dict[str, Tensor], where: str) -> None:
+    """Dense tensors of ordinary numbers. Raises: InputError naming the tensor, for weights stored as integers
+    too."""
+    for name, tensor in state.items():
+        kind = "without values" if tensor.is_meta else "quantized" if tensor.is_quantized else None
+        if not kind and (tensor.layout is not torch.strided or tensor.is_nested):
+            kind = str(tensor.layout)
+        if kind:
+            raise InputError(f"{where}: {name} is {kind}, expected a dense tensor of numbers.",
+                             hint="Save the model with its values: it was on the meta device."
+                             if tensor.is_meta else
+                             "Save it dense: tensor.to_dense(), or tensor.dequantize().")
+        if name.endswith("weight") and tensor.ndim > 1 and not tensor.is_floating_point():
+            raise InputError(f"{where}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected "
+                             "floating point.",
+                             hint="A quantized model is no teacher or start of pruning: take the one it was "
+                                  "made from.")
+
+
+def _finite(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    for name, tensor in state.items():
+        narrow = tensor.is_floating_point() and tensor.itemsize == 1  # float8 has no isfinite
+        finite = torch.isfinite(tensor.float() if narrow else tensor) if tensor.is_floating_point() else None
+        bad = tensor.numel() - int(finite.sum()) if finite is not None else 0
+        if bad:
+            raise InputError(f"{where}: {name} has {bad} NaN or infinite values of {tensor.numel()}.",
+                             hint="The checkpoint is damaged or its training diverged; take another epoch.")
+    return state
+
+
+def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
+    """(norm, eps) if the file's own settings name them (eps, epsilon, norm, also inside args); None
+    otherwise."""
+    settings: dict[str, Any] = {}
+    for key, value in extra.items():
+        value = vars(value) if isinstance(value, argparse.Namespace) else value
+        settings |= value if isinstance(value, Mapping) else {key: value}
+    eps = next((n for n in (_number(settings.get(k)) for k in ("eps", "epsilon")) if n is not None), None)
+    if eps is None:
+        return None
+    norm = str(settings.get("norm", "linf")).lower().replace("l_", "l")
+    norm = {"inf": "linf", "2": "l2"}.get(norm, norm)
+    # the common spelling 8 for 8/255; an L2 ball may be larger than 1
+    eps = eps / 255 if eps > 1 and norm == "linf" else eps
+    return (norm, eps) if norm in ("linf", "l2") and 1e-5 < eps < float("inf") else None  # 1e-8 is Adam's eps
+
+
+def _number(value: Any) -> float | None:
+    """0.3, "0.3" or "8/255" as a number; None for anything else, such as True or several numbers."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    above, _, below = value.partition("/") if isinstance(value, str) else (value, "", "")
+    try:
+        return float(above) / float(below or 1)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError):
+        return None
+
+
+def json_field(metadata: Mapping[str, Any], key: str) -> Any:
+    """A metadata string as the JSON value that it holds; None where it is missing. Raises: InputError if it
+    is not JSON."""
+    if key not in metadata:
+        return None
+    try:
+        return json.loads(metadata[key])
+    except (TypeError, ValueError):
+        raise InputError(f"metadata field {key!r} is not JSON: {str(metadata[key])[:60]!r}.",
+                         hint="The file was changed after pwoa wrote it; prune again.") from None

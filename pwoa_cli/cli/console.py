@@ -1,0 +1,202 @@
+"""What the command line shows: stdout is the result, stderr is for people.
+
+Text of users and files is printed as it is: no markup is read into it, and control characters are made
+visible, so that a file name cannot colour or clear a terminal.
+"""
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pwoa_cli.errors import PwoaError
+from pwoa_cli.files.plain import dumps
+from pwoa_cli.reports.numbers import duration, visible
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Console:
+    """The two streams of one command. Args: json: stdout gets one JSON object and nothing else. quiet: no
+    say, no progress."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False):
+        self.json = json
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """A line for people on stderr; quiet leaves it out, unless it is a `warning: TEXT` of a workflow."""
+        if not self.quiet or text.startswith("warning: "):
+            _to_stderr(text)
+
+    def warn(self, text: str) -> None:
+        """`warning: TEXT` on stderr, also when quiet."""
+        _to_stderr(f"warning: {text}")
+
+    def error(self, error: PwoaError) -> None:
+        """`error: MESSAGE` and `hint: HINT` on stderr, also when quiet."""
+        _to_stderr(f"error: {error.message}")
+        if error.hint:
+            _to_stderr(f"hint: {error.hint}")
+
+    def result(self, text: str, json_object: Mapping[str, Any], *,
+               table: Callable[[], Any] | None = None) -> None:
+        """The result on stdout, in one of three forms of the same content.
+
+        Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null.
+        table: makes a rich renderable for a terminal (default: the text there too).
+        """
+        if self.json:
+            _write(sys.stdout, dumps(json_object))
+        elif table is not None and sys.stdout.isatty():
+            from rich.console import Console as RichConsole
+
+            # without a height rich takes 80 columns on a dumb terminal
+            RichConsole(file=sys.stdout, width=_width(sys.stdout), height=25).print(table())
+        else:
+            _write(sys.stdout, visible(text.rstrip("\n")))
+
+    @contextmanager
+    def progress(self) -> Iterator["Progress"]:
+        """Progress on stderr while the block runs: a bar on a terminal, lines elsewhere, nothing when quiet.
+
+        `with console.progress() as progress: work(on_progress=progress.update)`. At the end, also by an
+        exception, the last state is shown.
+        """
+        if self.quiet:
+            yield Progress(lambda phase, done, total, line, must: None)
+        elif _live(sys.stderr):
+            with _bar() as show:
+                yield Progress(show)
+        else:
+            progress = Progress(lines_every(SECONDS_BETWEEN_LINES))
+            try:
+                yield progress
+            finally:
+                progress.close()
+
+
+Show = Callable[[str, int, int, str, bool], None]  # phase, done, total, line, whether it must be seen
+
+
+class Progress:
+    """The phases of a run as lines such as `prune 30% | epoch 6/20 | loss 1.23 | eta 12m`, handed to
+    `show`."""
+
+    def __init__(self, show: Show, *, clock: Callable[[], float] = time.monotonic):
+        self._show, self._clock = show, clock
+        self._phase, self._start, self._first = "", 0.0, 0
+        self._last: tuple[str, int, int, str] | None = None  # not yet shown for certain
+
+    def update(self, phase: str, done: int, total: int, text: str = "") -> None:
+        """Say that `done` of `total` steps of a phase are over; the eta is that of the phase.
+
+        Args: done: 0..total, counted from where the phase stands at its first update. text: more, e.g. "epoch
+        6/20".
+        """
+        now = self._clock()
+        begins = phase != self._phase
+        if begins:
+            self.close()
+            self._phase, self._start, self._first = phase, now, done
+        line = " | ".join(part for part in (f"{phase} {_share(done, total)}%", text,
+                                            self._when(now, done, total)) if part)
+        must = begins or done >= total
+        self._show(phase, done, total, line, must)
+        self._last = None if must else (phase, done, total, line)
+
+    def close(self) -> None:
+        """Show the last state of the phase, if an update came after the one that was shown."""
+        if self._last:
+            self._show(*self._last, True)
+        self._last = None
+
+    def _when(self, now: float, done: int, total: int) -> str:
+        passed, steps = now - self._start, done - self._first
+        if done >= total:
+            return f"took {duration(passed)}" if steps else ""
+        return f"eta {duration(passed / steps * (total - done))}" if steps > 0 else ""
+
+
+def _share(done: int, total: int) -> int:
+    return 100 if done >= total else int(100 * done / total)  # 100% only when it is over
+
+
+def lines_every(seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Show:
+    """Lines on stderr, at most one in `seconds` but for those that must be seen; the same line never twice in
+    a row."""
+    shown_at, shown = -float("inf"), ""
+
+    def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
+        nonlocal shown_at, shown
+        if line != shown and (must or clock() - shown_at >= seconds):
+            _to_stderr(line)
+            shown_at, shown = clock(), line
+
+    return show
+
+
+@contextmanager
+def _bar() -> Iterator[Show]:
+    """A rich bar for each phase on stderr, with its line beside it; long lines fold."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+    from rich.table import Column
+
+    console = RichConsole(file=sys.stderr)
+    text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    with RichProgress(BarColumn(bar_width=24 if console.width >= 90 else 8), text, console=console,
+                      refresh_per_second=4,
+                      # stdout stays the result's, even when only stderr is a terminal
+                      redirect_stdout=False) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task("")
+            bar.update(tasks[phase], description=visible(line), completed=done, total=max(1, total))
+
+        yield show
+
+
+def _live(stream: Any) -> bool:
+    """Whether a bar can be redrawn in place there and somebody sees it."""
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown") and not in_ci
+
+
+def _to_stderr(text: str) -> None:
+    """One write, so that lines of threads do not mix; broken between words on a terminal, never where it is
+    read by a program."""
+    text = visible(text)
+    if sys.stderr.isatty():
+        text = "\n".join(_wrapped(line, _width(sys.stderr)) for line in text.split("\n"))
+    _write(sys.stderr, text)
+
+
+def _write(stream: Any, text: str) -> None:
+    """A reader of a pipe that has gone (`| head -1`) has what it wanted, and does not end a run of hours."""
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        # else Python complains about the rest at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Broken between words, paths stay whole; what is indented stays indented."""
+    indent = line[:len(line) - len(line.lstrip())]
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False,
+                         break_on_hyphens=False)
+
+
+def _width(stream: Any) -> int:
+    """Columns of the terminal behind a stream, $COLUMNS first."""
+    try:
+        return max(20, int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns))
+    except (OSError, ValueError):
+        return 80

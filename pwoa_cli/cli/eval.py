@@ -1,0 +1,71 @@
+"""`pwoa eval`: parse -> request -> workflow -> show."""
+from typing import Annotated, Any
+
+import typer
+
+from pwoa_cli.cli import options
+from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.run_folder import no_folder, opened
+from pwoa_cli.files import run_folder
+
+GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
+
+
+EXAMPLES = """\b
+Examples:
+  pwoa eval --attacks pgd,cw,aa
+  pwoa eval model.pt --attacks fgsm,pgd,cw,aa --n 1000
+  pwoa eval pruned.safetensors --compare model.pt --json
+  pwoa eval --attacks aa --max-seconds 600 --resume"""
+
+
+@options.with_source
+def evaluate(
+    *, model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
+        "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its "
+        "teacher."))] = "",
+    source: options.SourceOptions, compare: options.Compare = None,
+    data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
+    attacks: options.Attacks = "fgsm,pgd,cw",
+    n: options.N = 1000, per_class: options.PerClass = False,
+    batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
+    max_seconds: options.MaxSeconds = None, resume: options.Resume = False,
+    save_samples: options.SaveSamples = None,
+    out: options.ReportFolder = None, json: options.Json = False, quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Measure accuracy under attack."""
+    console = Console(json=json, quiet=quiet)
+    run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")
+    jobs: list[Any] = []
+
+    def goes_on() -> str:
+        return GOES_ON if any(kept.made + kept.taken for job in jobs for kept in job.kept) else ""
+
+    with opened(console, out, model=model, goes_on=goes_on,
+                again=resume) if out else no_folder(goes_on) as folder:
+        console.say("loading torch")
+        from pwoa_cli.reports import tables
+        from pwoa_cli.workflows import evaluate as workflow
+
+        job = workflow.prepare(workflow.Request(
+            source.of(model), teacher=source.of_teacher(compare), data=data, norm=norm, eps=eps,
+            attacks=attacks, n=n, seed=seed,
+            batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
+            keep_inputs=save_samples is not None), say=console.say)
+        if dry_run:
+            console.result("Everything checked; nothing was attacked.",
+                           {"dry_run": True, "out": str(out) if out else None})
+            return
+        jobs.append(job)
+        with console.progress() as progress:
+            outcome = workflow.execute(job, progress=progress.update, say=console.say)
+        for note in outcome.result["notes"]:
+            if note.startswith("unreliable: "):
+                console.warn(note)
+        console.result(tables.markdown(outcome.result), outcome.result,
+                       table=lambda: tables.table(outcome.result))
+        # last: a full disk must not cost the figures
+        workflow.keep(outcome, job, folder=folder, saved=save_samples)
+    for written in filter(None, (folder, save_samples)):
+        console.say(f"wrote {written}")

@@ -1,0 +1,29 @@
+"""`pwoa info`: parse -> source -> workflow -> show."""
+
+from pwoa_cli.cli import options
+from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.run_folder import no_folder
+
+EXAMPLES = """\b
+Examples:
+  pwoa info model.pt
+  pwoa info pruned.safetensors --json
+  pwoa info model.pt --normalize none"""
+
+
+@options.with_source
+def info(
+    *, model: options.Model, source: options.SourceOptions, data: options.InfoData = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Say what a checkpoint is."""
+    console = Console(json=json, quiet=quiet)
+    from pwoa_cli.reports import checkpoint
+    from pwoa_cli.workflows import info as workflow
+
+    with no_folder():
+        found = workflow.describe(source.of(model), data=data, say=console.say)
+    console.result(checkpoint.markdown(found), found, table=lambda: checkpoint.table(found))
+    if found["arch"] is not None and not found["pruned"]:
+        console.say(f"next: pwoa prune {model} --sparsity 0.9")

@@ -1,0 +1,244 @@
+"""The options of the command line: their names, help and the text that they take."""
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from pwoa_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from pwoa_cli.checkpoints.model import Source
+
+
+class Command(TyperCommand):
+    """Help as plain text, options under the headings of their `rich_help_panel`, all in one column."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """MODEL or [MODEL], without the braces of newer typers."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments and options by heading, in the order of the function's parameters."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue  # hidden
+            name, text = record
+            argument = param.param_type_name == "argument"
+            heading = "Arguments" if argument else getattr(param, "rich_help_panel", None) or RUN
+            groups.setdefault(heading, []).append((param.metavar if argument and param.metavar else name,
+                                                   text))
+        width = max(len(name) for records in groups.values() for name, _ in records)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in records])
+
+
+def _whole(flag: str, least: int) -> Callable[[Any], int]:
+    """Parser of a whole number >= least. It raises InputError naming the flag."""
+    def parse(text: Any) -> int:
+        if not str(text).strip().isdecimal() or int(text) < least:
+            raise InputError(f"{flag} {text} is not a whole number of at least {least}.",
+                             hint=f"For example: {flag} {max(least, 100)}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: Any) -> float:
+    """--max-seconds as a number above 0. Raises: InputError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--max-seconds {text} is not a number above 0.",
+                         hint="Ten minutes: --max-seconds 600")
+    return value
+
+
+PRUNING, MODEL, DATA, RUN = "Pruning", "Model", "Data and attacks", "Run"
+
+
+def _option(flag: str, heading: str, text: str, *, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(flag, rich_help_panel=heading, help=text, metavar=metavar, **more)
+
+
+Model = Annotated[str, typer.Argument(
+    metavar="MODEL", help="Checkpoint: .pt, .pth or .safetensors, timm:NAME or hf-hub:ID.")]
+Sparsity = Annotated[str, _option("--sparsity", PRUNING, "Fraction of weights to zero, between 0 and 1.",
+                                  metavar="S")]
+Structure = Annotated[str, _option("--structure", PRUNING, "unstructured, filter or column.", metavar="KIND")]
+RecipeName = Annotated[str,
+                       _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
+Settings = Annotated[list[str] | None, _option(
+    "--set", PRUNING, "Override a field of the recipe, such as lr=1e-3 (repeatable).", metavar="FIELD=VALUE")]
+Epochs = Annotated[str | None, _option(
+    "--epochs", PRUNING, "Epochs of both phases together. Default: the recipe's.", metavar="E")]
+Effort = Annotated[str | None, _option(
+    "--effort", PRUNING,
+    "quick, default or max: a fifth of the recipe's epochs, these, or five times as many. --epochs wins.",
+    metavar="KIND")]
+MixRatio = Annotated[str | None, _option(
+    "--mix-ratio", PRUNING, "Partial access: attack this fraction of the training batches. Default: none.",
+    metavar="R")]
+TrainingBatch = Annotated[str | None, _option(
+    "--batch-size", PRUNING, "Images in a training step. Default: the recipe's.", metavar="B")]
+Arch = Annotated[str | None, _option(
+    "--arch", MODEL, "Architecture, where the file does not tell.", metavar="NAME|FILE.py:FN")]
+Teacher = Annotated[str | None,
+                    _option("--teacher", MODEL, "Another checkpoint with the same classes.", metavar="FILE")]
+Compare = Annotated[str | None, typer.Option(
+    "--compare", "--teacher", rich_help_panel=MODEL, metavar="FILE",
+    help="Another checkpoint with the same classes, on the same samples.")]
+Classes = Annotated[int | None, _option(
+    "--num-classes", MODEL, "Classes of the model.", metavar="K", parser=_whole("--num-classes", 2))]
+Normalize = Annotated[str | None, _option(
+    "--normalize", MODEL,
+    "Normalisation by name: none, imagenet, cifar10, cifar10-old, cifar100, svhn, half, mnist, "
+    "fashion-mnist.", metavar="NAME")]
+Mean = Annotated[str | None,
+                 _option("--mean", MODEL, "Or its mean, for inputs in [0,1].", metavar="A,B,C")]
+Std = Annotated[str | None, _option("--std", MODEL, "And its deviation.", metavar="A,B,C")]
+Entry = Annotated[str | None, _option(
+    "--entry", MODEL, "Which of several models in the file, such as best.", metavar="NAME")]
+Keep = Annotated[str | None, _option(
+    "--keep", MODEL, "Fraction of weights that pruning scores in the file keep.", metavar="F")]
+Trust = Annotated[bool, _option("--trust-pickle", MODEL,
+                                "Run code that the file holds, if it needs that to be read.")]
+Data = Annotated[str | None, _option(
+    "--data", DATA, "mnist, fashion-mnist, cifar10, cifar100, svhn, a folder or an .npz file. Default: the "
+                    "known one that fits.",
+    metavar="NAME|PATH")]
+InfoData = Annotated[str | None, _option(
+    "--data", DATA, "Also try it on training images of mnist, cifar10, ..., a folder or an .npz file.",
+    metavar="NAME|PATH")]
+Norm = Annotated[str | None, _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2|l1")]
+Eps = Annotated[str | None, _option(
+    "--eps", DATA, "Its radius, such as 8/255 or 0.3, for inputs in [0,1]. Default: the file's, else the "
+                   "data set's convention.",
+    metavar="E")]
+ReportAttacks = Annotated[str, _option("--attacks", DATA, "Attacks of the report.", metavar="A,B")]
+Attacks = Annotated[str, _option(
+    "--attacks", DATA,
+    "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast, fmn, cw-l2, or a "
+    "plug-in.", metavar="A,B")]
+N = Annotated[int, _option("--n", DATA, "Test samples, stratified by class.", metavar="N",
+                           parser=_whole("--n", 1))]
+PassBatch = Annotated[int | None, _option(
+    "--batch-size", RUN,
+    "Most images in one pass; results do not depend on it. Default: what fits into memory.", metavar="B",
+    parser=_whole("--batch-size", 1))]
+PerClass = Annotated[bool, _option("--per-class", DATA, "Also accuracy by class.")]
+SaveSamples = Annotated[Path | None, _option(
+    "--save-samples", RUN, "Flags, norms and adversarial inputs of every sample, for NumPy.",
+    metavar="FILE.npz")]
+MaxSeconds = Annotated[float | None, _option(
+    "--max-seconds", RUN, "Stop the attacks after this time with what is known.", metavar="S",
+    parser=_seconds)]
+Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier run of this command finished.")]
+Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
+                              parser=_whole("--seed", 0))]
+Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
+RunFolder = Annotated[Path | None,
+                      _option("--out", RUN, "Run folder. Default: pwoa-runs/MODEL-S-TIME.", metavar="DIR")]
+ReportFolder = Annotated[Path | None, _option(
+    "--out", RUN, "Also write report.json, report.md and samples.npz here.", metavar="DIR")]
+Json = Annotated[bool, _option("--json", RUN, "One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, _option("--quiet", RUN, "Only warnings, errors and the result.")]
+DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
+
+
+def parse_sparsity(text: str) -> float:
+    """Fraction in (0, 1) from text. Raises: InputError, with what was meant where that can be guessed."""
+    example = "Nine weights in ten: --sparsity 0.9"
+    try:
+        value = float(text.strip().removesuffix("%").replace(",", "."))
+    except ValueError:
+        raise InputError(f"--sparsity {text} is not a number.", hint=example) from None
+    percent = text.strip().endswith("%") or value > 1
+    if percent and 0 < value < 100 or "," in text and 0 < value < 1:
+        meant = f"{value / 100 if percent else value:g}"
+        raise InputError(f"--sparsity {text} is not a number between 0 and 1. Did you mean {meant}?",
+                         hint=f"--sparsity {meant}")
+    if not 0 < value < 1:
+        raise InputError(f"--sparsity {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
+                         hint=example)
+    return value
+
+
+def overrides(settings: list[str] | None, **direct: Any) -> dict[str, Any]:
+    """Fields of the recipe from --set FIELD=VALUE and from options of their own, which win."""
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting} is not FIELD=VALUE.", hint="For example: --set lr=1e-3")
+        values[key.strip()] = value.strip()
+    return values | {key: value for key, value in direct.items() if value is not None}
+
+
+def fraction(text: str | None) -> float | None:
+    """--keep as a number in (0, 1]. Raises: InputError."""
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = 0.0
+    if value is not None and not 0 < value <= 1:
+        raise InputError(f"--keep {text} is not a number above 0 and up to 1.",
+                         hint="A tenth of the weights: --keep 0.1")
+    return value
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a user says of MODEL: the options of every command that loads one."""
+
+    arch: Arch = None
+    num_classes: Classes = None
+    normalize: Normalize = None
+    mean: Mean = None
+    std: Std = None
+    entry: Entry = None
+    keep: Keep = None
+    trust_pickle: Trust = False
+
+    def of(self, model: str) -> "Source":
+        """The model of a path or name. Raises: InputError if what is said contradicts itself."""
+        from pwoa_cli.checkpoints.model import Source
+        from pwoa_cli.checkpoints.normalisation import of_user, parse_numbers
+
+        mean, std = parse_numbers(self.mean, flag="--mean"), parse_numbers(self.std, flag="--std")
+        mean, std = of_user(self.normalize, mean, std)
+        return Source(model, arch=self.arch, num_classes=self.num_classes, mean=mean, std=std,
+                      entry=self.entry, keep=fraction(self.keep), trust_pickle=self.trust_pickle)
+
+    def of_teacher(self, path: str | None) -> "Source | None":
+        """Another checkpoint, of which only its file speaks; None for None."""
+        from pwoa_cli.checkpoints.model import Source
+
+        return None if path is None else Source(path, trust_pickle=self.trust_pickle)
+
+
+def with_source(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `SourceOptions` in place of its parameter `source`, which gets them
+    together."""
+    shared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+              for f in fields(SourceOptions)]
+    own = inspect.signature(command).parameters.values()
+    parameters = [one for parameter in own for one in (shared if parameter.name == "source" else [parameter])]
+
+    @wraps(command)
+    def gathered(**values: Any) -> None:
+        command(source=SourceOptions(**{p.name: values.pop(p.name) for p in shared}), **values)
+
+    # what typer makes options of
+    gathered.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect
+    gathered.__annotations__ = {p.name: p.annotation for p in parameters}
+    return gathered

@@ -1,0 +1,54 @@
+"""`pwoa prune`: parse -> request -> workflow -> show."""
+from datetime import datetime
+
+from pwoa_cli.cli import options
+from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.run_folder import opened
+
+EXAMPLES = """\b
+Examples:
+  pwoa prune model.pt --sparsity 0.9
+  pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
+  pwoa prune model.pt --sparsity 0.5 --structure filter"""
+
+
+@options.with_source
+def prune(
+    *, model: options.Model, sparsity: options.Sparsity, structure: options.Structure = "unstructured",
+    recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
+    effort: options.Effort = None, mix_ratio: options.MixRatio = None,
+    batch_size: options.TrainingBatch = None,
+    source: options.SourceOptions, teacher: options.Teacher = None,
+    data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
+    attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
+    seed: options.Seed = 0, device: options.Device = "auto", out: options.RunFolder = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False, dry_run: options.DryRun = False,
+) -> None:
+    """Prune a model and report what it cost."""
+    wanted, created = options.parse_sparsity(sparsity), datetime.now()
+    overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
+                                  batch_size=batch_size)
+    console = Console(json=json, quiet=quiet)
+    with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
+        console.say("loading torch")
+        from pwoa_cli.reports import tables
+        from pwoa_cli.workflows import prune as workflow
+        from pwoa_cli.workflows.prune_job import Request, prepare
+
+        job = prepare(Request(
+            source.of(model), wanted, structure=structure, recipe=recipe, overrides=overrides,
+            teacher=source.of_teacher(teacher), data=data, norm=norm, eps=eps, attacks=attacks, n=n,
+            seed=seed, device=device), say=console.say)
+        if dry_run:
+            guess = workflow.time_to_fit(job)
+            console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
+                "dry_run": True, "out": str(folder), "steps": guess.steps, "seconds": guess.seconds,
+                "seconds_per_step": guess.seconds_per_step,
+                "seconds_per_million_weights_and_image": guess.seconds_per_step / guess.work})
+            return
+        with console.progress() as progress:
+            result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
+    console.result(tables.markdown(result), result, table=lambda: tables.table(result))
+    own = f"--arch {source.arch} " if source.arch and ".py" in source.arch else ""
+    console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}{own}--attacks pgd,cw,aa")

@@ -1,0 +1,60 @@
+"""The folder that a command writes to, tried before torch is loaded; if the command fails, what is kept is
+said."""
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from pwoa_cli.cli.console import Console
+from pwoa_cli.errors import PwoaError
+from pwoa_cli.files import run_folder
+
+
+class Interrupted(PwoaError):
+    """Ctrl-C or SIGTERM; the message says what was kept."""
+
+    exit_code = 130
+
+
+@contextmanager
+def opened(console: Console, out: Path | None, *, model: str, sparsity: float = 0.0,
+           created: datetime | None = None, goes_on: Callable[[], str] = str,
+           again: bool = False) -> Iterator[Path]:
+    """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is
+    said.
+
+    Args: goes_on: what more there is to say when it is interrupted. again: as in files.run_folder.create.
+    """
+    with run_folder.opened(out, model_name=Path(model).stem, sparsity=sparsity, now=created or datetime.now(),
+                           again=again) as folder:
+        before = {path.name for path in folder.iterdir()}
+        try:
+            yield folder
+        except (KeyboardInterrupt, PwoaError) as error:
+            kept = _kept(folder, before)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"interrupted; {kept} {goes_on()}".rstrip()) from None
+            if {path.name for path in folder.iterdir()} - before:
+                console.warn(f"stopped; {kept}")
+            raise
+
+
+def _kept(folder: Path, before: set[str]) -> str:
+    """What a run that did not finish leaves besides what was there before, in a sentence or two."""
+    names = sorted({p.name for p in folder.iterdir()} - before)
+    if not names:
+        return "nothing was written."
+    kept = f"kept in {folder}: {', '.join(names)}."
+    if "model.safetensors" in names:
+        return f"{kept}\nThe pruned model is whole; measure it: pwoa eval {folder / 'model.safetensors'}"
+    return f"{kept} No pruned model was written." if "config.toml" in names else kept
+
+
+@contextmanager
+def no_folder(goes_on: Callable[[], str] = str) -> Iterator[None]:
+    try:
+        yield None
+    except KeyboardInterrupt:
+        more = goes_on()
+        raise Interrupted("interrupted; "
+                          f"{f'no report was written. {more}' if more else 'nothing was written.'}") from None

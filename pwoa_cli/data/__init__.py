@@ -1,0 +1,1 @@
+"""Labelled images: where they are found, their formats, samples of them. It may import machine."""

@@ -1,0 +1,350 @@
+"""Data sets: where they are found, how they are fetched, and batches of them in [0, 1] on the device.
+
+Small sets live on the device as uint8 and are augmented there, a batch at a time; large image folders are
+decoded batch by batch. The formats on disk are read by `formats`.
+Legend: N images, B batch, C channels, H and W height and width.
+"""
+import contextlib
+import difflib
+import http.client
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pwoa_cli.data import formats, image_folder
+from pwoa_cli.errors import InputError
+
+Augment = Literal["none", "crop-flip", "hard"]
+_CONNECT_SECONDS = 20  # a firewall that drops packets would otherwise hold the command for minutes
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one part of a data set, in the order of the files.
+
+    images: (N, C, H, W) uint8 0..255 or float32 0..1, or files of them. labels: (N,) int64 on the device of
+    the batches.
+    """
+
+    images: formats.Images
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 in [0, 1] (B, C, H, W) and labels int64 (B,) at `index` (B,) int64, which may be on
+        any device."""
+        device = self.labels.device
+        home = self.images.device if isinstance(self.images, Tensor) else "cpu"
+        x = self.images[index.to(home)].to(device)
+        return x if x.is_floating_point() else x.float() / 255, self.labels[index.to(device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set for image classification; `augment` and `threat` (norm, eps) are its field's conventions."""
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    shape: tuple[int, int, int]
+    augment: Augment
+    threat: tuple[str, float] | None
+    where: str
+
+
+class _Layout(NamedTuple):
+    """How a known data set lies in a folder: `path` below it, holding `files`, or the file itself if they are
+    ()."""
+
+    path: str
+    files: tuple[str, ...]
+    read: Callable[[Path], formats.Raw]
+
+
+@dataclass(frozen=True)
+class _Known:
+    shape: tuple[int, int, int]
+    num_classes: int
+    threat: tuple[str, float]
+    augment: Augment
+    torchvision: str
+    layouts: tuple[_Layout, ...]
+
+
+def _npz(name: str) -> _Layout:
+    return _Layout(f"{name}.npz", (), formats.read_npz)
+
+
+# Digits are not augmented: a flipped digit is none, and robust training on SVHN conventionally crops neither.
+KNOWN = {
+    "mnist": _Known((1, 28, 28), 10, ("linf", 0.3), "none", "MNIST", (
+        _Layout("MNIST/raw", formats.IDX_FILES, formats.read_idx), _npz("mnist"))),
+    "fashion-mnist": _Known((1, 28, 28), 10, ("linf", 0.1), "none", "FashionMNIST", (
+        _Layout("FashionMNIST/raw", formats.IDX_FILES, formats.read_idx), _npz("fashion-mnist"))),
+    "cifar10": _Known((3, 32, 32), 10, ("linf", 8 / 255), "crop-flip", "CIFAR10", (
+        _Layout("cifar-10-batches-py", formats.CIFAR10_FILES, formats.read_cifar), _npz("cifar10"))),
+    "cifar100": _Known((3, 32, 32), 100, ("linf", 8 / 255), "crop-flip", "CIFAR100", (
+        _Layout("cifar-100-python", formats.CIFAR100_FILES, formats.read_cifar), _npz("cifar100"))),
+    "svhn": _Known((3, 32, 32), 10, ("linf", 8 / 255), "none", "SVHN", (
+        _Layout(".", formats.SVHN_FILES, formats.read_svhn), _npz("svhn"))),
+}
+_ALIASES = {name.replace("-", ""): name for name in KNOWN} | {"fmnist": "fashion-mnist"}
+
+
+def known_name(text: str) -> str | None:
+    """Name of the known data set that `text` means (CIFAR-10, fashion_mnist, ...), or None."""
+    return _ALIASES.get(text.lower().replace("-", "").replace("_", ""))
+
+
+def candidates(shape: tuple[int, ...] | None, num_classes: int, *,
+               channels: int | None = None) -> tuple[str, ...]:
+    """Names of the known data sets that fit a model with input `shape` (C, H, W) (None: any) and
+    `num_classes` outputs.
+
+    Args: channels: C where only that is known of the shape.
+    """
+    return tuple(name for name, known in KNOWN.items()
+                 if known.num_classes == num_classes and (shape is None or known.shape == tuple(shape))
+                 and channels in (None, known.shape[0]))
+
+
+# Finding
+
+def places() -> tuple[Path, ...]:
+    """Folders that are searched for a known name, in order: $PWOA_DATA, the cache, examples/data here and in
+    the source."""
+    folders = [Path(os.environ["PWOA_DATA"]).expanduser()] if os.environ.get("PWOA_DATA") else []
+    folders += [_cache(), Path("examples/data").absolute(),
+                Path(__file__).resolve().parents[2] / "examples" / "data"]
+    return tuple(dict.fromkeys(folders))
+
+
+def _cache() -> Path:
+    return Path.home() / ".cache" / "pwoa" / "data"
+
+
+def locate(name: str, folder: Path | None = None) -> Path | None:
+    """Folder or file that holds a known data set, below `folder` or else the first of `places()`; None if
+    there is none.
+
+    Looks at names only, reads and downloads nothing. Raises: InputError if `name` is not a known one.
+    """
+    known = known_name(name)
+    if known is None:
+        raise _unknown(name)
+    for place in places() if folder is None else (folder,):
+        if found := _find(known, place):
+            return found[0]
+    return None
+
+
+def _find(name: str, folder: Path) -> tuple[Path, _Layout] | None:
+    """The first layout of `name` that is complete in FOLDER/name or FOLDER."""
+    for root in (folder / name, folder):
+        for layout in KNOWN[name].layouts:
+            path = root / layout.path
+            if path.is_dir() and not _missing(path, layout) if layout.files else path.is_file():
+                return path, layout
+    return None
+
+
+def _missing(path: Path, layout: _Layout) -> list[str]:
+    endings = ("", ".gz") if layout.read is formats.read_idx else ("",)
+    return [name for name in layout.files
+            if not any((path / f"{name}{ending}").is_file() for ending in endings)]
+
+
+def _why_not(name: str, folder: Path) -> str:
+    """Why `folder` does not hold `name`, in a few words."""
+    if not folder.is_dir():
+        return "no such folder"
+    for root in (folder / name, folder):
+        for layout in KNOWN[name].layouts:
+            missing = _missing(root / layout.path, layout)
+            if 0 < len(missing) < len(layout.files):
+                return f"{Path(name if root != folder else '') / layout.path} lacks {', '.join(missing)}"
+    return "not there"
+
+
+class _Found(NamedTuple):
+    name: str
+    where: Path
+    layout: _Layout | None  # None: the user's own .npz or image folder
+
+
+def _resolve(text: str, *, download: bool) -> _Found:
+    """What a name or path means: a known name wins over a folder of that name here (write ./mnist for the
+    folder)."""
+    if name := known_name(text):
+        return _find_or_fetch(name, download=download)
+    path = Path(text).expanduser()
+    name = known_name(path.name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        if path.suffix.lower() != ".npz":
+            raise InputError(f"{path} is neither an .npz file nor a folder.", hint=_NAMES)
+        return _Found(known_name(path.stem) or path.stem, path, None)
+    if name and path.parent.is_dir():
+        return _require(name, path.parent)
+    if path.name != text or path.suffix:
+        raise InputError(f"{path}: no such file or folder.", hint=_NAMES)
+    raise _unknown(text)
+
+
+_NAMES = f"A data set is one of {', '.join(KNOWN)}, a folder that holds one, an .npz file or an image folder."
+
+
+def _unknown(name: str) -> InputError:
+    key = name.lower().replace("-", "").replace("_", "")
+    close = [_ALIASES[match] for match in difflib.get_close_matches(key, _ALIASES, n=1, cutoff=0.5)]
+    return InputError(f"Unknown data set {name!r}." + (f" Did you mean {close[0]}?" if close else ""),
+                      hint=_NAMES)
+
+
+def _require(name: str, folder: Path) -> _Found:
+    if found := _find(name, folder):
+        return _Found(name, *found)
+    raise InputError(f"{name} is not in {folder} ({_why_not(name, folder)}).", hint=_wanted(name))
+
+
+def _wanted(name: str) -> str:
+    files, npz = KNOWN[name].layouts
+    return f"Expected {Path(files.path) / files.files[0]} and its companions there, or {npz.path}."
+
+
+def _in_folder(folder: Path) -> _Found:
+    """The one known data set in a folder, or the image folder that it is."""
+    if (name := known_name(folder.name)) and (found := _find(name, folder)):
+        return _Found(name, *found)
+    there = {name: found for name in KNOWN if (found := _find(name, folder))}
+    if len(there) > 1:
+        raise InputError(f"{folder} holds {len(there)} data sets: {', '.join(there)}.",
+                         hint=f"Say which one: --data {folder / next(iter(there))}")
+    for name, found in there.items():
+        return _Found(name, *found)
+    if image_folder.image_folder_splits(folder):
+        return _Found(folder.name, folder, None)
+    partial = [f"{name}: {why}" for name in KNOWN if (why := _why_not(name, folder)) != "not there"]
+    raise InputError(f"{folder} holds no known data set, nor train/CLASS/ and test/CLASS/ (or val/CLASS/) "
+                     "with images.",
+                     hint="\n".join([*partial, _NAMES]))
+
+
+def _find_or_fetch(name: str, *, download: bool) -> _Found:
+    for place in places():
+        if found := _find(name, place):
+            return _Found(name, *found)
+    looked = [f"  {place} ({_why_not(name, place)})" for place in places()]
+    if download:
+        try:
+            _download(name)
+            return _require(name, _cache())
+        # what torchvision and urllib raise
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            looked.append(f"  the network ({' '.join(str(error).split()) or type(error).__name__})")
+    raise InputError("\n".join([f"The data set {name} was not found. Looked in:", *looked]),
+                     hint=f"Put it into {_cache()}, name its folder with --data DIR, or set PWOA_DATA=DIR. "
+                          f"{_wanted(name)}")
+
+
+# Fetching
+
+def _download(name: str) -> None:
+    """Fetch a known data set into the cache; it appears there whole or not at all.
+
+    Raises: OSError, RuntimeError or HTTPException, as torchvision and urllib do.
+    """
+    target = _cache() / name
+    if target.exists():
+        raise FileExistsError(f"not tried: {target} exists but is incomplete; move it away")
+    _cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=_cache()) as temporary, _quiet_network():
+        fetched = Path(temporary) / name
+        _fetch(KNOWN[name].torchvision, fetched)
+        for archive in fetched.rglob("*.gz"):  # unpacked beside it
+            archive.unlink()
+        if not target.exists():  # else another process was faster
+            fetched.rename(target)
+
+
+def _fetch(kind: str, into: Path) -> None:
+    """torchvision's addresses and MD5 sums. Its CIFAR and SVHN constructors would also unpickle and want
+    scipy."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import download_and_extract_archive, download_url
+
+    dataset = getattr(datasets, kind)
+    if issubclass(dataset, datasets.MNIST):
+        dataset(into, download=True)
+    elif issubclass(dataset, datasets.CIFAR10):
+        download_and_extract_archive(dataset.url, into, filename=dataset.filename, md5=dataset.tgz_md5)
+    else:
+        for split in ("train", "test"):
+            url, file, md5 = dataset.split_list[split]
+            download_url(url, into, file, md5)
+
+
+@contextlib.contextmanager
+def _quiet_network() -> Iterator[None]:
+    """torchvision may print its progress: stdout is for the result. It sets no timeout either."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_CONNECT_SECONDS)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# Loading
+
+def load(name_or_path: str, *, device: str | torch.device = "cpu", size: tuple[int, int] | None = None,
+         download: bool = True) -> Dataset:
+    """Read a data set: a known name, a folder that holds one (or DIR/NAME), an .npz file or an image folder.
+
+    Args: size: (H, W) to which an image folder's files are scaled and cropped; arrays keep their size, so
+    compare `shape` with the model. download: fetch a known data set that is in none of `places()`.
+    Raises: InputError if it is unknown, missing (with every place searched), ambiguous, broken or not what it
+    should be.
+    """
+    name, where, layout = _resolve(str(name_or_path), download=download)
+    if layout is None and where.is_dir():
+        raw = image_folder.read_image_folder(where, size=size)
+    else:
+        raw = (layout.read if layout else formats.read_npz)(where)
+    channels, height, width = raw.x_train.shape[1:]
+    shape = (channels, height, width)
+    known = KNOWN.get(name)
+    if known and (shape != known.shape or raw.num_classes > known.num_classes):
+        if layout:
+            raise InputError(f"{where} has images {shape} in {raw.num_classes} classes, "
+                             f"expected {known.shape} in {known.num_classes} for {name}.")
+        known = None  # the user's own file with a familiar name
+    return Dataset(name=name, where=str(where), shape=shape,
+                   num_classes=known.num_classes if known else raw.num_classes,
+                   augment=known.augment if known else "none", threat=known.threat if known else None,
+                   train=_split(raw.x_train, raw.y_train, device),
+                   test=_split(raw.x_test, raw.y_test, device))
+
+
+def _split(images: formats.Images, labels: Tensor, device: str | torch.device) -> Split:
+    if isinstance(images, Tensor) and images.nbytes <= formats.SMALL_BYTES:
+        images = images.to(device)
+    return Split(images, labels.to(device))
+
+
+# Order, choice and augmentation of samples
+
+

@@ -1,0 +1,292 @@
+"""Readers of image classification data on disk: IDX, CIFAR pickles, MATLAB 5, .npz and image folders.
+
+Every reader takes a path and returns a `Raw`: images uint8 0..255 (or float32 0..1) of shape (N, C, H, W),
+labels int64 (N,). What is missing, broken or of another shape is an InputError that names the file. Nothing
+is written, nothing that a file names is imported, and torchvision is used where it does not do either (its
+readers of IDX and CIFAR do).
+"""
+import contextlib
+import gzip
+import io
+import math
+import pickle
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pwoa_cli.errors import InputError
+
+# up to here the decoded images are kept in memory, beyond it they are decoded batch by batch
+SMALL_BYTES = 2 * 2**30
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+IDX_FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k")
+                  for kind in ("images-idx3", "labels-idx1"))
+CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+CIFAR100_FILES = ("train", "test")
+SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
+
+# What numpy, zipfile, zlib, gzip, pickle and Pillow raise on broken bytes (pickle's documentation: "not
+# necessarily limited to AttributeError, EOFError, ImportError, and IndexError"; a wrong length may ask for
+# any amount of memory). Only parsing stands inside `reading`.
+_BROKEN = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SyntaxError,
+           OverflowError,
+           MemoryError, zlib.error, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+           tokenize.TokenError)
+
+
+class Images(Protocol):
+    """Images (N, C, H, W): a tensor, or files that are decoded when they are asked for (image_folder.py)."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+
+class Raw(NamedTuple):
+    """Train and test images (N, C, H, W), with labels (N,) int64 in 0..num_classes - 1."""
+
+    x_train: Images
+    y_train: Tensor
+    x_test: Images
+    y_test: Tensor
+    num_classes: int
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Inside, what broken bytes raise becomes an InputError that names the file and its kind."""
+    try:
+        yield
+    except _BROKEN as error:
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(f"{path} cannot be read as {kind}, it is broken or truncated: {reason}.",
+                         hint="Fetch the file again.") from error
+
+
+# Arrays: from whatever shape and type a file has to (N, C, H, W) and (N,)
+
+def _images(array: np.ndarray, what: str) -> Tensor:
+    """Tensor (N, C, H, W) of images NHW, NHWC or NCHW, uint8 or float in 0..1 (kept: rounding to uint8 moves
+    pixels)."""
+    if array.ndim not in (3, 4) or not array.size:
+        raise InputError(f"{what} has shape {array.shape}, expected images (N,H,W), (N,H,W,C) or (N,C,H,W).")
+    if array.dtype.kind == "f":
+        array = _unit_range(array, what)
+    elif array.dtype != np.uint8:
+        raise InputError(f"{what} has dtype {array.dtype}, expected uint8 0..255 or floats 0..1.",
+                         hint="Save it as uint8.")
+    array = array[:, None] if array.ndim == 3 else _channels_first(array, what)
+    return torch.from_numpy(np.require(array, requirements=["C", "W", "O"]))
+
+
+def _unit_range(array: np.ndarray, what: str) -> np.ndarray:
+    array = array.astype(np.float32, copy=False)
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # NaN fails both comparisons
+        raise InputError(f"{what} has float values from {low:g} to {high:g}, expected 0..1 (or uint8 "
+                         "0..255).",
+                         hint="Save the images unnormalised: the normalisation belongs to the model "
+                              "(--mean, --std).")
+    return array
+
+
+def _channels_first(array: np.ndarray, what: str) -> np.ndarray:
+    first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+    if first == last:
+        problem = "could be (N,H,W,C) or (N,C,H,W)" if first else "has neither 1 nor 3 channels"
+        raise InputError(f"{what} has shape {array.shape}, which {problem}.",
+                         hint="Save it as (N,C,H,W) with C 1 or 3.")
+    return array if first else array.transpose(0, 3, 1, 2)
+
+
+def _labels(array: np.ndarray, what: str) -> Tensor:
+    """Tensor (N,) int64 of class numbers (N,) or (N, 1)."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise InputError(f"{what} has shape {array.shape}, expected class numbers (N,).",
+                         hint="From one-hot: y.argmax(1).")
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{what} has dtype {array.dtype}, expected integer class numbers from 0.")
+    if array.size and int(array.min()) < 0:
+        raise InputError(f"{what} holds the label {array.min()}, expected class numbers from 0.")
+    return torch.from_numpy(np.require(array.astype(np.int64), requirements=["C", "W", "O"]))
+
+
+def from_arrays(arrays: dict[str, np.ndarray], where: Path) -> Raw:
+    """Validated `Raw` of the four ARRAYS; images NHW, NHWC or NCHW, uint8 or float in 0..1.
+
+    Raises: InputError naming `where`, the array, what it is and what was expected.
+    """
+    x_train, x_test = (_images(arrays[key], f"{where}: {key}") for key in ("x_train", "x_test"))
+    y_train, y_test = (_labels(arrays[key], f"{where}: {key}") for key in ("y_train", "y_test"))
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if len(x) != len(y):
+            raise InputError(f"{where}: x_{split} has {len(x)} images but y_{split} has {len(y)} labels.")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise InputError(f"{where}: training images are {tuple(x_train.shape[1:])}, test images "
+                         f"{tuple(x_test.shape[1:])}.")
+    if x_train.dtype != x_test.dtype:  # one is uint8 0..255, the other float 0..1: both are right, but ask
+        raise InputError(f"{where}: x_train is {x_train.dtype}, x_test {x_test.dtype}, expected the same.")
+    return Raw(x_train, y_train, x_test, y_test, int(max(y_train.max(), y_test.max())) + 1)
+
+
+def read_npz(path: Path) -> Raw:
+    """The arrays x_train, y_train, x_test, y_test of an .npz file (no pickled objects).
+
+    Raises: InputError naming the array that is missing or wrong, or the file if it is broken.
+    """
+    # np.load(path) would leave a broken file open
+    with reading(path, "an .npz file"), open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("not a zip archive of arrays")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            there = list(archive.files)
+            arrays = {key: archive[key] for key in ARRAYS if key in there}
+    missing = [key for key in ARRAYS if key not in arrays]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(there) or 'nothing'}.",
+                         hint="Expected np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...).")
+    return from_arrays(arrays, path)
+
+
+# IDX: MNIST and Fashion-MNIST. torchvision's MNIST class unpacks .gz beside the archive; here nothing is
+# written.
+
+def read_idx(folder: Path) -> Raw:
+    """The four IDX files of MNIST or Fashion-MNIST in `folder`, plain or gzipped."""
+    return from_arrays(dict(zip(ARRAYS, (_idx(folder / name) for name in IDX_FILES), strict=True)), folder)
+
+
+def _idx(path: Path) -> np.ndarray:
+    """uint8 array of one IDX file: 0, 0, 8 (uint8), rank, the dimensions as big-endian uint32, the values."""
+    if not path.exists():
+        path = path.with_name(path.name + ".gz")
+    with reading(path, "an IDX file"):
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zeros, dtype, rank = struct.unpack_from(">HBB", data)
+        if zeros or dtype != 8:
+            raise ValueError(f"starts with {data[:3].hex()}, expected 000008")
+        shape = struct.unpack_from(f">{rank}I", data, 4)
+        if len(data) - 4 - 4 * rank != math.prod(shape):
+            raise ValueError(f"{len(data) - 4 - 4 * rank} bytes of values, expected {math.prod(shape)}")
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+# CIFAR. torchvision's class runs pickle.load, safe only because it first compares MD5 sums with those of the
+# official
+# archives: re-packed or shortened batches would be refused, and without that check a batch could run any
+# code. This unpickler knows arrays and nothing else, so no sum is needed.
+
+_ARRAY = np.empty(0, np.uint8)
+_PICKLE_ALLOWED: dict[tuple[str, str], object] = {("numpy", "ndarray"): np.ndarray,
+                                                  ("numpy", "dtype"): np.dtype}
+for _module in ("numpy.core", "numpy._core"):  # the name before and since numpy 2
+    _PICKLE_ALLOWED[f"{_module}.multiarray", "_reconstruct"] = _ARRAY.__reduce__()[0]
+    _PICKLE_ALLOWED[f"{_module}.numeric", "_frombuffer"] = _ARRAY.__reduce_ex__(5)[0]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in protocol 2: _codecs.encode(text, 'latin1')."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_PICKLE_ALLOWED["_codecs", "encode"] = _latin1
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLE_ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are allowed")
+        return _PICKLE_ALLOWED[module, name]
+
+
+def read_cifar(folder: Path) -> Raw:
+    """The python batches of CIFAR-10 (cifar-10-batches-py) or, with fine labels, CIFAR-100
+    (cifar-100-python)."""
+    *train, test = CIFAR100_FILES if (folder / "train").is_file() else CIFAR10_FILES
+    batches = [_cifar_batch(folder / name) for name in train]
+    x_test, y_test = _cifar_batch(folder / test)
+    x_train, y_train = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return from_arrays(dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True)), folder)
+
+
+def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with reading(path, "a CIFAR batch"):
+        # the archives are Python 2's
+        entry = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        images, labels = entry["data"], entry["labels" if "labels" in entry else "fine_labels"]
+        if images.dtype != np.uint8:
+            raise ValueError(f"the images are {images.dtype}, expected uint8")
+        return images.reshape(-1, 3, 32, 32), np.asarray(labels, np.int64)
+
+
+# SVHN. torchvision's class needs scipy for .mat files, a large dependency for two arrays in a documented
+# layout.
+
+_MAT_TYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8",
+              13: "<u8"}
+_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
+
+
+def read_svhn(folder: Path) -> Raw:
+    """train_32x32.mat and test_32x32.mat: X (32, 32, 3, N) uint8 and y (N, 1) in 1..10, where 10 is the digit
+    0."""
+    arrays = {}
+    for split, name in zip(("train", "test"), SVHN_FILES, strict=True):
+        with reading(folder / name, "a MATLAB 5 file"):
+            found = _mat_arrays((folder / name).read_bytes())
+            arrays[f"x_{split}"] = found["X"].transpose(3, 2, 0, 1)
+            arrays[f"y_{split}"] = np.where(found["y"] == 10, 0, found["y"]).astype(np.int64)
+    return from_arrays(arrays, folder)
+
+
+def _mat_arrays(data: bytes) -> dict[str, np.ndarray]:
+    """Numeric arrays by name (MAT-File Format, "Level 5 MAT-Files": header, then tagged elements, often
+    zlib'ed)."""
+    if data[126:128] != b"IM":
+        raise ValueError("not a little-endian MATLAB 5 file (version 7.3 is HDF5: save it with -v7)")
+    arrays, view, position = {}, memoryview(data), 128
+    while position < len(view):
+        kind, body, position = _mat_element(view, position)
+        if kind == _MAT_COMPRESSED:
+            kind, body, _ = _mat_element(memoryview(zlib.decompress(body)), 0)
+        if kind == _MAT_MATRIX:
+            _, _, at = _mat_element(body, 0)  # flags
+            _, dims, at = _mat_element(body, at)
+            _, name, at = _mat_element(body, at)
+            dtype, values, _ = _mat_element(body, at)
+            if dtype in _MAT_TYPES:
+                shape = struct.unpack(f"<{len(dims) // 4}i", dims)
+                flat = np.frombuffer(values, _MAT_TYPES[dtype])
+                arrays[bytes(name).decode("ascii")] = flat.reshape(shape, order="F")
+    return arrays
+
+
+def _mat_element(view: memoryview, position: int) -> tuple[int, memoryview, int]:
+    """(type, body, position of the next element) of the element at `position`; up to 4 bytes stand inside the
+    tag."""
+    kind, size = struct.unpack_from("<II", view, position)
+    if kind >> 16:
+        return kind & 0xFFFF, view[position + 4:position + 4 + (kind >> 16)], position + 8
+    body = view[position + 8:position + 8 + size]
+    if len(body) < size:
+        raise EOFError(f"ends after {len(view)} bytes inside an element of {size}")
+    return kind, body, position + 8 + size + (-size % 8 if kind != _MAT_COMPRESSED else 0)
+
+
+# Image folders
+
+

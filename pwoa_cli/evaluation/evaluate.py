@@ -1,0 +1,372 @@
+"""Accuracy of a model on clean inputs and under attacks: flags that a seed fixes, checked answers, and what
+may be wrong.
+
+Samples (n) are cut into fixed blocks of BLOCK; (seed, attack, block) seeds the attack on a block, so the
+random numbers behind the flags depend neither on the batch size nor on the device nor on an interruption.
+Cheap attacks come first. Only samples that are right when clean are attacked; those of the AutoAttack family,
+which take nearly all the time, go on only with what no cheaper attack broke. A sample counts as broken when a
+finite adversarial input, in [0,1] and in the eps-ball, is misclassified in a last float32 pass.
+"""
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.attacks import Attack, check_norm, parse, stages
+from pwoa_cli.attacks.base import contain, distance, frozen, outside, wrong
+from pwoa_cli.attacks.bounded import Bounded, Meter, OutOfTime, fitting_batch
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation import checks, result_checks
+from pwoa_cli.evaluation.inputs import Images, check_inputs, check_logits, check_range, check_threat
+from pwoa_cli.evaluation.results import Evaluation, Finding, Result, curve, result
+from pwoa_cli.evaluation.units import Unfinished, Unit
+from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
+from pwoa_cli.machine.seeds import block_seed
+
+BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
+Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
+
+
+def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str | Sequence[str | Attack],
+             norm: str | None,
+             eps: float | None, seed: int = 0, batch_size: int | None = None,
+             progress: Progress | None = None,
+             say: Callable[[str], None] | None = None, seconds: float | None = None,
+             keep_inputs: bool = False,
+             unfinished: Callable[[str], Unfinished | None] | None = None) -> Evaluation:
+    """Clean accuracy, then the accuracy under each attack, cheap ones first, all on the same samples, and the
+    worst case.
+
+    The model is in eval mode meanwhile and comes back as it was; its parameters get no gradient.
+    Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf", "l2" or "l1"; eps: radius >
+        0 in the unit of the inputs; both may be None without attacks; batch_size: most samples in one pass,
+        None: what fits into memory; blocks stay BLOCK; progress: called with (name, share of the whole);
+        seconds: attacks end by then; a row counts whole blocks, the worst case every part that was finished;
+        keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples and of what the
+        model predicts on them, where units are kept and looked for, so that a run that was stopped goes on.
+    Raises: InputError on wrong inputs, labels, threat or names, on too few classes, on non-finite clean
+    logits.
+    """
+    chosen = sorted(parse(attacks), key=lambda attack: attack.cost)
+    check_inputs(inputs, labels, batch_size)
+    if chosen:
+        norm, eps = check_threat(norm, eps)
+        check_norm(chosen, norm)
+        keep_freed_memory()
+    else:
+        norm, eps = "", 0.0  # nothing reads them
+    meter, start, was_training = Meter(), time.monotonic(), model.training
+    with frozen(model):
+        first = _part(inputs, slice(0, 2), model)
+        bounded = Bounded(model, batch_size or fitting_batch(model, first, most=BLOCK), meter)
+        run = _Run(bounded, inputs, labels.cpu(), chosen, norm, eps, seed, keep_inputs,
+                   progress or (lambda name, share: None),
+                   say or (lambda text: None))
+        clean, sha256 = _clean(run)
+        meter.deadline = None if seconds is None else start + seconds  # the clean figure is always whole
+        run = replace(run, kept=unfinished(sha256) if unfinished and chosen else None)
+        findings = _before(run, clean.correct, was_training=was_training)
+        return _attacked(run, clean, findings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What stays the same during an evaluation."""
+
+    model: Bounded
+    inputs: Images
+    labels: Tensor
+    chosen: Sequence[Attack]
+    norm: str
+    eps: float
+    seed: int
+    keep_inputs: bool
+    progress: Progress
+    say: Callable[[str], None]
+    kept: Unfinished | None = None
+
+    def batch(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of some samples on the device of the model, in float32."""
+        x = _part(self.inputs, rows, self.model.model)
+        return x, self.labels[rows].to(x.device, torch.long)
+
+
+# --- clean ---------------------------------------------------------------
+
+@torch.no_grad()
+def _clean(run: _Run) -> tuple[Result, str]:
+    """Clean flags, refusing what makes every later figure meaningless; SHA-256 of inputs, labels and
+    predictions."""
+    start, n = time.perf_counter(), len(run.labels)
+    correct, bad, digest = torch.zeros(n, dtype=torch.bool), 0, hashlib.sha256()
+    for first in range(0, n, BLOCK):
+        x, y = run.batch(slice(first, first + BLOCK))
+        check_range(x)
+        with _float32():
+            logits = run.model(x)
+        digest.update(b"".join(part.cpu().contiguous().numpy().tobytes()
+                               for part in (x, y, logits.argmax(1))))
+        check_logits(logits, run.labels, run.chosen)
+        correct[first:first + BLOCK] = ~wrong(logits, y).cpu()
+        bad += _nonfinite(logits)
+        run.progress("clean", 0.0)
+    if bad:
+        raise InputError(f"The model gives NaN or infinite logits on {bad} of {n} clean inputs.",
+                         hint="Check the weights and the normalisation of the checkpoint.")
+    nobody, whole = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+    return result("clean", correct, done=whole, attacked=nobody, broken=nobody,
+                  distance=torch.full((n,), torch.nan),
+                  seconds=time.perf_counter() - start, forwards=run.model.meter.forwards), digest.hexdigest()
+
+
+def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
+    """What the threat and a probe of the model tell before the first attack."""
+    if not run.chosen:
+        return []
+    x, y = run.batch(slice(0, BLOCK))
+    with torch.no_grad():
+        classes = run.model.model(x[:1]).shape[1]
+    found = [*checks.of_accuracy(int(clean.sum()), len(clean), classes),
+             *checks.of_threat(run.eps, run.norm, pixels=x[0].numel()),
+             *checks.of_model(run.model.model, x, y, was_training=was_training,
+                              attacks=[attack.name for attack in run.chosen],
+                              batch_size=run.model.batch_size)]
+    blind = next((finding for finding in found if finding.check == "no-gradient"), None)
+    if blind and any(attack.needs_gradients for attack in run.chosen):
+        raise InputError(blind.text[0].upper() + blind.text[1:],
+                         hint="Only attacks without gradients can run: --attacks square, or a plug-in")
+    return found
+
+
+# --- attacks ---------------------------------------------------------------
+
+class _Found:
+    """What is known of the samples so far: who still stands, which attack broke whom first, and its inputs
+    where asked for."""
+
+    def __init__(self, run: _Run, clean: Tensor):
+        self.standing = clean.clone()
+        self.broken_by = ["" if right else "clean" for right in clean.tolist()]
+        parts = [run.inputs[first:first + BLOCK].float().cpu()
+                 for first in range(0, len(clean), BLOCK)] if run.keep_inputs else []
+        self.inputs = torch.cat(parts) if parts else None  # a copy: the user's stay
+        self.units, self.forwards, self.backwards, self.seconds = 0, 0, 0, 0.0
+
+    def add(self, unit: Unit, name: str) -> None:
+        """Take over what an attack, or a component of it, did to its samples."""
+        self.units, self.seconds = self.units + 1, self.seconds + unit.seconds
+        self.forwards, self.backwards = self.forwards + unit.forwards, self.backwards + unit.backwards
+        hit = unit.rows[unit.broken]
+        new = self.standing[hit]
+        for row in hit[new].tolist():
+            self.broken_by[row] = name
+        if self.inputs is not None:
+            assert unit.inputs is not None  # as `keep_inputs` asks for both
+            self.inputs[hit[new]] = unit.inputs[new]
+        self.standing[hit] = False
+
+
+def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
+    """Every attack in turn; stops at the deadline with what is known."""
+    results, found, share = {"clean": clean}, _Found(run, clean.correct), _Shares(run)
+    unfinished: list[str] = []
+    for attack in run.chosen:
+        rows = found.standing.clone() if attack.cascade else clean.correct
+        line = _under(run, attack, rows, found, share) if not unfinished else None
+        if line is None or not bool(line.done.all()):
+            unfinished.append(attack.name)
+        if line is not None:
+            results[attack.name] = replace(line,
+                                           curve=curve(line, clean.correct,
+                                                       run.eps)) if attack.minimum_norm else line
+    checked = result_checks.of_results(results)
+    if len(results) > 2 or unfinished and found.units:
+        results[WORST] = _worst(found, clean)
+    return Evaluation(results, findings=[*findings, *_of_copies(run), *checked], broken_by=found.broken_by,
+                      inputs=found.inputs, unfinished=unfinished)
+
+
+def _of_copies(run: _Run) -> list[Finding]:
+    """Whether the fast copies that attacks searched on are still the model: else they looked in the wrong
+    place."""
+    copies = {id(copy): copy for copy in run.model.copies.values() if copy is not run.model}
+    x, _ = run.batch(slice(0, checks.PROBE))
+    return [finding for copy in copies.values()
+            if (finding := checks.same_function(copy.model, run.model.model, x))]
+
+
+def _under(run: _Run, attack: Attack, todo: Tensor, known: _Found, share: "_Shares") -> Result | None:
+    """One attack on the samples `todo` (n,) bool, block by block; None where not one block was done in
+    time."""
+    n, parts = len(todo), stages(attack)
+    correct, done, broken = todo.clone(), torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    far, by_part = torch.full((n,),
+                              torch.nan), {part.name: torch.zeros(n, dtype=torch.bool) for part in parts}
+    units: list[Unit] = []
+    for first in range(0, n, BLOCK):
+        rows, found = first + todo[first:first + BLOCK].nonzero().flatten(), []
+        try:
+            for part in parts:
+                if len(rows):
+                    unit = _unit(run, attack, part, first // BLOCK, rows, share)
+                    known.add(unit, f"{attack.name}: {part.name}" if len(parts) > 1 else attack.name)
+                    found.append((part.name, unit))
+                    rows = rows[~unit.broken]
+        except OutOfTime:
+            break
+        # only now: a block counts for the attack when all of its components are done
+        for name, unit in found:
+            hit = unit.rows[unit.broken]
+            correct[hit], broken[hit], by_part[name][hit] = False, True, True
+            far[unit.rows] = unit.distance
+            units.append(unit)
+        done[first:first + BLOCK] = True
+        share.add(attack, first)
+    if not done.any():
+        return None
+    # several components may leave the ball with one sample
+    strays = min(sum(unit.outside for unit in units), int((todo & done).sum()))
+    return result(attack.name, correct & done, done=done, attacked=todo & done, broken=broken, distance=far,
+                  seconds=sum(unit.seconds for unit in units), parts=by_part if len(parts) > 1 else {},
+                  outside=strays, nonfinite=sum(unit.nonfinite for unit in units),
+                  forwards=sum(unit.forwards for unit in units),
+                  backwards=sum(unit.backwards for unit in units))
+
+
+def _unit(run: _Run, attack: Attack, part: Attack, block: int, rows: Tensor, share: "_Shares") -> Unit:
+    """One attack, or one component of it, on the samples `rows` of a block; taken from disk if it is
+    there."""
+    # cheaper attacks decide on the rows
+    given = hashlib.sha256(attack.version.encode() + rows.numpy().tobytes()).hexdigest()[:12]
+    name = f"{attack.name}.{part.name}.{block}.{given}"
+    known = run.kept.get(name, rows, inputs=run.keep_inputs) if run.kept else None
+    if known is not None:
+        return known
+    meter, start = run.model.meter, time.perf_counter()
+    before = meter.forwards, meter.backwards
+    x, y = run.batch(rows)
+    with share.watched(part, block, len(rows)):
+        adv = _answer(run, attack, part, block, x, y)
+    counted, broken, size, nonfinite = _verified(run, part, adv, x, y)
+    far = 0 if part.minimum_norm else int(outside(adv, x, eps=run.eps, norm=run.norm).sum())
+    unit = Unit(rows, broken.cpu(), size.cpu(), far, nonfinite, meter.forwards - before[0],
+                meter.backwards - before[1],
+                time.perf_counter() - start, counted[broken].cpu() if run.keep_inputs else None)
+    if run.kept and (why := run.kept.put(name, unit)):
+        run.say(f"warning: {name} could not be kept, --resume would make it again: {why}")
+    return unit
+
+
+def _answer(run: _Run, attack: Attack, part: Attack, block: int, x: Tensor, y: Tensor) -> Tensor:
+    """The attack's adversarial inputs; where memory runs out, again with passes of half the size, from the
+    same seed."""
+    while True:
+        generator = torch.Generator().manual_seed(block_seed(run.seed, attack.name, block))
+        try:
+            return part.run(run.model, x, y, eps=run.eps, norm=run.norm, generator=generator).detach()
+        except (RuntimeError, MemoryError) as error:
+            size = min(run.model.batch_size, len(x))
+            if not is_out_of_memory(error) or size < 2:
+                raise
+        # outside the handler: the traceback holds on to what filled the memory
+        run.model.batch_size = (size + 1) // 2
+        run.say(f"warning: out of memory in {part.name}: now {run.model.batch_size} samples in a pass "
+                f"instead of {size}")
+
+
+@torch.no_grad()
+def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor,
+              y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """What counts of an answer: inputs, broken (b,) bool, distance (b,), number of samples with logits that
+    are no numbers.
+
+    A minimum-norm attack's distance is that of its answer wherever that lies, so it holds for every eps, or
+    of the answer moved into the ball if that is misclassified too.
+    """
+    with _float32():
+        counted = contain(adv, x, eps=run.eps, norm=run.norm)
+        logits = run.model(counted)
+        broken = wrong(logits, y)
+        size = torch.where(broken, distance(counted - x, run.norm), torch.inf)
+        if attack.minimum_norm:
+            reach = torch.where(adv.isfinite(), adv, x).clamp(0, 1)
+            size = torch.where(wrong(run.model(reach), y), distance(reach - x, run.norm).minimum(size), size)
+    return counted, broken, torch.where(size.isfinite(), size, torch.nan), _nonfinite(logits)
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """Plain float32 inside: no TensorFloat-32 products on a GPU, no autocast of the caller's."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+class _Shares:
+    """Which share of the evaluation is done, by the passes that each attack is known to need."""
+
+    def __init__(self, run: _Run):
+        self.run, self.done = run, 0.0
+        self.blocks = -(-len(run.labels) // BLOCK)
+        self.total = sum(attack.cost for attack in run.chosen) * self.blocks
+
+    def add(self, attack: Attack, first: int) -> None:
+        """A block of an attack is over."""
+        before = sum(other.cost for other in self.run.chosen[:self.run.chosen.index(attack)]) * self.blocks
+        self.done = before + attack.cost * (first // BLOCK + 1)
+        self.run.progress(attack.name, self.done / self.total)
+
+    @contextmanager
+    def watched(self, part: Attack, block: int, rows: int) -> Iterator[None]:
+        """Inside, every pass moves the share on, up to what the part is expected to need."""
+        meter = self.run.model.meter
+        start = meter.forwards + 2 * meter.backwards
+
+        def beat() -> None:
+            inside = min(1.0, (meter.forwards + 2 * meter.backwards - start) / (part.cost * rows))
+            self.run.progress(f"{part.name} block {block + 1}/{self.blocks}",
+                              (self.done + part.cost * inside) / self.total)
+
+        meter.beat = beat
+        try:
+            yield
+        finally:
+            meter.beat = lambda: None
+            self.done += part.cost
+
+
+def _worst(found: _Found, clean: Result) -> Result:
+    """Not broken by anything that was tried, over all samples: an upper bound also where time ran out. What
+    was spent is that of all finished parts, those of blocks that no attack finished included."""
+    return result(WORST, found.standing, done=clean.done, attacked=clean.correct,
+                  broken=clean.correct & ~found.standing,
+                  distance=torch.full(clean.correct.shape, torch.nan), seconds=found.seconds,
+                  forwards=found.forwards, backwards=found.backwards)
+
+
+def _nonfinite(logits: Tensor) -> int:
+    return int((~logits.isfinite().all(1)).sum())
+
+
+def _part(inputs: Images, rows: slice | Tensor, model: nn.Module) -> Tensor:
+    """Some inputs on the device of the model, in float32."""
+    found = inputs[rows.to(inputs.device) if isinstance(rows, Tensor) and isinstance(inputs, Tensor)
+                   else rows]
+    parameter = next(model.parameters(), found)
+    return found.to(parameter.device, torch.float32)
+
+
+# --- what is refused ---------------------------------------------------------------
+
+

@@ -1,0 +1,165 @@
+"""The run folder `pwoa-runs/<model>-<sparsity>-<time>/` and the files in it, each complete or absent.
+
+    model.safetensors  report.json  report.md  config.toml    written at once: temporary name, fsync, rename
+    metrics.jsonl      one JSON object a line, flushed; a cut last line is ignored
+
+A run is finished when model.safetensors and report.json are there. JSON never holds NaN or infinity: they
+become null.
+"""
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.files.atomic import OUT_HINT
+from pwoa_cli.files.plain import read_json
+
+ROOT = Path("pwoa-runs")
+UNFINISHED = ROOT / ".eval"  # what evaluations found so far
+FINISHED = ("model.safetensors", "report.json")
+STAMP = "%Y%m%d-%H%M%S"
+
+
+def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime, need_bytes: int = 10_000_000,
+           again: bool = False) -> Path:
+    """Make the folder of a new run and try that it can be written, before any work is done for it.
+
+    Args: out: None for pwoa-runs/<model>-<sparsity>-<time>, with -2, -3, ... where that exists; a folder
+    given by the user must be new or empty. model_name: any text, made fit for a file name. now: the start of
+    the run. need_bytes: free space asked of the disk. again: a folder of the user's may hold an earlier
+    evaluation and nothing else.
+    Raises: InputError if the folder exists with content, cannot be made or written, or the disk is too full.
+    """
+    try:
+        made = out is None or not out.exists()
+        path = _new_default(model_name, sparsity, now) if out is None else _named(out, again=again)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"pwoa")
+    except OSError as error:
+        raise InputError(f"output folder {out or ROOT} cannot be written: {error.strerror}.",
+                         hint=OUT_HINT) from None
+    free = shutil.disk_usage(path).free
+    if free < need_bytes:
+        if made:
+            _remove_empty(path, *([ROOT] if out is None else []))
+        raise InputError(f"the disk of {out or ROOT} has {free / 1e6:.0f} MB free, this run needs "
+                         f"{need_bytes / 1e6:.0f} MB.",
+                         hint="Free some space, or name a folder on another disk: --out DIR")
+    return path
+
+
+def _named(out: Path, *, again: bool) -> Path:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"output folder {out} is a file.", hint=OUT_HINT)
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not (again and _is_evaluation(out)):
+        raise InputError(f"output folder {out} exists and is not empty; nothing in it was touched.",
+                         hint="Name a new folder with --out DIR, or leave --out away: each run gets its own "
+                              "under pwoa-runs.")
+    return out
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a folder holds what `pwoa eval --out` writes and nothing else: no run, and nobody's own
+    report.md."""
+    names = {path.name for path in folder.iterdir()}
+    with suppress(InputError):
+        made = read_json(folder / "report.json")
+        return names <= {"report.json", "report.md",
+                         "samples.npz"} and "threat" in made and "created" not in made
+    return False
+
+
+def _new_default(model_name: str, sparsity: float, now: datetime) -> Path:
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", model_name).lstrip(".-")[:60] or "model"
+    base = f"{safe}-{sparsity:.10g}-{now.strftime(STAMP)}"
+    attempt = 1
+    while True:
+        path = ROOT / (base if attempt == 1 else f"{base}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not ROOT.is_dir():
+                raise
+            attempt += 1
+
+
+@contextmanager
+def opened(out: Path | None, **options: Any) -> Iterator[Path]:
+    """`create` as a block: folders that it made and in which nothing was written are gone afterwards (a dry
+    run, a set-up that failed); a folder that was there before stays. Raises: InputError as `create`."""
+    top = ROOT if out is None else out
+    # Path.exists raises for a name that is too long
+    made = [p for p in (top, *top.parents) if not os.path.exists(p)]
+    try:
+        path = create(out, **options)
+        made = [path, *made] if out is None else made
+        yield path
+    finally:
+        _remove_empty(*made)
+
+
+def _remove_empty(*folders: Path) -> None:
+    with suppress(OSError):  # the first that holds something ends it
+        for folder in folders:
+            folder.rmdir()
+
+
+def newest(root: Path = ROOT) -> Path:
+    """The finished run under `root` that started last, by the time in its report, else in its name.
+
+    Raises: InputError if there is none, saying where it looked.
+    """
+    try:
+        folders = [p for p in root.iterdir() if p.is_dir()] if root.exists() else []
+    except OSError as error:
+        raise InputError(f"{root} cannot be read as a folder of runs: {error.strerror}.",
+                         hint="Name the model: pwoa eval MODEL") from None
+    finished = [p for p in folders if all((p / name).is_file() for name in FINISHED)]
+    if not finished:
+        seen = f"{len(folders)} unfinished there" if folders else "nothing there"
+        raise InputError(f"no finished run under {root} ({seen}).",
+                         hint="Make one: pwoa prune model.pt --sparsity 0.9")
+    return max(finished, key=_started)
+
+
+def _started(path: Path) -> tuple[float, int, str]:
+    """Sort key: seconds since the epoch, number among runs of one second, name."""
+    stamp = re.search(r"-(\d{8}-\d{6})(?:-(\d+))?$", path.name)
+    again = int(stamp[2] or 1) if stamp else 1
+    # a report that cannot be read is named when it is used
+    with suppress(InputError, ValueError, OverflowError):
+        created = read_json(path / "report.json").get("created")
+        if isinstance(created, str):
+            return datetime.fromisoformat(created).timestamp(), again, path.name
+    if stamp:
+        with suppress(ValueError):
+            return datetime.strptime(stamp[1], STAMP).timestamp(), again, path.name
+    return (path / "report.json").stat().st_mtime, again, path.name
+
+
+def check_file(path: Path | None, *, flag: str, ending: str) -> None:
+    """That a file can be written where the user wants it, before any work; None is fine.
+
+    Raises: InputError if it has another ending, is a folder, or its folder is missing or cannot be written.
+    """
+    if path is None:
+        return
+    if path.suffix != ending or path.is_dir():
+        raise InputError(f"{flag} {path} is {'a folder' if path.is_dir() else f'no {ending} file'}.",
+                         hint=f"For example: {flag} samples{ending}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"pwoa")
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}.",
+                         hint="Name a folder that you can write to.") from None
+
+

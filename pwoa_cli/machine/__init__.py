@@ -1,0 +1,1 @@
+"""This machine: memory, devices, seeds, versions. It may import nothing but errors."""

@@ -1,0 +1,38 @@
+"""Versions and machine, as far as results depend on them."""
+import os
+import platform
+import sys
+from typing import Any
+
+
+def environment(*, device: str, seed: int) -> dict[str, Any]:
+    """Versions and machine of this process, as far as results depend on them: no host name, no user, no
+    paths."""
+    from importlib import metadata
+
+    import torch
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "unknown"
+
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+            "timm": version("timm"), "pwoa": version("pwoa-cli"), "platform": platform.platform(),
+            "cpu_count": cpu_count(), "device": device, "device_name": _device_name(device),
+            "threads": torch.get_num_threads(), "seed": seed}
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use (in a container fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return platform.machine()

@@ -1,0 +1,236 @@
+"""What a model is made of, found by running it: prunable weights, hidden layers, the batch norm behind each
+filter."""
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.networks.build import WRAPPED, public_name
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+               nn.Softplus,
+               nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid)
+LISTS = (nn.ParameterList, nn.ParameterDict)
+PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's own weights by name: `weight` of a convolution or linear layer, the three projections of
+    attention, and of a layer of somebody's own class every matrix or larger (at least 2 x 2: no gains, tokens
+    or constants by channel)."""
+    if isinstance(module, PRUNABLE):
+        return {"weight": module.weight} if isinstance(module.weight, nn.Parameter) else {}
+    own = dict(module.named_parameters(recurse=False))
+    if isinstance(module, nn.MultiheadAttention):
+        return {name: p for name, p in own.items() if name.endswith("proj_weight")}
+    if (type(module).__module__.startswith(("torch.", "torchvision.", "timm."))
+        and not isinstance(module, LISTS)):
+        return {}
+    return {name: p for name, p in own.items() if p.ndim >= 2 and min(p.shape[:2]) > 1
+            and p.is_floating_point()}
+
+
+def prunable(model: nn.Module, live: set[str] | None) -> dict[str, nn.Parameter]:
+    """Weights of all modules (`weights_of`) by parameter name, in forward definition order, tied ones once,
+    dead ones left out.
+
+    Args: live: names of the parameters that reach the logits; None: all.
+    """
+    weights = {id(p) for m in model.modules() for p in weights_of(m).values()}
+    return {name: p for name, p in model.named_parameters() if id(p) in weights
+            and (live is None or name in live)}
+
+
+def uncounted(model: nn.Module, live: set[str]) -> dict[str, nn.Parameter]:
+    """Live parameters of two or more dimensions that are no weights of ours: recurrent layers, embeddings,
+    tokens."""
+    counted = {id(p) for p in prunable(model, None).values()}
+    return {name: p for name, p in model.named_parameters()
+            if name in live and id(p) not in counted and p.ndim >= 2 and min(p.shape[:2]) > 1}
+
+
+def live_parameters(model: nn.Module, x: Tensor) -> set[str]:
+    """Names of the parameters whose gradient reaches the logits, on images x (B, C, H, W); grads are left
+    untouched.
+
+    A parameter that forward never uses (the second `sub_block1` of WideResNets from TRADES-like code) is not
+    among them.
+    """
+    named = dict(model.named_parameters())
+    trained = {name: p.requires_grad for name, p in named.items()}
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.enable_grad():
+            for p in named.values():
+                p.requires_grad_(True)
+            grads = torch.autograd.grad(model(x).sum(), list(named.values()), allow_unused=True)
+    finally:
+        for module, was in training.items():  # one by one: a frozen batch norm stays frozen
+            module.training = was
+        for name, p in named.items():
+            p.requires_grad_(trained[name])
+    return {name for name, g in zip(named, grads, strict=True) if g is not None}
+
+
+@contextmanager
+def capture(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Inside the block, every forward pass of `model` refills the yielded list with the outputs of the named
+    modules, in the order of the pass; a module that runs twice gives two."""
+    outputs: list[Tensor] = []
+    modules = dict(model.named_modules())
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+        outputs.append(output)
+
+    handles = [model.register_forward_pre_hook(lambda *_: outputs.clear())]
+    handles += [modules[name].register_forward_hook(keep) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[str]:
+    """Names of the modules whose outputs count as hidden layers z_1 .. z_M, found by running x (B, C, H, W).
+
+    "auto": the blocks (innermost modules, inside an nn.Sequential or nn.ModuleList, of a class of their own
+    that hold two or more prunable layers); a model without blocks: its activation modules before the last
+    prunable layer; a model without those: its prunable layers but the last. "inner": with the blocks also the
+    batch norms inside them (but one whose output the block returns, its sum written over it). Else
+    comma-separated patterns of module names (layer?.0).
+    Raises: ValueError if nothing in the pass matches.
+    """
+    runs = _runs(model, x)
+    order, outputs = [name for name, _ in runs], dict(runs)
+    if patterns not in ("auto", "inner"):
+        asked = [p.strip() for p in patterns.split(",")]
+        found = [n for n in order if any(fnmatchcase(name, p) for p in asked for name in (n, public_name(n)))]
+    else:
+        modules = dict(model.named_modules())
+        weighted = [n for n in order if weights_of(modules[n])]
+        before_logits = order[: order.index(weighted[-1])] if weighted else order
+        wanted = {b for b in _blocks(model) if b in outputs}
+        if patterns == "inner":
+            norms = [n for n in order if isinstance(modules[n], nn.modules.batchnorm._BatchNorm)]
+            wanted |= {n for b in wanted for n in norms if n.startswith(b + ".")
+                       and outputs[n] is not outputs[b]}
+        found = ([n for n in order if n in wanted]
+                 or [n for n in before_logits if isinstance(modules[n], ACTIVATIONS)] or weighted[:-1])
+    if not found:
+        ran = [public_name(n) for n in order if n != WRAPPED]
+        raise ValueError(f"no hidden layer matches {patterns!r}; modules that run: "
+                         f"{', '.join(ran[:8] + ['...'] * (len(ran) > 8))}")
+    return list(dict.fromkeys(found))
+
+
+def logit_layer(model: nn.Module, x: Tensor) -> str:
+    """Name of the weighted module that runs last on x (B, C, H, W): its rows are the classes."""
+    modules = dict(model.named_modules())
+    return [n for n, _ in _runs(model, x) if weights_of(modules[n])][-1]
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    blocks = []
+    for name, parent in model.named_modules():
+        if isinstance(parent, (nn.Sequential, nn.ModuleList)):
+            for child_name, child in parent.named_children():
+                own_class = not type(child).__module__.startswith("torch.nn")
+                if own_class and sum(bool(weights_of(m)) for m in child.modules()) >= 2:
+                    blocks.append(f"{name}.{child_name}".lstrip("."))
+    return [b for b in blocks if not any(other.startswith(b + ".") for other in blocks)]
+
+
+def _runs(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
+    """(name, output) of the modules that return one tensor (B, ...) in a forward pass, in the order in which
+    they finish."""
+    runs: list[tuple[str, Tensor]] = []
+
+    def ran(name: str, out: object) -> None:
+        if isinstance(out, Tensor) and out.ndim >= 2 and len(out) == len(x):
+            runs.append((name, out))
+
+    handles = [m.register_forward_hook(lambda _m, _a, out, name=name: ran(name, out))
+               for name, m in model.named_modules() if name]
+    _forward(model, x, handles)
+    return runs
+
+
+def batch_norms(model: nn.Module, x: Tensor) -> dict[str, str]:
+    """{weighted module: batch norm that reads its very output} by module name: what makes a zero filter speak
+    again."""
+    producer: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, str] = {}
+
+    def produced(name: str) -> Callable[..., None]:
+        # the tensor is kept, so its id is its own
+        return lambda _m, _a, out: producer.__setitem__(id(out), (name, out))
+
+    def consumed(name: str) -> Callable[..., None]:
+        return lambda _m, args: found.__setitem__(producer[id(args[0])][0],
+                                                  name) if id(args[0]) in producer else None
+
+    handles = []
+    for name, m in model.named_modules():
+        if isinstance(m, PRUNABLE):
+            handles.append(m.register_forward_hook(produced(name)))
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm):
+            handles.append(m.register_forward_pre_hook(consumed(name)))
+    _forward(model, x, handles)
+    return found
+
+
+def _forward(model: nn.Module, x: Tensor, handles: list) -> None:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def macs(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """{"dense": ..., "nonzero": ...} multiply-accumulates of convolutions and linear layers for one image: of
+    all weights, and of the nonzero ones alone."""
+    total = {"dense": 0, "nonzero": 0}
+
+    def count(m: nn.modules.conv._ConvNd | nn.Linear, _args: object, out: Tensor) -> None:
+        positions = out.numel() // (  # one image, so a first dimension of windows counts too
+            m.out_channels if isinstance(m, nn.modules.conv._ConvNd) else m.out_features)
+        total["dense"] += m.weight.numel() * positions
+        total["nonzero"] += int(m.weight.count_nonzero()) * positions
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, PRUNABLE)]
+    _forward(model, x[:1], handles)
+    return total
+
+
+def same_hidden(student: nn.Module, teacher: nn.Module, hidden: tuple[str, ...], x: Tensor) -> bool:
+    """Whether hidden layers can be matched: of the same names and shapes in both models."""
+    shapes = []
+    for model in (student, teacher):
+        names = dict(model.named_modules())
+        with torch.no_grad(), capture(model, [n for n in hidden if n in names]) as outputs:
+            model(x)
+            shapes.append([tuple(z.shape) for z in outputs])
+    return shapes[0] == shapes[1]
+
+
+def companions(model: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
+    """{weight: parameters (out,) that would still speak when its filter is zero}: own bias, batch norm scale
+    and shift."""
+    norms = batch_norms(model, x)
+    parameters = dict(model.named_parameters())
+    found = {}
+    for name, m in model.named_modules():
+        if isinstance(m, PRUNABLE):
+            wanted = [f"{name}.bias"] + [f"{norms[name]}.{kind}" for kind in ("weight", "bias")
+                                         if name in norms]
+            found[f"{name}.weight"] = tuple(w for w in wanted if w in parameters)
+    return found

@@ -1,0 +1,1 @@
+"""Which weights go: tensors in, masks and quotas out. It may import losses."""

@@ -1,0 +1,127 @@
+"""How many groups each layer loses so that the whole network reaches one sparsity.
+
+    uniform       the same fraction in every layer (the paper)
+    erk           density proportional to (sum of dimensions) / (product of dimensions) (Evci et al. 2020)
+    lamp          lowest score / sum of all scores not lower in its layer, over all (Lee et al. 2021, eq. 4)
+    global        lowest score over all layers
+    sensitivity   least summed damage by curves measured layer by layer (curves.py)
+
+Unstructured quotas add up to exactly round(sparsity * total); whole filters or columns come as near as they
+can. No layer is emptied: every layer keeps a group.
+"""
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pwoa_cli.pruning.curves import Curve, marginal
+from pwoa_cli.pruning.groups import Groups, single, smallest
+
+Layers = Mapping[str, Groups]
+Scores = Mapping[str, Tensor]  # (G,) by layer, what each group is worth
+Curves = Mapping[str, Curve] | None
+
+
+def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str,
+           curves: Curves = None) -> dict[str, int]:
+    """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights.
+
+    Args: scores: (G,) by layer. method: one of ALLOCATIONS. curves: of every layer, for "sensitivity".
+    Returns: {layer: groups}, 0 <= groups <= groups of the layer - 1.
+    Raises: ValueError for an unknown method, or if keeping a group in every layer forbids the sparsity.
+    """
+    target = round(sparsity * sum(group.weights for group in groups.values()))
+    most = sum((group.count - 1) * group.size for group in groups.values())
+    if single(groups) and target > most:
+        raise ValueError(f"sparsity {sparsity:g} asks for {target} zeros, but a weight must stay in each of "
+                         f"{len(groups)} layers: at most {most}")
+    if method not in ALLOCATIONS:
+        raise ValueError(f"allocation {method!r}, expected one of {', '.join(ALLOCATIONS)}")
+    # MPS has no float64: quotas are made where they can be
+    here = {layer: s.cpu() if s.device.type == "mps" else s for layer, s in scores.items()}
+    return ALLOCATIONS[method](groups, here, target, curves)
+
+
+def uniform(groups: Layers, _scores: Scores, target: int, _curves: Curves) -> dict[str, int]:
+    """The same density everywhere."""
+    return _by_density(dict.fromkeys(groups, 1.0), groups, target)
+
+
+def erk(groups: Layers, _scores: Scores, target: int, _curves: Curves) -> dict[str, int]:
+    """Density in proportion to (sum of dimensions) / (product of dimensions)."""
+    shapes = {layer: next(iter(group.parts.values())).shape for layer, group in groups.items()}
+    return _by_density({layer: sum(shape) / math.prod(shape) for layer, shape in shapes.items()}, groups,
+                       target)
+
+
+def lamp(groups: Layers, scores: Scores, target: int, _curves: Curves) -> dict[str, int]:
+    """The lowest of each score over the sum of those not lower in its layer."""
+    return _cheapest(groups, {layer: _lamp(s) for layer, s in scores.items()}, target)
+
+
+def by_score(groups: Layers, scores: Scores, target: int, _curves: Curves) -> dict[str, int]:
+    """The lowest scores over all layers."""
+    return _cheapest(groups, {layer: s.sort().values[:-1] for layer, s in scores.items()}, target)
+
+
+def sensitivity(groups: Layers, _scores: Scores, target: int, curves: Curves) -> dict[str, int]:
+    """The least summed damage by the curves, which are needed. Raises: ValueError without them."""
+    if curves is None:
+        raise ValueError("allocation 'sensitivity' needs the curve of every layer")
+    return _cheapest(groups, {layer: marginal(curves[layer]) / group.size for layer, group in groups.items()},
+                     target)
+
+
+ALLOCATIONS: dict[str, Callable[[Layers, Scores, int, Curves], dict[str, int]]] = {
+    "uniform": uniform, "erk": erk, "lamp": lamp, "global": by_score, "sensitivity": sensitivity}
+
+
+def _cheapest(groups: Layers, scores: Mapping[str, Tensor], target: int) -> dict[str, int]:
+    """Groups under one threshold over all layers. scores: (G - 1,) ascending: a layer's strongest is not for
+    sale."""
+    everything = torch.cat(list(scores.values()))
+    if {group.size for group in groups.values()} == {1}:
+        chosen = smallest(everything, target)
+    else:  # groups differ in size: the cheapest ones first, to the nearest group
+        cost = [groups[layer].size for layer, s in scores.items() for _ in range(len(s))]
+        chosen = torch.zeros_like(everything, dtype=torch.bool)
+        for i in torch.argsort(everything, stable=True).tolist():
+            if cost[i] <= 2 * target:
+                chosen[i] = True
+                target -= cost[i]
+    counts = [int(part.sum()) for part in chosen.split([len(s) for s in scores.values()])]
+    return dict(zip(scores, counts, strict=True))
+
+
+def _lamp(strength: Tensor) -> Tensor:
+    """Scores in 0..1 of all groups but the strongest, ascending (Lee et al. 2021, eq. 4): each over the sum
+    of those not weaker."""
+    values = strength.sort().values
+    not_weaker = values.flip(0).cumsum(0, dtype=torch.double).flip(0).clamp_min(1e-300)
+    # rounding must not make a stronger group cheaper than a weaker one: quota and magnitude go together
+    return torch.cummax(values / not_weaker, 0).values[:-1]
+
+
+def _by_density(shape: Mapping[str, float], layers: Layers, target: int) -> dict[str, int]:
+    """Kept fraction of each layer = min(1, factor * shape), factor by bisection; rounding by largest
+    remainder."""
+    groups, size = ({n: g.count for n, g in layers.items()}, {n: g.size for n, g in layers.items()})
+    total_kept = sum(groups[n] * size[n] for n in groups) - target
+    low, high = 0.0, 1 / min(shape.values())
+    for _ in range(200):
+        factor = (low + high) / 2
+        kept = sum(min(1.0, factor * shape[n]) * groups[n] * size[n] for n in groups)
+        low, high = (factor, high) if kept < total_kept else (low, factor)
+    wanted = {n: (1 - min(1.0, high * shape[n])) * groups[n] for n in groups}
+    quota = {n: min(groups[n] - 1, int(wanted[n] + 1e-9)) for n in groups}
+    missing = target - sum(quota[n] * size[n] for n in groups)
+    by_remainder = sorted(groups, key=lambda n: quota[n] - wanted[n])
+    while True:
+        room = [n for n in by_remainder if quota[n] < groups[n] - 1]
+        if not any(size[n] <= 2 * missing for n in room):
+            return quota
+        for name in room:
+            if size[name] <= 2 * missing:  # one group more comes nearer to the target
+                quota[name] += 1
+                missing -= size[name]

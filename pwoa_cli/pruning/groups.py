@@ -1,0 +1,194 @@
+"""Which weights stand or fall together: a group is a set of slices over one or several tensors.
+
+    unstructured   every weight for itself
+    filter         an output filter (conv) or neuron (linear): one row of the (out, rest) matrix
+    column         one column of the (out, in * kh * kw) matrix: the same input tap in every filter
+
+Jian et al. 2022, sec. IV-A. Groups are chosen by count, not by threshold, ties by index: `<= threshold` would
+remove every tie and one group too many. Legend: G groups of a layer.
+"""
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import torch
+from torch import Tensor
+
+# {weight: parameters (out,) that still speak when its filter is zero}
+Companions = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How groups lie in a tensor of `shape`: seen as `view`, a group is what shares its indices along `axes`
+    (ascending)."""
+
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """G."""
+        return prod(self.view[axis] for axis in self.axes)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum (G,) over each group of values of `shape`."""
+        others = tuple(axis for axis in range(len(self.view)) if axis not in self.axes)
+        seen = values.reshape(self.view)
+        return (seen.sum(others) if others else seen).flatten()
+
+    def spread(self, flags: Tensor) -> Tensor:
+        """A flag for each group (G,) as a tensor of `shape`."""
+        sizes = [size if axis in self.axes else 1 for axis, size in enumerate(self.view)]
+        return flags.view(sizes).expand(self.view).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a layer: the g-th one is the g-th of every part.
+
+    parts: by parameter name. companions: names of parameters (G,) that are no weights and fall silent with a
+    group. block: of so many consecutive groups each block loses as many (n:m sparsity); 0: they go wherever
+    they are weakest.
+    """
+
+    parts: Mapping[str, Part]
+    companions: tuple[str, ...] = ()
+    block: int = 0
+
+    @property
+    def count(self) -> int:
+        """G."""
+        return next(iter(self.parts.values())).count
+
+    @property
+    def size(self) -> int:
+        """Weights in a group."""
+        return self.weights // self.count
+
+    @property
+    def weights(self) -> int:
+        """Weights in all groups together."""
+        return sum(prod(part.shape) for part in self.parts.values())
+
+    def scores(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Sum (G,) over the entries of each group. Args: values: by parameter name, shaped like it."""
+        return reduce(torch.add, (part.sums(values[name]) for name, part in self.parts.items()))
+
+    def keep(self, scores: Tensor, lost: int) -> Tensor:
+        """Flags (G,), False for the `lost` groups of the lowest scores (G,), ties by index; with a block for
+        the lowest in each block, `lost` rounded down to as many in each."""
+        if not self.block:
+            return ~smallest(scores, lost)
+        ranks = scores.view(-1, self.block).argsort(dim=1, stable=True).argsort(dim=1)
+        return (ranks >= lost * self.block // self.count).flatten()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A kind of groups. groups: (weights by name, `Companions`) -> groups by layer.
+
+    of_layers: they are those of convolutions and linear layers alone. keeps_logits: the layer that gives the
+    logits is left out, as its rows are classes. silences: companions fall silent with a group, and no
+    gradient can tell what it was worth.
+    """
+
+    groups: Callable[[Mapping[str, Tensor], Companions], dict[str, Groups]]
+    of_layers: bool = True
+    keeps_logits: bool = False
+    silences: bool = False
+
+
+def unstructured(weights: Mapping[str, Tensor], _companions: Companions) -> dict[str, Groups]:
+    """Every weight for itself."""
+    return {name: Groups({name: Part(tuple(w.shape), (w.numel(),), (0,))}) for name, w in weights.items()}
+
+
+def filters(weights: Mapping[str, Tensor], companions: Companions) -> dict[str, Groups]:
+    """Rows of (out, rest), with the layer's bias and its batch norm's scale and shift."""
+    return {name: Groups({name: _matrix(w, axis=0)}, tuple(companions.get(name, ())))
+            for name, w in weights.items()}
+
+
+def columns(weights: Mapping[str, Tensor], _companions: Companions) -> dict[str, Groups]:
+    """Columns of (out, in * kh * kw)."""
+    return {name: Groups({name: _matrix(w, axis=1)}) for name, w in weights.items()}
+
+
+STRUCTURES = {
+    "unstructured": Structure(unstructured, of_layers=False),
+    "filter": Structure(filters, keeps_logits=True, silences=True),
+    "column": Structure(columns),
+}
+
+
+def _matrix(weight: Tensor, *, axis: int) -> Part:
+    return Part(tuple(weight.shape), (len(weight), weight[0].numel()), (axis,))
+
+
+def single(groups: Mapping[str, Groups]) -> bool:
+    """Whether every weight goes by itself, wherever it is weakest."""
+    return all(group.size == 1 and not group.block for group in groups.values())
+
+
+def scores_by_layer(groups: Mapping[str, Groups], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{layer: what each of its groups is worth (G,)} from what each weight is worth."""
+    return {layer: group.scores(values) for layer, group in groups.items()}
+
+
+def smallest(scores: Tensor, count: int) -> Tensor:
+    """Boolean (G,) with exactly `count` True at the smallest scores (G,), ties by lowest index."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    if count <= 0:
+        return chosen
+    threshold = scores.kthvalue(min(count, len(scores))).values
+    chosen = scores < threshold
+    ties = (scores == threshold).nonzero().flatten()
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def kept(groups: Mapping[str, Groups], scores: Mapping[str, Tensor],
+         lost: Mapping[str, int]) -> dict[str, Tensor]:
+    """Flags (G,) by layer, False for the weakest `lost` groups of each. Args: scores: (G,) by layer."""
+    return {layer: group.keep(scores[layer], lost[layer]) for layer, group in groups.items()}
+
+
+def regrown(scores: Tensor, slopes: Tensor, lost: int, *, fraction: float) -> Tensor:
+    """Flags (G,) with `lost` False as of `smallest`, but `fraction` (0..1) of the kept groups, the weakest,
+    make room for those of the largest slopes among all others (RigL, Evci et al. 2020, sec. 3, step 3-4).
+    Ties by index.
+
+    Args: scores: (G,). slopes: (G,) summed squares of the loss's gradient with respect to the weights, zeros
+    included.
+    """
+    grown = min(int(fraction * (len(scores) - lost)), lost)
+    strong = ~smallest(scores, lost + grown)
+    return ~smallest(slopes.masked_fill(strong, float("inf")), lost)
+
+
+def masks(groups: Mapping[str, Groups], flags: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks shaped like the weights, True = kept; a weight of several groups needs all of them.
+
+    Args: flags: (G,) by layer.
+    """
+    found: dict[str, Tensor] = {}
+    for layer, keep in flags.items():
+        for name, part in groups[layer].parts.items():
+            mask = part.spread(keep)
+            found[name] = found[name] & mask if name in found else mask
+    return found
+
+
+def companion_masks(groups: Mapping[str, Groups], flags: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks (G,) of the companions: silent only where every group that feeds them is.
+
+    Args: flags: (G,) by layer.
+    """
+    found: dict[str, Tensor] = {}
+    for layer, keep in flags.items():
+        for name in groups[layer].companions:
+            found[name] = found[name] | keep if name in found else keep
+    return found

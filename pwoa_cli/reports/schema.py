@@ -1,0 +1,176 @@
+"""What a run or an evaluation found, as one dictionary (report.json).
+
+    report       build():      threat, data, teacher, student, drop, seconds, environment, notes
+                               + model, sparsity, size, macs, recipe
+    evaluation   build_eval(): the first row; for one model alone `results` in place of teacher, student, drop
+
+A score is {accuracy in 0..1, n, ci95: [low, high]} (Wilson); a drop is {points, ci95} in percentage points,
+teacher minus pruned. `show` makes Markdown and tables of it. Nothing here needs torch but environment().
+"""
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.words import in_points
+from pwoa_cli.files.plain import plain
+
+SCHEMA_VERSION = 1
+NUMBER = (int, float)
+SCORES = {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER]}}
+DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER]}}
+COMMON = {
+    "schema_version": int,
+    "threat": {"norm": str, "eps": NUMBER},
+    "seconds": {"*": NUMBER},
+    "environment": {"python": str, "torch": str, "pwoa": str, "platform": str, "cpu_count": int,
+                    "device": str,
+                    "threads": int, "seed": int},
+    "data": {"name": str, "n": int},
+    "notes": [str],
+}
+# None: clean accuracy only
+EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))}}
+SCHEMA = COMMON | {
+    "created": str,
+    "model": {"source": str, "sha256": str, "arch": str, "num_classes": int},
+    "sparsity": {"target": NUMBER, "achieved": NUMBER, "nonzero": int, "total": int, "structure": str,
+                 "layers": [{"name": str, "shape": [int], "nonzero": int, "total": int}]},
+    "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
+    "macs": {"dense": int, "nonzero": int},
+    "teacher": SCORES, "student": SCORES, "drop": DROPS,
+    "recipe": {"name": str},
+}
+
+
+# --- building and checking ---------------------------------------------------------------
+
+def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float, target: float,
+          structure: str,
+          layers: Sequence[Mapping[str, Any]], size: Mapping[str, int], macs: Mapping[str, int],
+          teacher: Mapping[str, Mapping], student: Mapping[str, Mapping], seconds: Mapping[str, float],
+          environment: Mapping[str, Any], recipe: Mapping[str, Any], data: Mapping[str, Any],
+          drop: Mapping[str, Mapping] | None = None, notes: Sequence[str] = (),
+          findings: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The report.json of a pruning run, checked by `validate`.
+
+    Args: created: start of the run. model: source, sha256, arch, num_classes. target: wanted sparsity.
+    layers: name, shape, nonzero, total of every pruned tensor; the sums are taken here. size: dense_bytes,
+    file_bytes, limit_bytes. macs: dense, nonzero. teacher, student: {attack: score}. seconds: {phase: s}.
+    recipe: name and fields. data: name, where, n, seed. drop: paired differences where they are known, else
+    `drops(teacher, student)`. findings: what may be wrong with the figures (check, unreliable, text, models);
+    the sentences are among the notes.
+    """
+    total, nonzero = sum(layer["total"] for layer in layers), sum(layer["nonzero"] for layer in layers)
+    return validate(plain({
+        "schema_version": SCHEMA_VERSION, "created": created.astimezone().isoformat(), "model": model,
+        "threat": {"norm": norm, "eps": eps},
+        "sparsity": {"target": target, "achieved": 1 - nonzero / max(1, total), "nonzero": nonzero,
+                     "total": total,
+                     "structure": structure, "layers": layers},
+        "size": size, "macs": macs, "teacher": teacher, "student": student,
+        "drop": drops(teacher, student) if drop is None else drop, "seconds": seconds,
+        "environment": environment,
+        "recipe": recipe, "data": data, "notes": notes, "findings": findings}))
+
+
+def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Mapping],
+               seconds: Mapping[str, float],
+               environment: Mapping[str, Any], data: Mapping[str, Any],
+               teacher: Mapping[str, Mapping] | None = None,
+               drop: Mapping[str, Mapping] | None = None, model: str = "", notes: Sequence[str] = (),
+               findings: Sequence[Mapping[str, Any]] = (), headings: Sequence[str] = ("teacher", "pruned"),
+               classes: Mapping[str, Mapping] | None = None, models: Mapping[str, Mapping] | None = None,
+               attacks: Sequence[str] = (),
+               unfinished: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """The JSON object of `pwoa eval`: `results` of one model, or `teacher`, `student` and `drop` where a
+    teacher is given.
+
+    Args: results: {attack: score} of the model that was named. norm, eps: None where nothing was attacked.
+    model: its path. headings: what people read above the two. classes: {model: {attack: {class: score}}}.
+    models: {heading: {"source", "sha256", "arch"}} of each. attacks: those asked for; unfinished: {heading:
+    those that time did not suffice for}. The others as in `build`.
+    """
+    if teacher is None:
+        scores: dict[str, Any] = {"results": results}
+    else:
+        scores = {"teacher": teacher, "student": results,
+                  "drop": drops(teacher, results) if drop is None else drop,
+                  "headings": list(headings)}
+    more = {"models": models or {}, "attacks": list(attacks),
+            "unfinished": unfinished or {}} | ({} if classes is None else {"classes": classes})
+    evaluation = plain({"schema_version": SCHEMA_VERSION, "model": {"source": model},
+                        "threat": {"norm": norm, "eps": eps},
+                        **scores, "seconds": seconds, "environment": environment, "data": data,
+                        "notes": notes,
+                        "findings": findings, **more})
+    shown = {name: DROPS if name == "drop" else SCORES for name in scores if name != "headings"}
+    return _check(evaluation, EVALUATION | shown, "evaluation")
+
+
+def drops(teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
+    """Percentage points lost in every attack that both have, with Newcombe's (1998, method 10) 95% interval.
+
+    d = t - s, low = d - sqrt((t - t_low)^2 + (s_high - s)^2), high = d + sqrt((t_high - t)^2 + (s - s_low)^2)
+    from the Wilson intervals. It treats the two as independent: wider than a paired interval on the same
+    samples.
+    """
+    lost = {}
+    for name in (n for n in teacher if n in student):
+        t, (t_low, t_high) = teacher[name]["accuracy"], teacher[name]["ci95"]
+        s, (s_low, s_high) = student[name]["accuracy"], student[name]["ci95"]
+        ci95 = [t - s - math.hypot(t - t_low, s_high - s), t - s + math.hypot(t_high - t, s - s_low)]
+        lost[name] = in_points(t - s, ci95)
+    return lost
+
+
+def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[str, Any]:
+    """The report itself if it has every field of the contract in its type and range; fields beyond it are
+    welcome.
+
+    Raises: InputError naming the first field that is missing or wrong.
+    """
+    version = report.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{where}: schema_version {version}, this pwoa reads {SCHEMA_VERSION}.",
+                         hint="Use the pwoa that wrote it, or prune again.")
+    return _check(report, SCHEMA, where)
+
+
+def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for problem in _problems(report, schema, ""):
+        raise InputError(f"{where}: {problem}.",
+                         hint="Another tool may have written it; prune again to get a new one.")
+    return dict(report)
+
+
+def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
+    """Sentences on where `value` departs from a schema: {field: schema} ("*": any name), [schema of items],
+    type(s)."""
+    kind = dict if isinstance(schema, dict) else list if isinstance(schema, list) else schema
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = ("number" if kind is NUMBER
+                    else " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,))))
+        yield f"{path or 'the report'} is {value!r:.40}, expected {expected}"
+    elif kind is list:
+        for index, item in enumerate(value):
+            yield from _problems(item, schema[0], f"{path}[{index}]")
+    elif kind is dict:
+        for name in (value if "*" in schema else schema):
+            inner = f"{path}.{name}" if path else name
+            if name in value:
+                yield from _problems(value[name], schema.get("*", schema.get(name)), inner)
+            else:
+                yield f"{inner} is missing"
+    yield from _out_of_range(value, path)
+
+
+def _out_of_range(value: Any, path: str) -> Iterator[str]:
+    field = path.rpartition(".")[2]
+    if field in ("accuracy", "achieved", "target") and isinstance(value, NUMBER) and not 0 <= value <= 1:
+        yield f"{path} is {value}, expected 0 to 1"
+    if field == "ci95" and isinstance(value, list) and len(value) != 2:
+        yield f"{path} has {len(value)} numbers, expected 2"
+
+

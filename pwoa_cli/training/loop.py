@@ -1,0 +1,199 @@
+"""One step of pruning under self-distillation and the HSIC bottleneck: state in, state and losses out.
+
+    loss = what a recipe asks of the student on one batch (objective.py)  [+ ADMM penalty]
+
+Jian et al. 2022, eq. 5-8.
+
+Everything that changes is in `State`; everything that does not is in `Plan`. Batch, noise and learning rate
+are pure functions of (seed, step), so a state stopped anywhere goes on as if it had never stopped.
+"""
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.errors import PwoaError
+from pwoa_cli.machine.memory import keep_freed_memory
+from pwoa_cli.machine.seeds import number
+from pwoa_cli.pruning import admm
+from pwoa_cli.training import averaging, inputs, masks, objective, schedule
+from pwoa_cli.training.masks import apply_masks, sparsity_at
+from pwoa_cli.training.recipe import Recipe
+from pwoa_cli.training.state import Plan, State, optimizer_for, weights_of
+
+
+def begin(plan: Plan, student: nn.Module) -> State:
+    """The state before the first step: nothing masked, curves measured where the allocation needs them."""
+    state = State(student, optimizer_for(plan.recipe, student, plan.recipe.lr), masks={}, admm=None, step=0)
+    slopes = partial(_gradients, plan, state)
+    if plan.recipe.allocation == "sensitivity":
+        state = replace(state, curves=masks.damage_curves(plan, student, slopes))
+    if plan.recipe.method == "admm":
+        lost = masks.quotas(plan, state, plan.sparsity, slopes)
+        splitting = admm.begin(weights_of(plan, student), plan.groups, lost, rho=plan.recipe.rho)
+        state = replace(state, admm=splitting)
+    return state
+
+
+def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
+    """One optimiser step; returns the next state and the step's losses as detached scalars on the device.
+
+    Order inside a step as in the published code: masks or phase change, forward, HSIC, z/u update, penalty,
+    backward.
+    """
+    state = _enter(plan, state)
+    terms = _forward(plan, state)
+    if state.admm is not None:
+        splitting = _admm_update(plan, state, state.admm)
+        state = replace(state, admm=splitting)
+        terms["admm"] = admm.penalty(splitting, weights_of(plan, state.student))
+    loss = _loss(plan, terms)
+    _descend(plan, state, loss)
+    state = replace(state, step=state.step + 1, average=_averaged(plan, state))
+    return state, {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
+
+
+def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None],
+        every: int = 20) -> State:
+    """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of
+    each term over the steps that have it (mixed batches have no label term).
+
+    Raises: PwoaError when a loss is no longer finite, naming the step and the terms.
+    """
+    keep_freed_memory()
+    seen: dict[str, list[Tensor]] = {}
+    while state.step < plan.steps:
+        state, losses = step(plan, state)
+        for name, value in losses.items():
+            seen.setdefault(name, []).append(value)
+        if state.step % every == 0 or state.step in (plan.sparsify_steps, plan.steps):
+            means = {name: torch.stack(values).mean().item() for name, values in seen.items()}
+            bad = [name for name, value in means.items() if not math.isfinite(value)]
+            if bad:
+                raise PwoaError(f"The loss is not finite by step {state.step} of {plan.steps}: "
+                                f"{', '.join(bad)}.",
+                                hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set "
+                                     "clip=5, or --set lr=1e-4.")
+            report(state, means)
+            seen = {}
+    finish(plan, state)
+    return state
+
+
+def finish(plan: Plan, state: State) -> None:
+    """Turn the student, in place, into what is saved: the average of its weights, batch-norm statistics taken
+    again.
+
+    Done once more it changes nothing.
+    """
+    if state.average is not None:
+        state.student.load_state_dict(state.average)
+    if plan.recipe.bn_reestimate:
+        varied = plan.recipe.bn_inputs == "varied"
+        later = range(plan.steps, plan.steps + plan.recipe.bn_reestimate)
+        batches = (inputs.batch(plan, now).x if varied else inputs.images(plan, now)[0] for now in later)
+        averaging.reestimate(state.student, batches)
+
+
+def _enter(plan: Plan, state: State) -> State:
+    """Phase changes and mask moves that are due before this step."""
+    recipe, now = plan.recipe, state.step
+    hard_prune = recipe.method == "admm" and now == plan.sparsify_steps
+    if hard_prune or (recipe.finetune_lr and now == plan.sparsify_steps):
+        fresh = optimizer_for(recipe, state.student, recipe.finetune_lr or recipe.lr)
+        state = replace(state, optimizer=fresh, admm=None)
+    slopes = partial(_gradients, plan, state)
+    if state.admm is not None and now and now % plan.steps_per_epoch == 0:
+        lost = masks.quotas(plan, state, plan.sparsity, slopes)
+        again = admm.begin_epoch(state.admm, weights_of(plan, state.student), plan.groups, lost)
+        state = replace(state, admm=again)
+    due = now <= plan.sparsify_steps and (not now or sparsity_at(plan, now) != sparsity_at(plan, now - 1))
+    if hard_prune or (recipe.method == "ramp" and due):
+        sparsity = plan.sparsity if hard_prune else sparsity_at(plan, now)
+        state = replace(state, masks=masks.moved(plan, state, sparsity, slopes))
+    return state
+
+
+def _gradients(plan: Plan, state: State) -> dict[str, Tensor]:
+    """Gradient of this step's loss with respect to the weights, pruned ones included; the student stays as it
+    is."""
+    weights = weights_of(plan, state.student)
+    buffers = {name: b.clone() for name, b in state.student.named_buffers()}
+    slopes = torch.autograd.grad(_loss(plan, _forward(plan, state)), list(weights.values()))
+    with torch.no_grad():
+        for name, buffer in state.student.named_buffers():
+            buffer.copy_(buffers[name])
+    return dict(zip(weights, slopes, strict=True))
+
+
+def _admm_update(plan: Plan, state: State, splitting: admm.Admm) -> admm.Admm:
+    """The z/u update at the first batch of every `admm_every`-th epoch but the first."""
+    period = plan.recipe.admm_every * plan.steps_per_epoch
+    if state.step == 0 or state.step % period:
+        return splitting
+    lost = masks.quotas(plan, state, plan.sparsity, partial(_gradients, plan, state))
+    return admm.update(splitting, weights_of(plan, state.student), plan.groups, lost,
+                       growth=plan.recipe.rho_growth, rho_max=plan.recipe.rho_max)
+
+
+def _learning_rate(plan: Plan, now: int) -> float:
+    recipe = plan.recipe
+    common = {"steps_per_epoch": plan.steps_per_epoch, "period": recipe.admm_every}
+    if not recipe.finetune_lr:
+        return schedule.learning_rate(recipe.schedule, recipe.lr, step=now, steps=plan.steps, **common)
+    if now < plan.sparsify_steps:
+        return schedule.learning_rate(recipe.schedule, recipe.lr, step=now, steps=plan.sparsify_steps,
+                                      **common)
+    return schedule.learning_rate(recipe.finetune_schedule, recipe.finetune_lr,
+                                  step=now - plan.sparsify_steps,
+                                  steps=plan.steps - plan.sparsify_steps, **common)
+
+
+def _forward(plan: Plan, state: State) -> dict[str, Tensor]:
+    """Loss terms of this step's batch, before their weights."""
+    batch = inputs.attacked(plan, state.student, inputs.batch(plan, state.step), state.step)
+    _train_mode(plan.recipe, state.student)
+    torch.manual_seed(number(plan.seed, "dropout", state.step))
+    return objective.terms(plan.recipe, student=state.student, teacher=plan.teacher, hidden=plan.hidden,
+                           batch=batch, num_classes=plan.num_classes)
+
+
+def _loss(plan: Plan, terms: Mapping[str, Tensor]) -> Tensor:
+    weight = objective.weights(plan.recipe)
+    total = sum(weight[name] * value for name, value in terms.items())
+    assert isinstance(total, Tensor)  # `Recipe` refuses to teach nothing
+    return total
+
+
+def _averaged(plan: Plan, state: State) -> dict[str, Tensor] | None:
+    """The average with the student after this step. It begins with the second phase, as its members then
+    share their masks: an average over moving masks would hold weights that the last mask cuts, learned for a
+    denser network."""
+    count = state.step + 1 - plan.sparsify_steps
+    if not plan.recipe.ema or count < 1:
+        return None
+    return averaging.moved(state.average or {}, state.student, decay=plan.recipe.ema, count=count)
+
+
+def _train_mode(recipe: Recipe, student: nn.Module) -> None:
+    student.train()
+    if recipe.batch_norm == "freeze":
+        for m in student.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.eval()
+
+
+def _descend(plan: Plan, state: State, loss: Tensor) -> None:
+    """One optimiser step, after which masked entries are +0.0 again, whatever momentum says."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = _learning_rate(plan, state.step)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if plan.recipe.clip:
+        nn.utils.clip_grad_norm_([p for group in state.optimizer.param_groups for p in group["params"]],
+                                 plan.recipe.clip)
+    state.optimizer.step()
+    apply_masks(state.student, state.masks)

@@ -1,0 +1,169 @@
+"""The loss of a recipe on one batch: forward passes of teacher and student, the terms that it asks for, their
+weights.
+
+    alpha T^2 (KL(x + n) + clean_weight KL(x)) + logit_weight logits + neighbour_weight reaction to n
+        + hidden_weight hidden layers + explain_weight class maps + lambda_x nHSIC(x, z) - lambda_y nHSIC(y,
+        z)
+
+A term of weight 0 is not computed. The formulas are those of `distill` and `hsic`; docs/recipes.md has the
+sources.
+"""
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.losses import distill, hsic
+from pwoa_cli.networks.layers import capture
+from pwoa_cli.training.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """x: images (B, C, H, W) that both models see; clean: the same without noise; labels: (B,) int64;
+    labels_hold: whether they still describe the images (those of mixed images do not)."""
+
+    x: Tensor
+    clean: Tensor
+    labels: Tensor
+    labels_hold: bool
+
+
+class _Seen(NamedTuple):
+    """What a model made of B images, or of those and their clean copies (2B): logits, hidden layers, class
+    maps."""
+
+    logits: Tensor
+    hidden: list[Tensor]
+    maps: Tensor | None
+
+
+def weights(recipe: Recipe) -> dict[str, float]:
+    """{term: its factor in the loss}; "admm" is the splitting's penalty."""
+    answers = recipe.alpha * recipe.temperature**2
+    return {"kl": answers, "clean": answers * recipe.clean_weight, "logit": recipe.logit_weight,
+            "neighbour": recipe.neighbour_weight, "hidden": recipe.hidden_weight,
+            "explain": recipe.explain_weight,
+            "hsic_x": recipe.lambda_x, "hsic_y": -recipe.lambda_y, "admm": 1.0}
+
+
+def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Sequence[str], batch: Batch,
+          num_classes: int) -> dict[str, Tensor]:
+    """Loss terms before their weights, scalars, differentiable in the student.
+
+    Clean copies, where a term wants them, go through the models together with the noisy images: batch norm
+    then takes its statistics from both, so that a difference of logits is the noise's doing alone. Dropout
+    would give each copy a mask of its own: `prune` refuses neighbour_weight there. Class maps are those of
+    the noisy images alone.
+    Args: hidden: names of the layers whose outputs count, in both models.
+    """
+    count = len(batch.x)
+    x = torch.cat([batch.x, batch.clean]) if (recipe.alpha
+                                              and recipe.clean_weight) or recipe.neighbour_weight else batch.x
+    asked = hidden if recipe.hidden_weight or recipe.explain_weight else ()
+    told = _ask_teacher(teacher, x, asked, mapped=count if recipe.explain_weight else 0,
+                        bf16=recipe.precision == "bf16")
+    made = _ask_student(recipe, student, x, hidden, told, mapped=count)
+    z = [layer[:count] for layer in made.hidden] if len(x) > count else made.hidden
+    found = _answers(recipe, made.logits, told.logits, count)
+    if recipe.hidden_weight:
+        found["hidden"] = distill.hidden_error(z, [layer[:count] for layer in told.hidden],
+                                               kind=recipe.hidden_loss)
+    if made.maps is not None and told.maps is not None:  # where explain_weight asks for them
+        found["explain"] = distill.map_error(made.maps, told.maps)
+    bottleneck = {"hsic_x": recipe.lambda_x, "hsic_y": recipe.lambda_y if batch.labels_hold else 0}
+    if any(bottleneck.values()):
+        sums = hsic.bottleneck(batch.x, batch.labels, z, num_classes=num_classes, sigma=recipe.sigma)
+        found |= {name: value.sum() for (name, weight), value in zip(bottleneck.items(), sums, strict=True)
+                  if weight}
+    return found
+
+
+def random_in_training(model: nn.Module, x: Tensor) -> bool:
+    """Whether answers differ from one pass in training mode to the next on the same images, whatever is at
+    work there."""
+    # its batch norms' statistics move, which answers in training do not see
+    twin = copy.deepcopy(model).train()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return not torch.allclose(twin(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+def _answers(recipe: Recipe, student_BC: Tensor, teacher_BC: Tensor, count: int) -> dict[str, Tensor]:
+    """Terms of the logits: of the first `count` images, and of their clean copies behind them."""
+    s, t, s_clean, t_clean = student_BC[:count], teacher_BC[:count], student_BC[count:], teacher_BC[count:]
+    kl = partial(distill.kl, temperature=recipe.temperature, reduction=recipe.kl_reduction)
+    found = {"kl": kl(s, t)} if recipe.alpha else {}
+    if recipe.alpha and recipe.clean_weight:
+        found["clean"] = kl(s_clean, t_clean)
+    if recipe.logit_weight:
+        found["logit"] = distill.logit_error(s, t)
+    if recipe.neighbour_weight:
+        found["neighbour"] = distill.logit_error(s - s_clean, t - t_clean)
+    return found
+
+
+def _ask_teacher(teacher: nn.Module, x: Tensor, names: Sequence[str], *, mapped: int, bf16: bool) -> _Seen:
+    """Constants: nothing of the teacher's graph survives. mapped: of so many images, the first ones, also the
+    maps of the classes that it predicts."""
+    with (torch.set_grad_enabled(mapped > 0), _rooted(teacher, names if mapped else ()),
+          capture(teacher, names) as outputs):
+        with _precision(x, bf16):
+            logits = teacher(x)
+        logits, hidden = logits.float(), list(outputs)
+    maps = _maps(logits, hidden, logits, mapped, differentiable=False) if mapped else None
+    return _Seen(logits.detach(), [z.detach().float() for z in hidden],
+                 None if maps is None else maps.detach().float())
+
+
+def _ask_student(recipe: Recipe, student: nn.Module, x: Tensor, hidden: Sequence[str], told: _Seen, *,
+                 mapped: int) -> _Seen:
+    """Logits, hidden layers where a term wants them, and of the first `mapped` images maps of the teacher's
+    classes."""
+    wanted = recipe.hidden_weight or recipe.explain_weight or recipe.lambda_x or recipe.lambda_y
+    with capture(student, hidden if wanted else ()) as outputs:
+        with _precision(x, recipe.precision == "bf16"):
+            logits = student(x)
+        logits, z = logits.float(), list(outputs)
+    maps = _maps(logits, z, told.logits, mapped, differentiable=True) if recipe.explain_weight else None
+    # losses need more digits
+    return _Seen(logits, [layer.float() for layer in z], None if maps is None else maps.float())
+
+
+def _precision(x: Tensor, bf16: bool) -> torch.autocast:
+    """Inside, convolutions and products are made in bfloat16 if asked for; weights, batch norms and losses
+    stay float32."""
+    return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def _maps(logits: Tensor, hidden: Sequence[Tensor], told: Tensor, count: int, *,
+          differentiable: bool) -> Tensor:
+    """Class maps (count, P) of the first images, of the classes that `told` has as largest, in the last layer
+    with positions."""
+    return distill.class_map(logits[:count], _last_map(hidden), told[:count].argmax(1),
+                             differentiable=differentiable)[:count]
+
+
+def _last_map(hidden: Sequence[Tensor]) -> Tensor:
+    """The last hidden layer that has more than one position; of a network without any the last one."""
+    return next((z for z in reversed(hidden) if distill.positions(z) > 1), hidden[-1])
+
+
+@contextmanager
+def _rooted(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside the block gradients reach the named modules' outputs even where all of the model's parameters
+    are frozen."""
+    def root(_module: nn.Module, _args: object, output: Tensor) -> Tensor | None:
+        # the next layer may write on it
+        return None if output.requires_grad else output.detach().requires_grad_().clone()
+
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(root) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

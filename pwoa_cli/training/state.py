@@ -1,0 +1,104 @@
+"""What a training run is: `Plan`, which stays the same, and `State`, all that changes."""
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.data import datasets
+from pwoa_cli.pruning import admm
+from pwoa_cli.pruning.curves import Curve
+from pwoa_cli.pruning.groups import Groups
+from pwoa_cli.training.recipe import EFFORT, Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays the same during a run.
+
+    groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
+    off.
+    """
+
+    recipe: Recipe
+    teacher: nn.Module
+    hidden: tuple[str, ...]
+    groups: Mapping[str, Groups]
+    normed: frozenset[str]
+    sparsity: float
+    num_classes: int
+    eps: float
+    norm: str
+    split: datasets.Split
+    augment: str
+    seed: int
+    steps_per_epoch: int
+    sparsify_steps: int
+    steps: int
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the prunable parameters."""
+        return tuple(dict.fromkeys(name for group in self.groups.values() for name in group.parts))
+
+
+@dataclass(frozen=True)
+class State:
+    """All that changes. Student and optimiser are updated in place (that is what torch offers); the rest is
+    replaced.
+
+    masks: {parameter name: bool, True = kept}; admm: None outside the paper's first phase; step: steps done;
+    curves: what allocation by sensitivity measured at the start; average: of the student's state since the
+    masks are fixed.
+    """
+
+    student: nn.Module
+    optimizer: torch.optim.Optimizer
+    masks: dict[str, Tensor]
+    admm: admm.Admm | None
+    step: int
+    curves: dict[str, Curve] | None = None
+    average: dict[str, Tensor] | None = None
+
+
+def plan_steps(recipe: Recipe, images: int, sparsity: float) -> tuple[int, int, int]:
+    """(steps per epoch, steps of the sparsify phase, steps of both) for a training set of `images`."""
+    per_epoch = max(1, images // recipe.batch_size)
+    epochs = recipe.epochs * EFFORT[recipe.effort] * max(0.5, -math.log10(1 - sparsity)) ** recipe.stretch
+    steps = max(2, round(epochs * per_epoch))
+    return per_epoch, min(steps - 1, max(1, round(recipe.sparsify * steps))), steps
+
+
+def to_dict(state: State) -> dict[str, Any]:
+    """The state as plain tensors, numbers and dictionaries that `torch.save` writes and weights_only
+    reads."""
+    splitting = None if state.admm is None else {"z": state.admm.z, "u": state.admm.u, "rho": state.admm.rho}
+    return {"student": state.student.state_dict(), "optimizer": state.optimizer.state_dict(),
+            "masks": state.masks, "admm": splitting, "step": state.step, "curves": state.curves,
+            "average": state.average}
+
+
+def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State:
+    """The state of `to_dict` again, on a student of the same architecture (its weights are overwritten)."""
+    student.load_state_dict(saved["student"])
+    optimizer = optimizer_for(plan.recipe, student, plan.recipe.lr)
+    optimizer.load_state_dict(saved["optimizer"])
+    splitting = None if saved["admm"] is None else admm.Admm(**saved["admm"])
+    return State(student, optimizer, dict(saved["masks"]), splitting, saved["step"], saved["curves"],
+                 saved["average"])
+
+
+def weights_of(plan: Plan, student: nn.Module) -> dict[str, nn.Parameter]:
+    """The prunable parameters of a student by name."""
+    parameters = dict(student.named_parameters())
+    return {name: parameters[name] for name in plan.weights}
+
+
+def optimizer_for(recipe: Recipe, student: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all that a student trains."""
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

@@ -1,0 +1,239 @@
+"""A request to prune with everything found, checked and decided, before any epoch and any file."""
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli import attacks
+from pwoa_cli.checkpoints.model import Loaded, Source
+from pwoa_cli.data import datasets
+from pwoa_cli.data.samples import samples
+from pwoa_cli.errors import InputError
+from pwoa_cli.machine.devices import device_named, multiplies_bf16
+from pwoa_cli.networks import layers
+from pwoa_cli.networks.build import public_names
+from pwoa_cli.progress import Say
+from pwoa_cli.pruning import allocation
+from pwoa_cli.pruning.criteria import magnitude
+from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
+from pwoa_cli.reports import numbers
+from pwoa_cli.training import objective
+from pwoa_cli.training.recipe import Recipe, check, read_recipe
+from pwoa_cli.training.state import Plan, plan_steps
+from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
+
+LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers are not those of the "
+                "model, or not asked for.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1). eps as typed
+    ("8/255")."""
+
+    source: Source
+    sparsity: float
+    structure: str = "unstructured"
+    recipe: str = "default"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Source | None = None
+    data: str | None = None
+    norm: str | None = None
+    eps: str | None = None
+    attacks: str = "fgsm,pgd-10,pgd-20,cw"
+    n: int = 1000
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything found, checked and decided; nothing is written yet. dead: weights that never
+    reach the logits. uncounted: names of other matrices that do."""
+
+    request: Request
+    subject: Subject
+    teacher: Loaded
+    plan: Plan
+    device: torch.device
+    dead: int
+    uncounted: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def prepare(request: Request, *, say: Say,
+            change_data: Callable[[datasets.Dataset], datasets.Dataset] | None = None) -> Job:
+    """Load, infer and check everything that a run needs, before its first epoch and its first file.
+
+    Args: change_data: applied to the data set that was found (benchmarks hold training images out with it).
+    Raises: InputError for anything that would fail later.
+    """
+    seconds: dict[str, float] = {}
+    attacks.parse(request.attacks)
+    if request.structure not in STRUCTURES:
+        raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
+                         hint="For example: --structure filter")
+    read_recipe(request.recipe, overrides=request.overrides)
+    device = device_named(request.device)
+    with timed(seconds, "load"):
+        subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps,
+                               device=device, say=say)
+        if change_data:
+            subject = replace(subject, dataset=change_data(subject.dataset))
+        attacks.check_norm(attacks.parse(request.attacks), subject.norm)
+        x = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
+        teacher = (open_teacher(request.teacher, subject, device=device, say=say) if request.teacher
+                   else subject.loaded)
+        live = layers.live_parameters(subject.model, x[:2])
+        weights, dead = _prunable(subject.model, x[:2], live, request.structure)
+        plan = _plan(request, subject, teacher, weights, x[:2], device)
+    if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
+        say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
+            "instructions for it.")
+    total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
+    say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros "
+        f"({request.structure}), recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} "
+        f"epoch{'s' * (epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
+    if teacher is not subject.loaded and not matches_layers(plan.recipe):
+        say(LOGITS_ALONE)
+    return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)),
+               seconds)
+
+
+def _some(names: Sequence[str], most: int = 9) -> str:
+    """All names, or of more than `most` the first four and the last: config.toml has them all."""
+    return ", ".join(names if len(names) <= most else [*names[:4], "...", names[-1]])
+
+
+def _settled(recipe: Recipe, request: Request, groups: Mapping[str, Groups], device: torch.device) -> Recipe:
+    """The recipe without "auto": what it means for these groups and on this device. Where groups fall silent
+    it regrows nothing, unless that is asked for on the command line, where `_check_structure` says why it
+    cannot be.
+
+    Global scores compare sums over groups, which grow with their size: of filters they leave small layers a
+    single one.
+    """
+    precision = "bf16" if multiplies_bf16(device) else "float32"
+    allocation = "global" if single(groups) else "lamp"
+    recipe = replace(recipe, precision=precision if recipe.precision == "auto" else recipe.precision,
+                     allocation=allocation if recipe.allocation == "auto" else recipe.allocation)
+    silences = STRUCTURES[request.structure].silences
+    return replace(recipe, regrow=0.0) if silences and "regrow" not in request.overrides else recipe
+
+
+def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[str, nn.Parameter],
+          x: Tensor, device: torch.device) -> Plan:
+    """Everything decided that stays the same during the run."""
+    recipe = read_recipe(request.recipe, data=subject.dataset.name, overrides=request.overrides)
+    where, beside = request.source.path, layers.companions(subject.model, x)
+    groups = STRUCTURES[request.structure].groups(weights, beside)
+    recipe = _settled(recipe, request, groups, device)
+    _check_sparsity(weights, request.sparsity, where)
+    _check_structure(recipe, request.structure, groups)
+    _check_reachable(weights, groups, request, recipe)
+    try:
+        hidden = tuple(layers.hidden_layers(subject.model, x, recipe.hidden))
+    except ValueError as error:
+        raise InputError(f"{where}: {error}.",
+                         hint="--set hidden=auto, inner or another pattern of module names") from None
+    if (matches_layers(recipe) and teacher is not subject.loaded
+        and not layers.same_hidden(subject.model, teacher.model, hidden, x)):
+        if asked := [name for name in ("hidden_weight", "explain_weight") if name in request.overrides]:
+            raise InputError("Hidden layers of the model and of --teacher differ, so they cannot be matched.",
+                             hint="Distil from the logits alone: "
+                                  f"{' '.join(f'--set {name}=0' for name in asked)}")
+        recipe = check(replace(recipe, hidden_weight=0.0, explain_weight=0.0),
+                       where="recipe for this --teacher")
+    if recipe.neighbour_weight and objective.random_in_training(subject.model, x):
+        raise InputError(f"neighbour_weight = {recipe.neighbour_weight:g} compares answers to an image and "
+                         "to its noisy copy, but the model answers at random in training (dropout): nothing "
+                         "would be the noise's doing alone.",
+                         hint="--set neighbour_weight=0")
+    per_epoch, sparsify_steps, steps = plan_steps(recipe, len(subject.dataset.train), request.sparsity)
+    return Plan(
+        recipe=recipe, teacher=teacher.model, hidden=hidden, groups=groups,
+        normed=frozenset(name for name, found in beside.items() if found), sparsity=request.sparsity,
+        num_classes=subject.loaded.num_classes, eps=subject.eps, norm=subject.norm,
+        split=subject.dataset.train,
+        augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
+        seed=request.seed, steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)
+
+
+def matches_layers(recipe: Recipe) -> bool:
+    """Whether the loss compares layers of student and teacher, and not their logits alone."""
+    return bool(recipe.hidden_weight or recipe.explain_weight)
+
+
+def _prunable(model: nn.Module, x: Tensor, reached: set[str],
+              kind: str) -> tuple[dict[str, nn.Parameter], int]:
+    """Weights that a kind of structure counts, and the number of dead ones left out.
+
+    Args: reached: names of the parameters that reach the logits.
+    """
+    structure = STRUCTURES[kind]
+    live = layers.prunable(model, reached)
+    everything = layers.prunable(model, None)
+    dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in live.values())
+    modules = dict(model.named_modules())
+    weights = {name: w for name, w in live.items() if w.requires_grad  # the author's frozen ones stay
+               and (not structure.of_layers or isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE))}
+    if structure.keeps_logits and weights:
+        weights.pop(layers.logit_layer(model, x) + ".weight", None)
+    if not weights:
+        raise InputError(f"The model has no weights that could be pruned ({kind}).",
+                         hint="Whole filters and columns are those of convolutions and linear layers: "
+                              "--structure unstructured")
+    return weights, dead
+
+
+def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) -> None:
+    """At least one weight goes, and the model has fewer zeros than are wanted."""
+    total = sum(w.numel() for w in weights.values())
+    zeros = total - sum(int(w.count_nonzero()) for w in weights.values())
+    if not round(sparsity * total):
+        raise InputError(f"--sparsity {sparsity:g} of the {total:,} weights of {where} is less than one "
+                         "weight.",
+                         hint="Nine weights in ten: --sparsity 0.9")
+    if zeros > sparsity * total:
+        raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros / total)}% of its "
+                         f"weights are zero, {100 * sparsity:g}% were asked for.",
+                         hint=f"Ask for more: --sparsity above {zeros / total:.4g}")
+
+
+def _check_structure(recipe: Recipe, kind: str, groups: Mapping[str, Groups]) -> None:
+    """Options of the recipe that belong to some structures only."""
+    if recipe.start == "obs" and not single(groups):
+        raise InputError(f"start = 'obs' reconstructs around single weights; --structure is {kind}.",
+                         hint="--set start=dense")
+    # weight, scale and shift are zero together: no gradient says what it is worth
+    if recipe.regrow and STRUCTURES[kind].silences:
+        raise InputError(f"regrow cannot bring whole {kind}s back: a silent {kind} has no gradient.",
+                         hint="--set regrow=0")
+
+
+def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], request: Request,
+                     recipe: Recipe) -> None:
+    """The groups of the structure come within a point of the wanted sparsity while every layer keeps one."""
+    where, kind, wanted = request.source.path, request.structure, request.sparsity
+    try:
+        method = "uniform" if recipe.allocation == "sensitivity" else recipe.allocation  # measured later
+        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), wanted, method=method)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}.", hint="A lower --sparsity.") from None
+    most = sum(n * groups[layer].size for layer, n in lost.items()) / sum(w.numel() for w in weights.values())
+    if most < wanted - 0.01:
+        raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {kind}s, as one must stay "
+                         f"in each of {len(weights)} layers: at most {numbers.percent_of_weights(most)}%.",
+                         hint=f"--sparsity {int(100 * most) / 100:g}")
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """The seconds of the block, by the name of its phase."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

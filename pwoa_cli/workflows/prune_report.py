@@ -1,0 +1,84 @@
+"""What is said about a pruning run: its configuration, its layers, its notes."""
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from pwoa_cli.evaluation.evaluate import BLOCK
+from pwoa_cli.networks import layers
+from pwoa_cli.networks.build import public_names
+from pwoa_cli.pruning.groups import STRUCTURES
+from pwoa_cli.reports import numbers
+from pwoa_cli.training.inputs import ATTACK_STEPS
+from pwoa_cli.workflows.prune_job import LOGITS_ALONE, Job, matches_layers
+from pwoa_cli.workflows.setup import short_path
+
+
+def config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything resolved, so that the same command can be given again."""
+    request, subject, where = job.request, job.subject, origin(job)
+    return {"model": where.pop("source"), **where, "mean": subject.loaded.mean, "std": subject.loaded.std,
+            "data": subject.dataset.name, "data_where": short_path(subject.dataset.where),
+            "norm": subject.norm,
+            "eps": subject.eps, "sparsity": request.sparsity, "structure": request.structure,
+            "attacks": request.attacks,
+            "n": request.n, "seed": request.seed, "hidden_layers": public_names(job.plan.hidden),
+            "weights": public_names(job.plan.weights), "steps": job.plan.steps, "eval_block": BLOCK,
+            "recipe": asdict(job.plan.recipe), "environment": dict(environment)}
+
+
+def origin(job: Job) -> dict[str, Any]:
+    """Where model and teacher came from."""
+    loaded, source = job.subject.loaded, job.request.source
+    reading = {key: value for key, value in (("entry", source.entry), ("keep", source.keep))
+               if value is not None}
+    return {"source": source.path, "sha256": loaded.sha256, "arch": loaded.arch,
+            "arch_options": loaded.arch_options,
+            "num_classes": loaded.num_classes, "teacher": job.teacher.source,
+            "teacher_sha256": job.teacher.sha256,
+            "reading": reading}
+
+
+def layer_rows(job: Job, student: nn.Module) -> list[dict[str, Any]]:
+    """Name, shape and counts of every pruned tensor."""
+    parameters = dict(student.named_parameters())
+    weights = [parameters[name].detach() for name in job.plan.weights]
+    return [{"name": name, "shape": list(w.shape), "nonzero": int(w.count_nonzero()), "total": w.numel()}
+            for name, w in zip(public_names(job.plan.weights), weights, strict=True)]
+
+
+def not_counted(names: Sequence[str]) -> str:
+    """The sentence on parameters that are neither pruned nor counted though they are as large as weights."""
+    return (f"{', '.join(names[:3])}{', ...' * (len(names) > 3)} of layers that pwoa does not prune do not "
+            "count for sparsity.")
+
+
+def job_notes(job: Job) -> list[str]:
+    """What a reader of the figures must know, a sentence each."""
+    notes = list(job.subject.loaded.notes)
+    if job.dead:
+        notes.append(f"{job.dead:,} weights never reach the logits; they are not pruned and do not count.")
+    if job.uncounted:
+        notes.append(not_counted(public_names(job.uncounted)))
+    modules = dict(job.subject.model.named_modules())
+    own = [name for name in job.plan.weights
+           if not isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE)]
+    if own:
+        notes.append(f"MACs are those of convolutions and linear layers; {', '.join(public_names(own[:3]))} "
+                     "are of other layers.")
+    if STRUCTURES[job.request.structure].keeps_logits:
+        notes.append("The layer that gives the logits keeps all its rows and does not count.")
+    if job.teacher is not job.subject.loaded and not matches_layers(job.plan.recipe):
+        notes.append(LOGITS_ALONE)
+    recipe, plan = job.plan.recipe, job.plan
+    if recipe.method == "admm" and plan.sparsify_steps <= recipe.admm_every * plan.steps_per_epoch:
+        notes.append(f"ADMM made no z/u update: its phase ended within {recipe.admm_every} epochs. This is "
+                     "not the published schedule.")
+    if recipe.mix_ratio:
+        threat = f"{job.subject.norm}, eps {numbers.radius(job.subject.eps)}"
+        notes.append(f"Partial access: adversarial examples (PGD-{ATTACK_STEPS} on the student, {threat}) "
+                     f"took the place of {100 * recipe.mix_ratio:g}% of the training batches.")
+    else:
+        notes.append("No adversarial example was generated while pruning.")
+    return notes

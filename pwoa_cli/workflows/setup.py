@@ -1,0 +1,230 @@
+"""What a command works on: a model, the data that fits it and the threat it was trained against; inferred
+things are said."""
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pwoa_cli.attacks.threat import parse_eps, parse_norm
+from pwoa_cli.checkpoints.architecture import UnknownArchitecture
+from pwoa_cli.checkpoints.model import Loaded, Source, load_model, read_as
+from pwoa_cli.checkpoints.readings import (
+    Reading,
+    is_clearly_better,
+    is_near_chance,
+    outputs,
+    run,
+    settle,
+    warn_of_code,
+)
+from pwoa_cli.data import datasets
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.checks import LOW
+from pwoa_cli.networks.build import Normalized
+from pwoa_cli.progress import Say
+from pwoa_cli.reports.numbers import radius
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on its device in eval mode, its data set, and the threat model (norm, eps in units of inputs in
+    [0,1])."""
+
+    loaded: Loaded
+    dataset: datasets.Dataset
+    norm: str
+    eps: float
+
+    @property
+    def model(self) -> Normalized:
+        """The model, inputs (B, C, H, W) in [0,1], logits out."""
+        return self.loaded.model
+
+
+def open_model(source: Source, *, device: torch.device, say: Say) -> Loaded:
+    """Load a model to the device and say what was inferred about it. Raises: InputError as `load_model`."""
+    warn_of_code(source, say=say)
+    loaded = load_model(source)
+    say(f"{loaded.source}: {loaded.arch}, {loaded.num_classes} classes")
+    for note in loaded.notes:
+        say(f"  {note}")
+    return replace(loaded, model=loaded.model.to(device).eval())
+
+
+def open_teacher(source: Source, subject: Subject, *, device: torch.device, say: Say,
+                 flag: str = "--teacher") -> Loaded:
+    """The model of --teacher, or of another `flag`, for the images and classes of the subject.
+
+    What its file does not tell is taken from the subject's model: the architecture, and the normalisation if
+    the teacher is right more often with it. Raises: InputError as `load_model`, or if it does not fit the
+    subject's images and classes.
+    """
+    like = subject.loaded
+    try:
+        teacher = open_model(source, device=device, say=say)
+    except InputError as error:
+        if any(flag in error.hint for flag in ("--entry", "--keep")):
+            raise InputError(error.message,
+                             hint="--entry and --keep are for MODEL: save the teacher in a file of its own "
+                                  "first.") from error
+        again: Loaded | None = None
+        with suppress(InputError):
+            again = open_model(replace(source, arch=like.arch, num_classes=like.num_classes), device=device,
+                               say=say)
+        if again is None:
+            raise  # what the file itself lacks
+        teacher = again
+    if teacher.num_classes != like.num_classes:
+        raise InputError(f"{flag} {source.path} has {teacher.num_classes} classes, {like.source} has "
+                         f"{like.num_classes}.",
+                         hint="A teacher must know the same classes in the same order.")
+    right = run("as read", teacher, subject.dataset, what=f"{flag} {source.path}").hits
+    if teacher.normalisation.said_by == "nobody" and like.mean is not None:
+        other = read_as(teacher, normalisation=like.normalisation)
+        right_so = run("as read", other, subject.dataset).hits
+        if right_so.sum() >= right.sum():
+            say(f"  it is right more often with the normalisation of {like.source} ({_percent(right)} "
+                "without): taken")
+            teacher, right = other, right_so
+    say(f"  it is right on {_percent(right)} of the same training images")
+    return teacher
+
+
+def _percent(right: torch.Tensor) -> str:
+    return f"{100 * right.double().mean().item():.1f}%"
+
+
+def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device,
+                 say: Say,
+                 near_chance: Literal["refused", "of pruned", "possible"] = "refused") -> Subject:
+    """Model, data and threat of one command; everything that can be wrong with them is found here, before any
+    work.
+
+    Args: data: --data, None: the known data set on this machine on which the model is right most often.
+    norm, eps: as typed, None: from the file, else the convention of the data set. near_chance: what such a
+    model is; "possible" where it was pruned on this very data, "of pruned" where that holds if the file is a
+    pruned one.
+    Raises: InputError if model and data do not belong together or the threat cannot be known.
+    """
+    asked = norm and parse_norm(norm)  # a typing mistake is told before a large file is read
+    if eps is not None:
+        parse_eps(eps, norm=asked or "l2")  # the file may say l2, where more is possible
+    try:
+        loaded = open_model(source, device=device, say=say)
+    except UnknownArchitecture as error:
+        loaded = _candidate(source, error, data, device=device, say=say)
+    loaded, dataset = _fitting_data(loaded, data, device=device, say=say, near_chance=near_chance)
+    for sentence in outputs(loaded, dataset.train.batch(torch.arange(2))[0]):
+        say(sentence)
+    return Subject(loaded, dataset, *_threat(loaded, dataset, asked, eps, say=say))
+
+
+def _candidate(source: Source, error: UnknownArchitecture, data: str | None, *, device: torch.device,
+               say: Say) -> Loaded:
+    """The one of several networks with the same keys that is right on clearly more training images; else the
+    error is raised."""
+    def quiet(_: str) -> None: ...
+
+    readings: dict[str, Reading] = {}
+    for name in error.candidates:
+        with suppress(InputError):
+            loaded = open_model(replace(source, arch=name), device=device, say=quiet)
+            readings[name] = _tried(loaded, data, device=device, say=quiet)[1]
+    best = max(readings, key=lambda name: readings[name].accuracy, default=None)
+    others = [reading for name, reading in readings.items() if name != best]
+    if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for other in others):
+        raise error
+    shown = ", ".join(f"{name} {100 * reading.accuracy:.1f}%" for name, reading in readings.items())
+    say(f"{error.message} Told apart by accuracy on training images: {shown}.")
+    return open_model(replace(source, arch=best), device=device, say=say)
+
+
+def _tried(loaded: Loaded, data: str | None, *, device: torch.device,
+           say: Say) -> tuple[datasets.Dataset, Reading]:
+    """The data set that was named or that fits best, and the reading of the model that is right on it."""
+    if data is None:
+        return _guess_data(loaded, loaded.default_size, device=device, say=say)
+    dataset = datasets.load(data, device=device, size=loaded.default_size)
+    return dataset, settle(loaded, dataset, say=say)
+
+
+def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say,
+                  near_chance: str) -> tuple[Loaded, datasets.Dataset]:
+    """The data set that was named or that fits best, and the reading of the model that is right on it.
+
+    Raises: InputError if the model is near chance on it and may not be.
+    """
+    dataset, reading = _tried(loaded, data, device=device, say=say)
+    right = f"right on {100 * reading.accuracy:.1f}% of {len(reading.hits)} training images"
+    say(f"data set: {dataset.name} from {short_path(dataset.where)}, {len(dataset.train)} training and "
+        f"{len(dataset.test)} test images; the model is {right}")
+    hint = ("Another data set (--data), or the normalisation that the model was trained with (--normalize, "
+            "or --mean and --std)?")
+    meant = near_chance == "possible" or near_chance == "of pruned" and "recipe" in loaded.extra
+    if is_near_chance(reading, loaded.num_classes) and not meant:
+        tried = reading.tried and f"; other readings, {reading.tried}"
+        raise InputError(f"{loaded.source} is {right} of {dataset.name}, near chance "
+                         f"({100 / loaded.num_classes:.1f}%){tried}.", hint=hint)
+    if reading.accuracy < LOW and not meant:
+        say(f"warning: {loaded.source} is {right} of {dataset.name}. {hint}")
+    return reading.loaded, dataset
+
+
+def short_path(path: str) -> str:
+    """A path with ~ for the home folder: shorter, and without the user's name in reports."""
+    home = str(Path.home())
+    return "~" + path.removeprefix(home) if path.startswith(home + "/") else path
+
+
+def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.device,
+                say: Say) -> tuple[datasets.Dataset, Reading]:
+    """The fitting known data set with the highest clean accuracy among those that are here (or the first,
+    downloaded)."""
+    fitting = datasets.candidates(loaded.input_shape, loaded.num_classes,
+                                  channels=loaded.arch_options.get("in_channels"))
+    if not fitting:
+        shape = "x".join(map(str, loaded.input_shape)) if loaded.input_shape else "its"
+        raise InputError(f"No known data set has {shape} inputs and {loaded.num_classes} classes, as "
+                         f"{loaded.source} has.",
+                         hint="Name yours: --data FILE.npz (x_train, y_train, x_test, y_test) or --data "
+                              "FOLDER (train/CLASS/*.png, test/CLASS/*.png).")
+    here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
+    tried, refused = {}, None
+    for name in here:
+        dataset = datasets.load(name, device=device, size=size)
+        try:
+            tried[name] = dataset, settle(loaded, dataset, say=say)
+        except InputError as error:  # a model of three channels and a set of one; another may fit
+            refused = error
+    if refused and not tried:
+        raise refused
+    best = sorted(tried, key=lambda name: -tried[name][1].accuracy)
+    if len(tried) > 1:
+        shown = ", ".join(f"{name} {100 * tried[name][1].accuracy:.1f}%" for name in best)
+        say(f"data sets that fit its shape, by accuracy: {shown}")
+    return tried[best[0]]
+
+
+def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: str | None, *,
+            say: Say) -> tuple[str, float]:
+    """(norm, eps): what the user says, else what the file says, else the data set's convention; the last two
+    are said."""
+    if eps is not None:
+        norm = norm or (loaded.threat[0] if loaded.threat else "linf")
+        return norm, parse_eps(eps, norm=norm)
+    for where, threat in (("the model file", loaded.threat),
+                          (f"the convention for {dataset.name}", dataset.threat)):
+        if threat and norm in (None, threat[0]):
+            say(f"threat model: {threat[0]}, eps {radius(threat[1])} ({where}; --norm and --eps change it)")
+            return threat
+    which = f"an eps for {norm}" if norm else "an eps"
+    raise InputError(f"The threat model of {loaded.source} is not known: neither the file nor {dataset.name} "
+                     f"gives {which}.",
+                     hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
+
+
+def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
+    """What a report says of the samples."""
+    return {"name": subject.dataset.name, "where": short_path(subject.dataset.where), "n": n, "seed": seed}

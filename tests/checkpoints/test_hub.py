@@ -1,0 +1,106 @@
+"""timm:NAME and hf-hub:ID, from a cache laid out as huggingface_hub does; nothing is downloaded here."""
+import json
+from datetime import datetime
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.errors import InputError
+from pwoa_cli.files import sparse
+from pwoa_cli.files.hashes import state_sha256
+from pwoa_cli.workflows import evaluate, prune, setup
+from pwoa_cli.workflows.prune_job import Request, prepare
+
+NAME = "test_resnet.r160_in1k"  # the smallest of timm that has released weights
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with one released model of timm and one of somebody's own; returns the folder."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    torch.manual_seed(0)
+    for repo, options in ((f"timm/{NAME}", {}), ("someone/robust", {"num_classes": 7, "in_chans": 1})):
+        net = timm.create_model("test_resnet", **options)
+        folder = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs/main").write_text("abc")
+        (folder / "snapshots/abc").mkdir(parents=True)
+        safetensors.torch.save_file(net.state_dict(), folder / "snapshots/abc/model.safetensors")
+        (folder / "snapshots/abc/config.json").write_text(json.dumps({
+            "architecture": "test_resnet", "num_classes": options.get("num_classes", 1000),
+            "model_args": {"in_chans": 1} if options else {},
+            "pretrained_cfg": {"input_size": [1 if options else 3, 96, 96],
+                               "mean": [0.25] if options else [0.485, 0.456, 0.406],
+                               "std": [0.5] if options else [0.229, 0.224, 0.225],
+                               "num_classes": options.get("num_classes", 1000), "first_conv": "conv1",
+                               "classifier": "fc"}}))
+    return tmp_path / "hub"
+
+
+def refused(source):
+    with pytest.raises(InputError) as caught:
+        load_model(source if isinstance(source, Source) else Source(source))
+    assert caught.value.hint and "\n" not in caught.value.message
+    return caught.value.message
+
+
+def weights(cache, repo):
+    folder = cache / f"models--{repo.replace('/', '--')}" / "snapshots/abc"
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def test_released_weights_of_timm_by_name(cache):
+    loaded = load_model(f"timm:{NAME}")
+    assert (loaded.arch, loaded.arch_options, loaded.num_classes) == (
+        "timm:test_resnet", {"num_classes": 1000}, 1000)
+    assert loaded.normalisation.said_by == "library" and loaded.default_size == (160, 160)
+    assert loaded.mean == tuple(timm.get_pretrained_cfg(NAME).mean)
+    expected = weights(cache, f"timm/{NAME}")
+    assert all(torch.equal(t, expected[k]) for k, t in loaded.model.net.state_dict().items())
+
+
+def test_a_model_of_the_hub_and_its_pruned_file(cache, tmp_path):
+    loaded = load_model("hf-hub:someone/robust")
+    assert loaded.arch == "timm:test_resnet" and loaded.num_classes == 7 and loaded.mean == (0.25,)
+    assert loaded.arch_options == {"num_classes": 7, "in_chans": 1} and loaded.default_size == (96, 96)
+    x = torch.rand(2, 1, 96, 96)
+    net = timm.create_model("test_resnet", num_classes=7, in_chans=1).eval()
+    net.load_state_dict(weights(cache, "someone/robust"))
+    torch.testing.assert_close(loaded.model(x), net((x - 0.25) / 0.5))
+    sparse.save(loaded.model.net.state_dict(), tmp_path / "p.safetensors", metadata=to_metadata(loaded))
+    assert torch.equal(load_model(tmp_path / "p.safetensors").model(x), loaded.model(x))
+    again = load_model("hf-hub:someone/robust")
+    assert loaded.sha256 == state_sha256(loaded.model.net.state_dict()) == again.sha256
+
+
+def test_what_cannot_be_had(cache):
+    assert refused("timm:resnet9999") == f"timm:resnet9999 is no model of timm {timm.__version__}."
+    assert "hf-hub:no/such: its weights could not be had: " in refused("hf-hub:no/such")
+    assert "timm:resnet10t: its weights could not be had: " in refused("timm:resnet10t")
+    named = Source("hf-hub:someone/robust", arch="resnet18")
+    assert "--arch, --entry and --keep are for files" in refused(named)
+
+
+def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 1)).astype(np.uint8)
+    y = np.arange(40) % 7
+    np.savez("noise.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    monkeypatch.setattr(setup, "is_near_chance", lambda reading, classes: False)  # its weights are random
+    request = Request(Source("hf-hub:someone/robust"), 0.5, data="noise.npz", eps="0.1", n=14, attacks="fgsm",
+                      overrides={"epochs": "1", "batch_size": "20"})
+    (tmp_path / "run").mkdir()
+    job = prepare(request, say=lambda text: None)
+    made = prune.execute(job, tmp_path / "run", say=lambda text: None, progress=lambda *_: None,
+                         created=datetime(2026, 1, 2))
+    request = evaluate.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=14)
+    again = evaluate.prepare(request, say=lambda text: None)
+    measured = evaluate.execute(again, progress=lambda *_: None, say=lambda text: None).result
+    assert list(again.models) == ["teacher", "pruned"]
+    assert measured["teacher"] == made["teacher"] and measured["student"] == made["student"]

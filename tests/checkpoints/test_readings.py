@@ -1,0 +1,277 @@
+"""What a file leaves open, settled on labelled images.
+
+Oracle: networks whose right reading is known, as they were made so.
+"""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_models as small
+from torch import nn
+
+from pwoa_cli.checkpoints import readings
+from pwoa_cli.checkpoints.model import Source, load_model
+from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
+from pwoa_cli.data import datasets
+from pwoa_cli.networks.build import Normalized
+from pwoa_cli.networks.families.resnet import CifarResNet
+from pwoa_cli.workflows import info
+
+CENTRE = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.bn = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(1, num_classes)
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).mean((1, 2, 3)).unsqueeze(1))
+class Without(Net):
+    def __init__(self, num_classes=4):
+        super().__init__(num_classes)
+        del self.bn
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((1, 2, 3)).unsqueeze(1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(CENTRE)
+
+
+def levels(name="cifar10", *, step=40, n=600):
+    """Images in four levels of brightness, `step` of 255 apart, with noise; the class is the level."""
+    labels = torch.arange(n) % 4
+    pixels = (60 + step * labels.view(-1, 1, 1, 1) + torch.randint(-step // 3, step // 3 + 1, (n, 3, 1, 1))
+              + torch.randint(-20, 21, (n, 3, 8, 8)))
+    split = datasets.Split(pixels.clamp(0, 255).to(torch.uint8), labels)
+    return datasets.Dataset(name, split, split, 4, (3, 8, 8), "none", None, "made")
+
+
+def nearest_centre(dataset, truth, *, norm=True):
+    """A network that gives the level of brightness, with inputs normalised as `truth`, and its batch norm's
+    statistics."""
+    x, y = dataset.train.batch(torch.arange(len(dataset.train)))
+    z = Normalized(nn.Identity(), *NORMALISATIONS[truth])(x)
+    centres = torch.stack([z[y == k].mean() for k in range(4)])
+    state = {"conv.weight": torch.eye(3).view(3, 3, 1, 1), "fc.weight": 2 * centres.view(4, 1),
+             "fc.bias": -centres ** 2}
+    if norm:
+        mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3))
+        state |= {"bn.running_mean": mean, "bn.running_var": variance, "bn.weight": (variance + 1e-5).sqrt(),
+                  "bn.bias": mean}
+    torch.save(state, "model.pt")
+    return load_model(Source("model.pt", arch=f"net.py:{'Net' if norm else 'Without'}"))
+
+
+def settle(loaded, dataset):
+    said = []
+    return readings.settle(loaded, dataset, say=said.append), "\n".join(said)
+
+
+@pytest.mark.parametrize("truth", ["cifar10", "cifar10-old", "imagenet", "half"])
+def test_the_normalisation_that_a_network_was_made_with_is_found(truth):
+    dataset = levels()
+    reading, said = settle(nearest_centre(dataset, truth), dataset)
+    assert reading.words == f"normalisation {truth}" and reading.accuracy > 0.95
+    assert reading.loaded.mean == NORMALISATIONS[truth][0]
+    assert reading.loaded.normalisation.said_by == "nobody"
+    assert f"\nread as normalisation {truth}: " in said and "as read " in said
+    x, y = dataset.train.batch(torch.arange(500))
+    with torch.no_grad():
+        assert (reading.loaded.model(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_statistics_of_batch_norm_tell_what_accuracy_cannot():
+    dataset = levels(step=60)  # so far apart that similar normalisations are right equally often
+    reading, said = settle(nearest_centre(dataset, "imagenet"), dataset)
+    assert reading.words == "normalisation imagenet"
+    assert "normalisation cifar10-old 100.0% (misfit " in said, "as right as the truth"
+
+
+def test_readings_that_nothing_tells_apart_are_listed_and_none_is_chosen():
+    dataset = levels(step=60)
+    with pytest.raises(readings.Undecided) as caught:
+        settle(nearest_centre(dataset, "imagenet", norm=False), dataset)
+    message = caught.value.message
+    assert "normalisation imagenet 100.0%" in message and "normalisation cifar10 " in message
+    assert "as read " in message and "--normalize " in caught.value.hint
+    pixels, labels = dataset.train.images.permute(0, 2, 3, 1).numpy(), dataset.train.labels.numpy()
+    np.savez("levels.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    made = info.describe(Source("model.pt", arch="net.py:Without"), data="levels.npz", say=lambda text: None)
+    found = made["settled"]
+    assert made["clean"] is None and "does not say how it is to be read" in found, "info tells what it found"
+
+
+def test_the_first_reading_stays_where_no_other_is_clearly_better():
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    reading, said = settle(loaded, dataset)
+    assert reading.loaded.model is loaded.model and reading.loaded.settled == said.splitlines()[1]
+    assert "\nconfirmed: as read 100.0% (misfit 0.00" in said and "not told apart" not in said
+    assert reading.loaded.notes[-1] == said.splitlines()[1]
+
+
+def test_what_the_user_or_the_file_says_is_not_tried_again():
+    dataset = levels()
+    nearest_centre(dataset, "half")
+    loaded = load_model(Source("model.pt", arch="net.py:Net", mean=(), std=()))
+    reading, said = settle(loaded, dataset)
+    assert reading.loaded is loaded and not said and reading.accuracy < 0.5
+
+
+def test_options_that_the_keys_allow_are_tried():
+    torch.manual_seed(0)
+    net = small.learn(CifarResNet(blocks=(1, 1, 1), widths=(4, 8, 16), shortcut="pad-end", num_classes=4),
+                      channels=3)
+    small.save(net, "model.pt")
+    loaded = load_model("model.pt")
+    assert loaded.arch_options["shortcut"] == "pad" and loaded.others == ({"shortcut": "pad-end"},)
+    images, labels = small.images(400, channels=3, seed=3)
+    split = datasets.Split(torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(labels))
+    reading, said = settle(loaded, datasets.Dataset("own", split, split, 4, (3, 8, 8), "none", None, "made"))
+    assert reading.loaded.arch_options["shortcut"] == "pad-end" and "read as shortcut=pad-end" in said
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(reading.loaded.model(x), net(x))
+
+
+def clearly_slow(better, worse):
+    """McNemar's statistic (b - c) / sqrt(b + c) > 3, counted one by one."""
+    b = sum(x and not y for x, y in zip(better, worse, strict=True))
+    c = sum(y and not x for x, y in zip(better, worse, strict=True))
+    return b + c > 0 and (b - c) / (b + c) ** 0.5 > 3
+
+
+def test_clearly_is_mcnemar_s_test():
+    for p in (0.0, 0.02, 0.1, 0.3):
+        better = torch.rand(500) < 0.8
+        worse = better & (torch.rand(500) > p)
+        assert readings.is_clearly_better(better, worse) == clearly_slow(better.tolist(), worse.tolist())
+        assert not readings.is_clearly_better(worse, better)
+
+
+def test_misfit_is_the_divergence_of_two_gaussians():
+    dataset = levels()
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 4)).eval()
+    model[0].running_mean[:] = torch.tensor([0.1, 0.2, 0.3])
+    model[0].running_var[:] = torch.tensor([0.5, 1.0, 2.0])
+    index = torch.linspace(0, 599, 500).long()
+    x = dataset.train.batch(index)[0]
+    batch = torch.distributions.Normal(x.mean((0, 2, 3)), x.std((0, 2, 3)))
+    stored = torch.distributions.Normal(model[0].running_mean, model[0].running_var.sqrt())
+    expected = torch.distributions.kl_divergence(batch, stored).mean().item()
+    assert misfit(model, dataset) == pytest.approx(expected, rel=1e-4)
+    assert misfit(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), dataset) is None
+    model.unused = nn.BatchNorm2d(3)
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+    assert misfit(model, dataset) == pytest.approx(expected, rel=1e-4), "only those that run"
+    twice = nn.Sequential(model[0], nn.AvgPool2d(2), model[0], nn.Flatten(), nn.Linear(48, 4))
+    assert misfit(twice, dataset) < 10
+
+
+def misfit(model, dataset):
+    with readings.Statistics(model) as statistics, torch.no_grad():
+        for part in torch.linspace(0, 599, 500).long().split(100):
+            model(dataset.train.batch(part)[0])
+    return statistics.misfit()
+
+
+OUTPUTS = """
+from collections import namedtuple
+import torch
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, 4))
+    def forward(self, x):
+        logits = super().forward(x)
+        return {body}
+"""
+
+
+@pytest.mark.parametrize(("body", "said"), [
+    ("logits", None),
+    ("(x.mean((2, 3)), logits)", "forward returns 0 (2, 3), 1 (2, 4); 1 is taken as the logits"),
+    ("[logits, x]", "forward returns 0 (2, 4), 1 (2, 3, 8, 8); 0 is taken as the logits"),
+    ("dict(loss=None, logits=logits)", "forward returns logits (2, 4); logits is taken as the logits"),
+    ("logits.log_softmax(1)",
+     "forward returns log-probabilities; they serve as logits, their softmax is the same"),
+    ("logits.softmax(1)", "warning: forward returns probabilities, not logits"),
+])
+def test_what_forward_returns(body, said):
+    with open("odd.py", "w") as file:
+        file.write(OUTPUTS.format(body=body))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    small.save(net, "model.pt")
+    loaded = load_model(Source("model.pt", arch="odd.py:Net"))
+    x = torch.rand(2, 3, 8, 8)
+    notes = readings.outputs(loaded, x)
+    assert len(notes) == (said is not None) and (not notes or notes[0].startswith(said))
+    expected = (net(x).log_softmax(1) if "log_soft" in body
+                else net(x).softmax(1) if "softmax" in body else net(x))
+    torch.testing.assert_close(loaded.model(x), expected)
+
+
+def test_readings_that_are_all_near_chance_are_not_chosen_between():
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    loaded.model.net.fc.bias.data[1] += 1e3  # always the second level, but for none
+    reading, said = settle(loaded, dataset)
+    assert reading.loaded is loaded and "read as" not in said and readings.is_near_chance(reading, 4)
+    assert "as read 20.0%" in reading.tried and "normalisation half " in reading.tried
+
+
+def test_statistics_that_contradict_accuracy_stop_the_choice(monkeypatch):
+    """Options that are right more often on networks that learned little, under statistics that fit others:
+    measured on WideResNets."""
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    said = replace(loaded.normalisation, said_by="user")
+    options = replace(loaded, normalisation=said, arch_options=loaded.arch_options | {"activation": "relu"},
+                      others=({"activation": "silu"},))
+
+    def chosen(loaded, words, misfits):
+        """The words of the reading that is taken where that of `words` is right and the first one is not."""
+        def run(what, reading, dataset, *, every=1):
+            right = torch.full((readings.PROBE,), what == words)[::every]
+            return readings.Reading(what, reading, right, misfits.get(what))
+
+        monkeypatch.setattr(readings, "run", run)
+        return settle(loaded, dataset)[0].words
+
+    with pytest.raises(readings.Undecided, match="its batch norms' statistics fit another reading"):
+        chosen(options, "activation=silu", {"as read": 0.069, "activation=silu": 0.104})
+    assert chosen(options, "activation=silu", {"as read": 0.2, "activation=silu": 0.104}) == "activation=silu"
+    half = "normalisation half"
+    taken = chosen(loaded, half, {"as read": 0.069, half: 0.104})
+    assert taken == half, "far better is asked for there"
+    with pytest.raises(readings.Undecided, match="its batch norms' statistics fit another reading"):
+        chosen(loaded, half, {"as read": 0.05, half: 0.104})
+
+
+def test_the_choice_is_kept_in_the_notes_and_the_original_becomes_the_other():
+    torch.manual_seed(0)
+    net = small.learn(CifarResNet(blocks=(1, 1, 1), widths=(4, 8, 16), shortcut="pad-end", num_classes=4),
+                      channels=3)
+    small.save(net, "model.pt")
+    loaded = load_model("model.pt")
+    other = readings.read_as(loaded, options={"shortcut": "pad-end"})
+    weights = [model.net.conv1.weight.data_ptr() for model in (other.model, loaded.model)]
+    assert weights[0] == weights[1], "weights are not copied"
+    assert all(p.requires_grad for p in other.model.parameters())
+    assert other.others == ({"shortcut": "pad"},) and other.chosen() == "shortcut=pad-end"
+    assert loaded.chosen() == "shortcut=pad"
+    assert "with shortcut=pad-end from" in other.notes[0]
+
+
+def test_a_reading_that_gives_no_finite_logits_is_left_out(monkeypatch):
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    monkeypatch.setitem(readings.NORMALISATIONS, "half", ((0.5,), (1e-38,)))
+    reading, said = settle(loaded, dataset)
+    assert reading.loaded.model is loaded.model and "normalisation half" not in said and "confirmed" in said

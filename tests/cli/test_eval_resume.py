@@ -1,0 +1,143 @@
+"""`pwoa eval` that was killed or stopped by the clock goes on from what was finished."""
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers import small_models as small
+from helpers.cli_world import start
+
+from pwoa_cli.attacks import gradient
+from pwoa_cli.attacks.bounded import OutOfTime
+from pwoa_cli.evaluation import sample_file
+
+SLOW = ["eval", "model.pt", "--data", "large.npz", "--eps", "0.08", "--n", "500", "--attacks",
+        "pgd-40-r3,cw-30,apgd-ce"]
+KEPT = Path("pwoa-runs/.eval")
+
+
+def units():
+    return len(list(KEPT.glob("*/*.npz")))
+
+
+def known(made):
+    """What must not depend on an interruption: everything but the time and the machine."""
+    return {key: value for key, value in made.items() if key not in ("seconds", "environment")}
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """pgd-100000 comes to the end of --max-seconds at once: no test waits for a clock."""
+    pgd = gradient.pgd
+
+    def run(*args, steps=20, **options):
+        if steps == 100000:
+            raise OutOfTime
+        return pgd(*args, steps=steps, **options)
+
+    monkeypatch.setattr(gradient, "pgd", run)
+
+
+@pytest.fixture
+def large(here):
+    small.write_npz("large.npz", n=2400)
+    return here
+
+
+def test_kill_9_and_resume_gives_equal_flags(large, pwoa):
+    code, out, err = pwoa(*SLOW, "--json", "--save-samples", "whole.npz")
+    assert code == 0, err
+    assert not KEPT.exists()  # it is finished: nothing to go on from
+    process = start(*SLOW, "--json", "--save-samples", "resumed.npz")
+    until = time.monotonic() + 60
+    while units() < 2 and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    left = units()
+    assert process.returncode == -signal.SIGKILL and 2 <= left < 9 and not Path("resumed.npz").exists()
+    code, again, err = pwoa(*SLOW, "--json", "--save-samples", "resumed.npz", "--resume")
+    assert code == 0 and f"{left} finished parts of an earlier run were taken over" in err
+    assert known(json.loads(again)) == known(json.loads(out)) and not KEPT.exists()
+    whole, resumed = sample_file.read(Path("whole.npz")), sample_file.read(Path("resumed.npz"))
+    assert whole.keys() == resumed.keys() and all(whole[key].tobytes() == resumed[key].tobytes()
+                                                  for key in whole)
+
+
+def test_what_was_kept_is_neither_lost_nor_mixed_up(large, endless, pwoa):
+    head = SLOW[:-1]
+    assert "nothing to resume" in pwoa(*head, "fgsm", "--resume", "--max-seconds", "600")[2]
+    code, out, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "600", "--json")
+    made = json.loads(out)
+    assert code == 0 and units() == 3 and made["results"].keys() == {"clean", "fgsm", "worst case"}
+    assert ("stopped after 600 s: pgd-100000 is not there; the worst case counts what was broken until then. "
+            "The same command with --resume goes on.") in made["notes"]
+    _, _, err = pwoa(*head, "fgsm", "--eps", "2e-6", "--resume")
+    assert "nothing to resume" in err and units() == 3  # another threat: other flags
+    _, out, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "1e-9")
+    assert ("warning: finished parts of this very evaluation are there" in err
+            and "--resume goes on from them" in err and units() == 3)
+    assert "Nothing was finished that --resume could go on from: give it more time." in out
+    pwoa(*head, "pgd-1", "--eps", "1e-6")
+    assert units() == 3  # a quick look with another attack costs nobody his work
+    code, out, err = pwoa(*head, "fgsm", "--eps", "1e-6", "--resume", "--json")
+    assert code == 0 and "3 finished parts of an earlier run were taken over" in err and not KEPT.exists()
+    assert json.loads(out)["results"]["fgsm"] == made["results"]["fgsm"]
+
+
+def test_resume_into_the_same_report_folder(large, endless, pwoa):
+    args = [*SLOW[:-1], "fgsm,pgd-100000", "--eps", "1e-6", "--out", "made", "--max-seconds", "600"]
+    assert pwoa(*args)[0] == 0 and units() == 3
+    code, _, err = pwoa(*args)
+    assert code == 2 and "exists and is not empty" in err
+    code, out, err = pwoa(*args, "--resume")
+    assert code == 0 and "3 finished parts" in err and Path("made/report.json").is_file()
+
+
+NET = """
+import torch
+from torch import nn
+from pwoa_cli.networks.families.small import LeNet
+
+class Scaled(LeNet):
+    def forward(self, x):
+        return super().forward({change})
+
+def make():
+    return Scaled(size=8, widths=(4, 8), hidden=16, num_classes=4)
+"""
+
+
+def test_an_edited_network_is_not_resumed_with_the_old_ones_flags(large, endless, pwoa):
+    Path("net.py").write_text(NET.format(change="x"))
+    args = ["eval", "model.pt", "--arch", "net.py:make", *SLOW[2:-1], "fgsm,pgd-100000", "--eps", "1e-6",
+            "--max-seconds", "600", "--resume"]
+    assert pwoa(*args)[0] == 0 and units() == 3
+    Path("net.py").write_text(NET.format(change="x * 1.0001"))
+    code, _, err = pwoa(*args)
+    assert code == 0 and "nothing to resume" in err and "taken over" not in err
+
+
+def test_two_models_that_time_did_not_suffice_for_are_not_compared(large, endless, pwoa):
+    args = ["eval", "model.pt", "--compare", "model.pt", *SLOW[2:-1], "fgsm,pgd-100000", "--eps", "1e-6",
+            "--max-seconds", "600"]
+    code, out, _ = pwoa(*args, "--json")
+    made = json.loads(out)
+    assert (code == 0 and made["drop"].keys() == {"clean", "fgsm"}
+            and made["student"].keys() == {"clean", "fgsm", "worst case"})
+    assert made["unfinished"] == {"compared": ["pgd-100000"], "model": ["pgd-100000"]}
+    assert made["attacks"] == ["fgsm", "pgd-100000"]
+    assert (made["models"]["compared"]["sha256"] == made["models"]["model"]["sha256"]
+            and made["models"]["compared"]["source"] == "model.pt")
+    assert "model unfinished pgd-100000" in made["seconds"]
+
+
+def test_two_evaluations_at_once_in_one_folder(large, pwoa):
+    first = start(*SLOW, "--json")
+    second = start(*SLOW[:-1], "fgsm", "--json")
+    for process in (first, second):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and json.loads(out)["results"], err
+    assert not KEPT.exists()

@@ -1,0 +1,67 @@
+"""The folder that a command writes to: new or empty, and what is kept in it is said where a command fails."""
+from pathlib import Path
+
+import pytest
+from helpers.cli_world import PRUNE, RUN_FILES, TINY
+
+from pwoa_cli.errors import PwoaError
+from pwoa_cli.files import run_folder, sparse
+from pwoa_cli.workflows import prune, prune_job
+
+
+def test_out_may_be_new_or_empty(here, pwoa):
+    Path("empty").mkdir()
+    for out in ("empty", "new/deep"):
+        assert pwoa(*PRUNE, "--quiet", "--out", out)[0] == 0
+        assert sorted(p.name for p in Path(out).iterdir()) == RUN_FILES
+    code, _, err = pwoa(*PRUNE, "--out", "empty")
+    assert code == 2 and "empty exists and is not empty; nothing in it was touched" in err
+    assert sorted(p.name for p in Path("empty").iterdir()) == RUN_FILES
+
+
+def test_no_run_yet(tmp_path, monkeypatch, pwoa):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = pwoa("eval", "--quiet")
+    assert code == 2
+    assert err == ("error: no finished run under pwoa-runs (nothing there).\n"
+                   "hint: Make one: pwoa prune model.pt --sparsity 0.9\n")
+
+
+@pytest.mark.parametrize(("error", "code"),
+                         [(KeyboardInterrupt(), 130), (PwoaError("The loss is not finite."), 1)])
+def test_what_is_kept_is_said(here, pwoa, monkeypatch, error, code):
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr(prune, "measure", fails)  # after the model was saved
+    got, out, err = pwoa(*PRUNE, "--out", "late")
+    assert got == code and not out
+    assert ("kept in late: config.toml, metrics.jsonl, model.safetensors.\n"
+            "The pruned model is whole; measure it: pwoa eval late/model.safetensors\n") in err
+    monkeypatch.setattr(sparse, "save", fails)
+    got, out, err = pwoa(*PRUNE, "--out", "early")
+    assert got == code and "kept in early: config.toml, metrics.jsonl. No pruned model was written." in err
+    assert sorted(p.name for p in Path("early").iterdir()) == ["config.toml", "metrics.jsonl"]
+    monkeypatch.setattr(prune_job, "prepare", fails)
+    got, out, err = pwoa(*PRUNE, "--out", "never")
+    assert (got == code and not Path("never").exists()
+            and (code != 130 or "interrupted; nothing was written." in err))
+
+
+def test_a_run_without_a_report_is_not_the_newest(here, pwoa, monkeypatch):
+    finished = run_folder.newest()
+    monkeypatch.setattr(prune, "write", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert pwoa(*PRUNE)[0] == 130
+    assert run_folder.newest() == finished
+
+
+@pytest.mark.parametrize("folder", ["run", "notes"])
+def test_resume_never_writes_over_what_is_no_evaluation(here, pwoa, folder):
+    made = run_folder.newest() if folder == "run" else Path("notes")
+    made.mkdir(exist_ok=True)
+    if folder == "notes":
+        (made / "report.md").write_text("mine")
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    code, _, err = pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--resume", "--out", str(made))
+    assert (code == 2 and "exists and is not empty" in err
+            and {path.name: path.read_bytes() for path in made.iterdir()} == before)

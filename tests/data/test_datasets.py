@@ -1,0 +1,188 @@
+"""Finding, fetching and loading data; the formats have their own tests."""
+import ast
+import functools
+import hashlib
+import http.server
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+from helpers.data_files import cifar_batch, digits, equal, pixels, write_idx, write_npz
+
+from pwoa_cli.data import datasets, formats
+from pwoa_cli.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("nowhere")
+
+
+# --- finding ---------------------------------------------------------------
+
+def test_names_are_searched_in_order(nowhere, monkeypatch):
+    cache = nowhere / "home/.cache/pwoa/data"
+    source, here, extra = (nowhere / "source/examples/data", Path("examples/data").absolute(),
+                           nowhere / "extra")
+    for folder in (source, here, cache, extra):
+        write_idx(folder / "MNIST/raw")
+        if folder == extra:
+            assert datasets.locate("mnist") == cache / "MNIST/raw"
+            monkeypatch.setenv("PWOA_DATA", str(extra))
+        assert datasets.locate("mnist") == folder / "MNIST/raw"
+        assert datasets.load("MNIST", download=False).where == str(folder / "MNIST/raw")
+    assert datasets.places() == (extra, cache, here, source)
+    assert datasets.locate("mnist", here) == here / "MNIST/raw" and datasets.locate("svhn") is None
+    with pytest.raises(InputError, match="Did you mean mnist"):
+        datasets.locate("minst")
+
+
+@pytest.mark.parametrize("text, name", [("CIFAR-10", "cifar10"), ("cifar_100", "cifar100"),
+                                        ("fashionmnist", "fashion-mnist"),
+                                        ("Fashion_MNIST", "fashion-mnist"), ("SVHN", "svhn"),
+                                        ("imagenet", None)])
+def test_known_name(text, name):
+    assert datasets.known_name(text) == name
+
+
+def test_candidates():
+    assert datasets.candidates((1, 28, 28), 10) == ("mnist", "fashion-mnist")
+    assert datasets.candidates((3, 32, 32), 10) == ("cifar10", "svhn")
+    assert datasets.candidates(None, 100) == ("cifar100",)
+    assert datasets.candidates((3, 224, 224), 1000) == ()
+
+
+@pytest.mark.parametrize("text, message, hint", [
+    ("cifra10", "Unknown data set 'cifra10'. Did you mean cifar10?", "an image folder"),
+    ("zzz", "Unknown data set 'zzz'.", "mnist, fashion-mnist"),
+    ("no/such/dir", "no/such/dir: no such file or folder.", "an .npz file"),
+    ("my.npz", "my.npz: no such file or folder.", ""),
+    (".", ". holds no known data set, nor train/CLASS/", ""),
+    ("./cifar100", "cifar100 is not in . (not there).", "Expected cifar-100-python/train and its companions"),
+    ("note.txt", "note.txt is neither an .npz file nor a folder.", ""),
+])
+def test_what_cannot_be_found_is_explained(text, message, hint):
+    Path("note.txt").write_text("hello")
+    with pytest.raises(InputError) as error:
+        datasets.load(text, download=False)
+    assert error.value.message.startswith(message) and hint in error.value.hint
+
+
+def test_several_sets_in_a_folder_must_be_told_apart(nowhere):
+    write_idx(nowhere / "d/mnist/MNIST/raw")
+    write_idx(nowhere / "d/fashion-mnist/FashionMNIST/raw")
+    with pytest.raises(InputError, match="holds 2 data sets: mnist, fashion-mnist") as error:
+        datasets.load(str(nowhere / "d"))
+    assert f"--data {nowhere / 'd/mnist'}" in error.value.hint
+    for name in ("mnist", "fashion-mnist", "fashionmnist"):
+        assert datasets.load(str(nowhere / "d" / name)).name in (name, "fashion-mnist")
+
+
+def test_a_missing_set_says_where_it_looked(nowhere, monkeypatch):
+    monkeypatch.setenv("PWOA_DATA", str(nowhere / "extra"))
+    write_idx(Path("examples/data/MNIST/raw"), skip=formats.IDX_FILES[2:])
+    with pytest.raises(InputError) as error:
+        datasets.load("mnist", download=False)
+    lines = error.value.message.splitlines()
+    assert lines[0] == "The data set mnist was not found. Looked in:"
+    assert (lines[1] == f"  {nowhere}/extra (no such folder)"
+            and lines[2].endswith("home/.cache/pwoa/data (no such folder)"))
+    assert lines[3].endswith("examples/data (MNIST/raw lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)")
+    assert len(lines) == 5 and "--data DIR" in error.value.hint and "PWOA_DATA=DIR" in error.value.hint
+
+
+# --- fetching ---------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["mnist", "cifar100", "svhn"])
+def test_a_failed_download_is_said_and_leaves_nothing(nowhere, name, capfd):
+    with pytest.raises(InputError, match=r"Looked in:(.*\n)+  the network \(.+\)") as error:
+        datasets.load(name)
+    assert "examples/data" in error.value.message
+    assert list((nowhere / "home/.cache/pwoa/data").iterdir()) == []
+    assert capfd.readouterr().out == ""
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(nowhere, monkeypatch):
+    """A folder and its address on a web server of our own: torchvision's code fetches, checks MD5 sums and
+    unpacks."""
+    folder = nowhere / "mirror"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0),
+                                         functools.partial(_Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_download_appears_whole_in_the_cache_and_prints_to_stderr(nowhere, mirror, monkeypatch, capfd):
+    from torchvision import datasets as public
+    folder, url = mirror
+    x_train, y_train, *_ = write_idx(folder, ending=".gz")
+    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())]
+    monkeypatch.setattr(public.MNIST, "mirrors", [url])
+    monkeypatch.setattr(public.MNIST, "resources", sums)
+    loaded = datasets.load("mnist")
+    cache = nowhere / "home/.cache/pwoa/data"
+    assert loaded.where == str(cache / "mnist/MNIST/raw") and equal(loaded.train, x_train[:, None], y_train)
+    assert sorted(p.name for p in cache.rglob("*") if p.is_file()) == sorted(formats.IDX_FILES)
+    assert capfd.readouterr().out == ""
+    assert datasets.load("mnist", download=False).where == loaded.where
+
+
+def test_downloaded_archive_is_unpacked(nowhere, mirror, monkeypatch):
+    from torchvision import datasets as public
+    folder, url = mirror
+    images, labels = pixels(5, 3, 32, 32), digits(5, 100)
+    for name in ("train", "test"):
+        cifar_batch(folder / "cifar-100-python" / name, images, labels, "fine_labels")
+    archive = folder / public.CIFAR100.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / "cifar-100-python", "cifar-100-python")
+    monkeypatch.setattr(public.CIFAR100, "url", url + archive.name)
+    monkeypatch.setattr(public.CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert equal(datasets.load("cifar100").test, images, labels)
+    assert [p.name for p in (nowhere / "home/.cache/pwoa/data/cifar100").iterdir()] == ["cifar-100-python"]
+
+
+def test_download_with_a_wrong_md5_sum_is_refused(nowhere, mirror, monkeypatch):
+    from torchvision import datasets as public
+    folder, url = mirror
+    folder.mkdir()
+    (folder / "train.mat").write_bytes(b"other")
+    monkeypatch.setattr(public.SVHN, "split_list", {
+        split: [f"{url}{split}.mat", f"{split}_32x32.mat", "0" * 32] for split in ("train", "test")})
+    with pytest.raises(InputError, match="the network .*corrupted"):
+        datasets.load("svhn")
+    assert list((nowhere / "home/.cache/pwoa/data").iterdir()) == []
+
+
+def test_an_incomplete_set_in_the_cache_is_not_touched(nowhere):
+    folder = nowhere / "home/.cache/pwoa/data/mnist/MNIST/raw"
+    write_idx(folder, skip=formats.IDX_FILES[:1])
+    with pytest.raises(InputError, match="lacks train-images-idx3-ubyte(.*\n)+.*incomplete; move it away"):
+        datasets.load("mnist")
+    assert len(list(folder.iterdir())) == 3
+
+
+# --- loading ---------------------------------------------------------------
+
+def test_large_arrays_stay_off_the_device(nowhere, monkeypatch):
+    monkeypatch.setattr(formats, "SMALL_BYTES", 0)
+    loaded = datasets.load(str(write_npz(nowhere / "my.npz")), device="meta")
+    assert loaded.train.images.device.type == "cpu" and loaded.train.labels.device.type == "meta"
+
+
+def test_torchvision_is_imported_inside_functions_only():
+    paths = list(Path(formats.__file__).parent.glob("*.py"))
+    assert len(paths) > 3  # the readers among them
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                     else [getattr(node, "module", "") or ""])
+            assert not any(name.startswith(("torchvision", "PIL", "scipy")) for name in names)

@@ -1,0 +1,33 @@
+"""Stratified samples: exact, fair in any first part, the same for everyone with the seed."""
+import pytest
+import torch
+
+from pwoa_cli.data.samples import stratified
+from pwoa_cli.errors import InputError
+from pwoa_cli.machine.seeds import epoch_order
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 10, 33, 99, 100])
+def test_stratified_is_proportional_exact_and_deterministic(n):
+    labels = torch.tensor([0] * 50 + [1] * 30 + [3] * 17 + [4] * 3)[epoch_order(100, seed=0, epoch=0)]
+    chosen = stratified(labels, n, seed=1)
+    assert len(chosen) == n == len(chosen.unique())
+    share = torch.bincount(labels) * n / 100
+    assert ((torch.bincount(labels[chosen], minlength=5) - share).abs() < 1).all()
+    assert torch.equal(chosen, stratified(labels, n, seed=1))
+
+
+def test_any_first_part_of_a_sample_is_fair_whatever_the_order_of_the_file():
+    # class by class; halves of the file
+    labels, halves = torch.arange(10).repeat_interleave(100), torch.arange(1000) < 500
+    first = stratified(labels, 600, seed=0)[:200]
+    assert (torch.bincount(labels[first], minlength=10) > 8).all() and 80 < halves[first].sum() < 120
+
+
+def test_stratified_depends_on_the_seed_and_refuses_too_many():
+    labels = torch.arange(100) % 10
+    assert not torch.equal(stratified(labels, 50, seed=0), stratified(labels, 50, seed=1))
+    with pytest.raises(InputError, match="101 samples were asked for, but the data has 100"):
+        stratified(labels, 101, seed=0)
+    with pytest.raises(InputError, match=r"expected 1\.\.100"):
+        stratified(labels, 0, seed=0)

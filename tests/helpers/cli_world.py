@@ -1,0 +1,80 @@
+"""A world for tests of the command line, and ways to run it in this process and in one of its own."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pwoa_cli
+from helpers import small_models as small
+from pwoa_cli.cli import main
+
+PACKAGE = Path(pwoa_cli.__file__).parent
+TINY = ["--data", "tiny.npz", "--eps", "0.5", "--n", "20"]
+BUDGET = ["--epochs", "0.1", "--batch-size", "16", "--attacks", "fgsm"]
+PRUNE = ["prune", "model.pt", "--sparsity", "0.9", *TINY, *BUDGET]
+RUN_FILES = ["config.toml", "metrics.jsonl", "model.safetensors", "report.json", "report.md"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A trained network, its data, and one finished run of it."""
+    folder = tmp_path_factory.mktemp("world")
+    small.save(small.learn(small.lenet()), folder / "model.pt")
+    small.write_npz(folder / "tiny.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert _main(patch, *PRUNE, "--quiet") == 0
+    shutil.copy(next(folder.glob("pwoa-runs/*/model.safetensors")), folder / "pruned.safetensors")
+    return folder
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch):
+    """A copy of the world, to work in."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pwoa(monkeypatch, capfd):
+    """Run the command as the entry point does: (exit code, stdout, stderr)."""
+    for name, value in {"COLUMNS": "60", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+
+    def call(*args):
+        capfd.readouterr()
+        code = _main(monkeypatch, *args)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def _main(patch, *args):
+    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    patch.setattr(sys, "argv", ["pwoa", *map(str, args)])
+    torch.set_num_threads(1)
+    try:
+        main.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        torch.set_num_threads(threads)
+
+
+def start(*args, **options):
+    """A process of its own, for what cannot be had in this one; Ctrl-C reaches it even where a job in the
+    background ignores it."""
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([sys.executable, "-m", "pwoa_cli", *args], env=os.environ | own, text=True,
+                            stdin=subprocess.DEVNULL,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)
+
+

@@ -1,0 +1,77 @@
+"""Networks as users write them, and one with faults of which a copy would hide each; images for them."""
+import threading
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def images(n, channels, side, dtype=torch.float64):
+    return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+class Viewed(nn.Module):
+    """As users write them: functions, `view`, a sum of branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = (nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, padding=1),
+                                         nn.Linear(4 * 5 * 5, 5))
+
+    def forward(self, x):
+        x = F.relu(self.one(x))
+        return self.head(F.max_pool2d(x + self.two(x), 2).view(x.size(0), -1))
+
+
+class Several(Viewed):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits[:, :2], logits
+
+
+def with_statistics(net):
+    """Batch norms that do something."""
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -0.2, 0.2)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+    return net
+
+
+def pooled():
+    return with_statistics(nn.Sequential(
+        nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)))
+
+
+class Plant(nn.Module):
+    """A linear model of 8x8 images with one fault that a copy must not hide."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.calls, self.linear = fault, 0, nn.Linear(64, 4)
+        if fault == "cannot be copied":
+            self.lock = threading.Lock()
+
+    def forward(self, x):
+        flat = x.reshape(-1, 64)
+        if self.fault == "other for a trace" and isinstance(x, torch.Tensor):
+            flat = flat * 1.01
+        if self.fault == "branch on values" and x.sum() > 0:
+            flat = flat * 2
+        if self.fault == "hidden gradient":
+            with torch.no_grad():
+                flat = flat * 2
+            flat = flat + x.reshape(-1, 64) / 10
+        if self.fault == "noise":
+            flat = flat + 1e-7 * torch.rand(flat.shape)
+        if self.fault == "batch":
+            flat = flat - flat.mean(0)
+        if self.fault == "no gradient":
+            flat = flat.detach()
+        if self.fault == "calls":
+            self.calls += 1
+            flat = flat * self.calls
+        if self.fault == "nan":
+            flat = flat / 0
+        return self.linear(flat)

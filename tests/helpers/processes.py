@@ -1,0 +1,39 @@
+"""Processes of their own: waited for, and on a pseudo-terminal."""
+import os
+import subprocess
+import sys
+import time
+
+from helpers.cli_world import PACKAGE
+
+
+def wait(process, happens, *, seconds=30.0):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not happens():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def in_terminal(code, args, *, columns):
+    """What a program shows on a pseudo-terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "CI", "NO_COLOR")}
+    environment |= {"TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent)}
+    process = subprocess.Popen([sys.executable, "-c", code, *args], stdin=side, stdout=side, stderr=side,
+                               env=environment)
+    os.close(side)
+    shown = b""
+    try:
+        while part := os.read(main, 65536):
+            shown += part
+    except OSError:  # the terminal has closed
+        pass
+    os.close(main)
+    assert process.wait(timeout=30) == 0, shown.decode()
+    return shown.decode()

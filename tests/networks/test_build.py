@@ -1,0 +1,35 @@
+"""Networks by name, and the normalisation inside them."""
+import pytest
+import torch
+from torch import nn
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.networks.build import Normalized, build
+
+
+def test_normalized_is_the_network_on_shifted_and_scaled_inputs():
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.rand(2, 3, 2, 2)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    by_hand = torch.stack([(x[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+    torch.testing.assert_close(Normalized(net, mean, std)(x), net(by_hand))
+    assert torch.equal(Normalized(net)(x), net(x))
+
+
+def test_normalized_keeps_its_constants_out_of_the_state_dict():
+    net = nn.Linear(2, 2)
+    assert set(Normalized(net, (0.5,), (0.5,)).state_dict()) == {"net.weight", "net.bias"}
+
+
+@pytest.mark.parametrize(("arch", "meant"), [("lenett5", "lenet5"), ("resent18", "resnet18"),
+                                             ("cifar-resnet200", "cifar-resnet20")])
+def test_unknown_arch_asks_did_you_mean(arch, meant):
+    with pytest.raises(InputError, match=arch) as caught:
+        build(arch, {})
+    assert meant in caught.value.hint and caught.value.hint.count(f" {meant},") <= 1
+
+
+def test_what_the_user_s_own_code_prints_is_not_a_result(tmp_path, capsys):
+    code = "import torch\nprint('imported')\ndef net():\n    print('called')\n    return torch.nn.ReLU()\n"
+    (tmp_path / "own.py").write_text(code)
+    build(f"{tmp_path}/own.py:net", {})
+    assert capsys.readouterr() == ("", "imported\ncalled\n")

@@ -1,0 +1,95 @@
+"""The report: built, summed and checked field by field."""
+import copy
+import json
+import math
+import re
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+from helpers.report_samples import TEACHER, report, score
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.words import in_points
+from pwoa_cli.files.plain import dumps
+from pwoa_cli.reports import schema
+
+
+def test_build_sums_the_layers_and_survives_json():
+    built = report()
+    assert built["sparsity"]["nonzero"] == 62749 and built["sparsity"]["total"] == 627488
+    assert built["sparsity"]["achieved"] == 1 - 62749 / 627488
+    assert built["schema_version"] == 1 and built["drop"].keys() == TEACHER.keys()
+    assert schema.validate(json.loads(dumps(built))) == built
+    assert datetime.fromisoformat(built["created"]).tzinfo is not None
+
+
+def paths(value: dict, prefix: tuple = ()) -> list[tuple]:
+    inner = [path for key, item in value.items() if isinstance(item, dict)
+             for path in paths(item, (*prefix, key))]
+    return [(*prefix, key) for key in value] + inner
+
+
+def fields_of(schema: dict) -> dict:
+    return {key: fields_of(item) if isinstance(item, dict) and "*" not in item else 0
+            for key, item in schema.items()}
+
+
+@pytest.mark.parametrize("path", paths(fields_of(schema.SCHEMA)), ids=".".join)
+def test_every_missing_field_is_named(path):
+    broken = copy.deepcopy(report())
+    holder = broken
+    for key in path[:-1]:
+        holder = holder[key]
+    del holder[path[-1]]
+    with pytest.raises(InputError, match=re.escape(f"{'.'.join(path)} is missing")):
+        schema.validate(broken)
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    (("student", "aa", "accuracy"), 82.0, "student.aa.accuracy is 82.0, expected 0 to 1"),
+    (("student", "aa", "accuracy"), None, "student.aa.accuracy is None, expected number"),
+    (("student", "aa", "n"), True, "student.aa.n is True, expected int"),
+    (("student", "aa", "ci95"), [0.5], "student.aa.ci95 has 1 numbers, expected 2"),
+    (("sparsity", "layers", 0, "shape"), "3x3", "sparsity.layers[0].shape is '3x3', expected list"),
+    (("threat", "eps"), None, "threat.eps is None, expected number"),
+    (("notes",), [1], "notes[0] is 1, expected str"),
+    (("schema_version",), 2, "schema_version 2, this pwoa reads 1"),
+])
+def test_every_wrong_field_is_named(path, value, message):
+    broken = copy.deepcopy(report())
+    holder = broken
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(InputError, match=re.escape(f"here.json: {message}")):
+        schema.validate(broken, where="here.json")
+
+
+def test_build_refuses_a_nan_instead_of_writing_null():
+    with pytest.raises(InputError, match="student.clean.accuracy is None"):
+        report(student={"clean": score(math.nan, 0, 1)})
+
+
+def test_drop_interval_is_newcombes():
+    # Newcombe (1998), table II, column (a) 56/70 - 48/80, method 10: 0.2000 [0.0524, 0.3339]; Wilson
+    # intervals of both
+    drop = schema.drops({"x": score(56 / 70, 0.69183, 0.87695, 70)},
+                        {"x": score(48 / 80, 0.49045, 0.70038, 80)})["x"]
+    assert drop["points"] == pytest.approx(20.0)
+    assert drop["ci95"] == pytest.approx([5.24, 33.39], abs=0.005)
+
+
+def test_given_drop_wins():
+    assert report(drop={"clean": in_points(-0.001, (-0.01, 0.008))})["drop"] == {
+        "clean": {"points": -0.1, "ci95": [-1.0, 0.8]}}
+
+
+@pytest.mark.parametrize("modules", ["pwoa_cli.cli.console, pwoa_cli.files.run_folder",
+                                     "pwoa_cli.reports.schema, pwoa_cli.reports.tables"])
+def test_no_torch_and_no_rich_until_they_are_needed(modules):
+    code = (f"import sys, {modules}\n"
+            "print({'torch', 'rich', 'numpy', 'tomli_w'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
