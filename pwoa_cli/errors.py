@@ -1,6 +1,9 @@
 """Errors that a user can act on: one sentence (what, where, got, expected) and the next command to try."""
 
 
+UNASKED = 3  # exit code: written, but not what was asked for: unfinished, or no better than guessing
+
+
 class PwoaError(Exception):
     """A failure that the command line shows as `error: MESSAGE` and `hint: HINT`, without a traceback."""
 

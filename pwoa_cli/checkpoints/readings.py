@@ -98,9 +98,12 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
                if chosen else "neither accuracy nor its batch norms' statistics tell")
         raise Undecided(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
                         hint=_how(best.loaded, loaded))
-    settled = f"read as {chosen.words}: {figures}" if chosen is not first else f"confirmed: {figures}"
-    if chosen is first and len(even) > 1:
-        settled += "; not told apart, so it stays (--normalize and --arch decide)"
+    if chosen is not first:
+        settled = f"read as {chosen.words}: {figures}"
+    elif len(even) > 1:
+        settled = f"read as it is, though images do not tell (--normalize and --arch decide): {figures}"
+    else:
+        settled = f"confirmed: {figures}"
     say(settled)
     return replace(chosen, loaded=replace(chosen.loaded, settled=settled))
 

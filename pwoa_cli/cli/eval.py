@@ -6,6 +6,7 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import no_folder, opened
+from pwoa_cli.errors import UNASKED
 from pwoa_cli.files import run_folder
 
 GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
@@ -69,3 +70,5 @@ def evaluate(
         workflow.keep(outcome, job, folder=folder, saved=save_samples)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
+    if tables.is_unfinished(outcome.result):
+        raise typer.Exit(UNASKED)

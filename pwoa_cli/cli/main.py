@@ -1,7 +1,7 @@
 """The command line: parse -> request -> workflow -> show. The one place that turns errors into exit codes.
 
-0 done, 1 a gate failed or a run broke, 2 wrong use or input, 130 interrupted. torch is imported inside the
-commands, so that --help answers at once.
+0 done, 1 the run broke, 2 wrong use or input, 3 written but not what was asked for (unfinished, near chance),
+130 interrupted. torch is imported inside the commands, so that --help answers at once.
 """
 import gc
 import os

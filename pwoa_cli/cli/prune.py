@@ -1,9 +1,12 @@
 """`pwoa prune`: parse -> request -> workflow -> show."""
 from datetime import datetime
 
+import typer
+
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import opened
+from pwoa_cli.errors import UNASKED
 
 EXAMPLES = """\b
 Examples:
@@ -52,3 +55,5 @@ def prune(
     console.result(tables.markdown(result), result, table=lambda: tables.table(result))
     own = f"--arch {source.arch} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}{own}--attacks pgd,cw,aa")
+    if tables.only_guesses(result):
+        raise typer.Exit(UNASKED)

@@ -9,9 +9,11 @@ finite adversarial input, in [0,1] and in the eps-ball, is misclassified in a la
 """
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +24,44 @@ from pwoa_cli.attacks.bounded import Bounded, Meter, OutOfTime, fitting_batch
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import checks, result_checks
 from pwoa_cli.evaluation.inputs import Images, check_inputs, check_logits, check_range, check_threat
-from pwoa_cli.evaluation.results import Evaluation, Finding, Result, curve, result
+from pwoa_cli.evaluation.results import Evaluation, Finding, Result, result
+from pwoa_cli.evaluation.tally import Known, Line
 from pwoa_cli.evaluation.units import Unfinished, Unit
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
 from pwoa_cli.machine.seeds import block_seed
+from pwoa_cli.progress import Say
 
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
 Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
 
 
-def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str | Sequence[str | Attack],
-             norm: str | None,
-             eps: float | None, seed: int = 0, batch_size: int | None = None,
-             progress: Progress | None = None,
-             say: Callable[[str], None] | None = None, seconds: float | None = None,
-             keep_inputs: bool = False,
-             unfinished: Callable[[str], Unfinished | None] | None = None) -> Evaluation:
+def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, seconds: float | None = None,
+             **options: Any) -> Evaluation:
     """Clean accuracy, then the accuracy under each attack, cheap ones first, all on the same samples, and the
     worst case.
+
+    Args: as of `evaluating`, and seconds: attacks end by then; what they did not finish is in `partial`.
+    Raises: InputError as `evaluating`.
+    """
+    start = time.monotonic()
+    with evaluating(model, inputs, labels, **options) as under:
+        attack_all({"": under}, end=None if seconds is None else start + seconds)
+        return under.evaluation()
+
+
+@contextmanager
+def evaluating(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str | Sequence[str | Attack],
+               norm: str | None, eps: float | None, seed: int = 0, batch_size: int | None = None,
+               progress: Progress = lambda name, share: None, say: Say = lambda text: None,
+               keep_inputs: bool = False,
+               unfinished: Callable[[str], Unfinished | None] | None = None) -> Iterator["Evaluating"]:
+    """An evaluation with its clean figures and checks, whose attacks go on block by block inside.
 
     The model is in eval mode meanwhile and comes back as it was; its parameters get no gradient.
     Args: inputs: (n,C,H,W) float in [0,1]; labels: (n,) in 0..K-1; norm: "linf", "l2" or "l1"; eps: radius >
         0 in the unit of the inputs; both may be None without attacks; batch_size: most samples in one pass,
         None: what fits into memory; blocks stay BLOCK; progress: called with (name, share of the whole);
-        seconds: attacks end by then; a row counts whole blocks, the worst case every part that was finished;
         keep_inputs: also the adversarial inputs; unfinished: from the SHA-256 of the samples and of what the
         model predicts on them, where units are kept and looked for, so that a run that was stopped goes on.
     Raises: InputError on wrong inputs, labels, threat or names, on too few classes, on non-finite clean
@@ -60,18 +75,28 @@ def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str |
         keep_freed_memory()
     else:
         norm, eps = "", 0.0  # nothing reads them
-    meter, start, was_training = Meter(), time.monotonic(), model.training
+    was_training = model.training
     with frozen(model):
         first = _part(inputs, slice(0, 2), model)
-        bounded = Bounded(model, batch_size or fitting_batch(model, first, most=BLOCK), meter)
-        run = _Run(bounded, inputs, labels.cpu(), chosen, norm, eps, seed, keep_inputs,
-                   progress or (lambda name, share: None),
-                   say or (lambda text: None))
+        bounded = Bounded(model, batch_size or fitting_batch(model, first, most=BLOCK), Meter())
+        run = _Run(bounded, inputs, labels.cpu(), chosen, norm, eps, seed, keep_inputs, progress, say)
         clean, sha256 = _clean(run)
-        meter.deadline = None if seconds is None else start + seconds  # the clean figure is always whole
         run = replace(run, kept=unfinished(sha256) if unfinished and chosen else None)
         findings = _before(run, clean.correct, was_training=was_training)
-        return _attacked(run, clean, findings)
+        yield Evaluating(run, clean, findings)
+
+
+def attack_all(evaluations: Mapping[str, "Evaluating"], *, end: float | None) -> None:
+    """The first attack on the first block of samples of each model, then the next one, then the next block:
+    what time suffices for is of the same samples, and cheap attacks are not kept waiting by dear ones.
+
+    Args: of the same samples under the same attacks. end: of the time, by `time.monotonic`; None: enough.
+    """
+    first = next(iter(evaluations.values()))
+    with suppress(OutOfTime):
+        for block, turn in product(range(first.blocks), range(first.turns)):
+            for under in evaluations.values():
+                under.attack(block, turn, end=end)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +112,7 @@ class _Run:
     seed: int
     keep_inputs: bool
     progress: Progress
-    say: Callable[[str], None]
+    say: Say
     kept: Unfinished | None = None
 
     def batch(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -145,50 +170,37 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
 
 # --- attacks ---------------------------------------------------------------
 
-class _Found:
-    """What is known of the samples so far: who still stands, which attack broke whom first, and its inputs
-    where asked for."""
+class Evaluating:
+    """One model under attack, block by block. blocks: how many of BLOCK samples there are; turns: attacks."""
 
-    def __init__(self, run: _Run, clean: Tensor):
-        self.standing = clean.clone()
-        self.broken_by = ["" if right else "clean" for right in clean.tolist()]
-        parts = [run.inputs[first:first + BLOCK].float().cpu()
-                 for first in range(0, len(clean), BLOCK)] if run.keep_inputs else []
-        self.inputs = torch.cat(parts) if parts else None  # a copy: the user's stay
-        self.units, self.forwards, self.backwards, self.seconds = 0, 0, 0, 0.0
+    def __init__(self, run: _Run, clean: Result, findings: Sequence[Finding]):
+        self._run, self._clean, self._findings = run, clean, findings
+        self._found, self._lines = Known(clean.correct,
+                                         run.inputs if run.keep_inputs else None), [Line(a, len(run.labels))
+                                                                                    for a in run.chosen]
+        self.blocks, self.turns = -(-len(run.labels) // BLOCK), len(run.chosen)
+        self._share = _Shares(run, self.blocks)
 
-    def add(self, unit: Unit, name: str) -> None:
-        """Take over what an attack, or a component of it, did to its samples."""
-        self.units, self.seconds = self.units + 1, self.seconds + unit.seconds
-        self.forwards, self.backwards = self.forwards + unit.forwards, self.backwards + unit.backwards
-        hit = unit.rows[unit.broken]
-        new = self.standing[hit]
-        for row in hit[new].tolist():
-            self.broken_by[row] = name
-        if self.inputs is not None:
-            assert unit.inputs is not None  # as `keep_inputs` asks for both
-            self.inputs[hit[new]] = unit.inputs[new]
-        self.standing[hit] = False
+    def attack(self, block: int, turn: int, *, end: float | None = None) -> None:
+        """One of the attacks, in their order, on a block. Raises: OutOfTime at `end`; what was finished
+        stays."""
+        self._run.model.meter.deadline = end
+        _under(self._run, self._lines[turn], block, self._found, self._clean, self._share)
 
-
-def _attacked(run: _Run, clean: Result, findings: list[Finding]) -> Evaluation:
-    """Every attack in turn; stops at the deadline with what is known."""
-    results, found, share = {"clean": clean}, _Found(run, clean.correct), _Shares(run)
-    unfinished: list[str] = []
-    for attack in run.chosen:
-        rows = found.standing.clone() if attack.cascade else clean.correct
-        line = _under(run, attack, rows, found, share) if not unfinished else None
-        if line is None or not bool(line.done.all()):
-            unfinished.append(attack.name)
-        if line is not None:
-            results[attack.name] = replace(line,
-                                           curve=curve(line, clean.correct,
-                                                       run.eps)) if attack.minimum_norm else line
-    checked = result_checks.of_results(results)
-    if len(results) > 2 or unfinished and found.units:
-        results[WORST] = _worst(found, clean)
-    return Evaluation(results, findings=[*findings, *_of_copies(run), *checked], broken_by=found.broken_by,
-                      inputs=found.inputs, unfinished=unfinished)
+    def evaluation(self) -> Evaluation:
+        """The figures of what is finished, what is not, and what may be wrong with them."""
+        made = {line.attack.name: line.result(self._clean.correct, self._run.eps) for line in self._lines
+                if line.done.any()}
+        whole = {name: r for name, r in made.items() if bool(r.done.all())}
+        unfinished = [line.attack.name for line in self._lines if line.attack.name not in whole]
+        results, found = {"clean": self._clean} | whole, self._found
+        if len(whole) > 1 and not unfinished:
+            results[WORST] = _worst(found, self._clean)
+        checked = result_checks.of_results({"clean": self._clean} | made)
+        return Evaluation(results, findings=[*self._findings, *_of_copies(self._run), *checked],
+                          broken_by=found.broken_by, inputs=found.inputs, unfinished=unfinished,
+                          partial={name: r for name, r in made.items() if name not in whole},
+                          seconds=found.seconds)
 
 
 def _of_copies(run: _Run) -> list[Finding]:
@@ -200,42 +212,20 @@ def _of_copies(run: _Run) -> list[Finding]:
             if (finding := checks.same_function(copy.model, run.model.model, x))]
 
 
-def _under(run: _Run, attack: Attack, todo: Tensor, known: _Found, share: "_Shares") -> Result | None:
-    """One attack on the samples `todo` (n,) bool, block by block; None where not one block was done in
-    time."""
-    n, parts = len(todo), stages(attack)
-    correct, done, broken = todo.clone(), torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
-    far, by_part = torch.full((n,),
-                              torch.nan), {part.name: torch.zeros(n, dtype=torch.bool) for part in parts}
-    units: list[Unit] = []
-    for first in range(0, n, BLOCK):
-        rows, found = first + todo[first:first + BLOCK].nonzero().flatten(), []
-        try:
-            for part in parts:
-                if len(rows):
-                    unit = _unit(run, attack, part, first // BLOCK, rows, share)
-                    known.add(unit, f"{attack.name}: {part.name}" if len(parts) > 1 else attack.name)
-                    found.append((part.name, unit))
-                    rows = rows[~unit.broken]
-        except OutOfTime:
-            break
-        # only now: a block counts for the attack when all of its components are done
-        for name, unit in found:
-            hit = unit.rows[unit.broken]
-            correct[hit], broken[hit], by_part[name][hit] = False, True, True
-            far[unit.rows] = unit.distance
-            units.append(unit)
-        done[first:first + BLOCK] = True
-        share.add(attack, first)
-    if not done.any():
-        return None
-    # several components may leave the ball with one sample
-    strays = min(sum(unit.outside for unit in units), int((todo & done).sum()))
-    return result(attack.name, correct & done, done=done, attacked=todo & done, broken=broken, distance=far,
-                  seconds=sum(unit.seconds for unit in units), parts=by_part if len(parts) > 1 else {},
-                  outside=strays, nonfinite=sum(unit.nonfinite for unit in units),
-                  forwards=sum(unit.forwards for unit in units),
-                  backwards=sum(unit.backwards for unit in units))
+def _under(run: _Run, line: Line, block: int, known: Known, clean: Result, share: "_Shares") -> None:
+    """One attack on a block; it counts for the attack when all of its components are done."""
+    attack, parts, first = line.attack, stages(line.attack), block * BLOCK
+    whole, found = slice(first, first + BLOCK), []
+    todo = (known.standing if attack.cascade else clean.correct)[whole].clone()
+    rows = first + todo.nonzero().flatten()
+    for part in parts:
+        if len(rows):
+            unit = _unit(run, attack, part, block, rows, share)
+            known.add(unit, f"{attack.name}: {part.name}" if len(parts) > 1 else attack.name)
+            found.append((part.name, unit))
+            rows = rows[~unit.broken]
+    line.take(whole, todo, found)
+    share.add(attack, block)
 
 
 def _unit(run: _Run, attack: Attack, part: Attack, block: int, rows: Tensor, share: "_Shares") -> Unit:
@@ -316,15 +306,20 @@ def _float32() -> Iterator[None]:
 class _Shares:
     """Which share of the evaluation is done, by the passes that each attack is known to need."""
 
-    def __init__(self, run: _Run):
-        self.run, self.done = run, 0.0
-        self.blocks = -(-len(run.labels) // BLOCK)
-        self.total = sum(attack.cost for attack in run.chosen) * self.blocks
+    def __init__(self, run: _Run, blocks: int):
+        self.run, self.done, self.blocks = run, 0.0, blocks
+        self.costs = {attack.name: attack.cost for attack in run.chosen}
 
-    def add(self, attack: Attack, first: int) -> None:
-        """A block of an attack is over."""
-        before = sum(other.cost for other in self.run.chosen[:self.run.chosen.index(attack)]) * self.blocks
-        self.done = before + attack.cost * (first // BLOCK + 1)
+    @property
+    def total(self) -> int:
+        """Of all attacks on all blocks."""
+        return sum(self.costs.values()) * self.blocks
+
+    def add(self, attack: Attack, block: int) -> None:
+        """An attack is over on a block."""
+        names = list(self.costs)
+        before = [self.costs[name] for name in names[:names.index(attack.name) + 1]]
+        self.done = sum(self.costs.values()) * block + sum(before)
         self.run.progress(attack.name, self.done / self.total)
 
     @contextmanager
@@ -346,9 +341,8 @@ class _Shares:
             self.done += part.cost
 
 
-def _worst(found: _Found, clean: Result) -> Result:
-    """Not broken by anything that was tried, over all samples: an upper bound also where time ran out. What
-    was spent is that of all finished parts, those of blocks that no attack finished included."""
+def _worst(found: Known, clean: Result) -> Result:
+    """Not broken by anything that was tried, over all samples: there only when all attacks are finished."""
     return result(WORST, found.standing, done=clean.done, attacked=clean.correct,
                   broken=clean.correct & ~found.standing,
                   distance=torch.full(clean.correct.shape, torch.nan), seconds=found.seconds,

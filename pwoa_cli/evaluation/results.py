@@ -49,21 +49,22 @@ class Result:
 
 
 class Evaluation(dict[str, Result]):
-    """{"clean": Result, resolved attack name: Result, ..., "worst case": Result (from two attacks on, or
-    where time ran out)}, and what goes with it.
+    """{"clean": Result, resolved attack name: Result, ..., "worst case": Result (from two attacks on)} of
+    what is finished, and what goes with it.
 
     findings: what may be wrong with the figures. broken_by: (N,) names: the first attack that broke a sample,
     "clean" where it was wrong before, "" where it holds. inputs: (N,C,H,W) adversarial inputs of those
     attacks, clean elsewhere; None unless asked for. unfinished: names of attacks that time did not suffice
-    for.
+    for: there is no worst case then. partial: what those of them did that are done with some samples; never a
+    figure of the model. seconds: that all attacks took, those on blocks that were not finished too.
     """
 
     def __init__(self, results: Mapping[str, Result], *, findings: Sequence[Finding],
-                 broken_by: Sequence[str],
-                 inputs: Tensor | None = None, unfinished: Sequence[str] = ()):
+                 broken_by: Sequence[str], inputs: Tensor | None = None, unfinished: Sequence[str] = (),
+                 partial: Mapping[str, Result] | None = None, seconds: float = 0.0):
         super().__init__(results)
-        self.findings, self.broken_by = tuple(findings), tuple(broken_by)
-        self.inputs, self.unfinished = inputs, tuple(unfinished)
+        self.findings, self.broken_by, self.inputs = tuple(findings), tuple(broken_by), inputs
+        self.unfinished, self.partial, self.seconds = tuple(unfinished), dict(partial or {}), seconds
 
 
 def result(name: str, correct: Tensor, *, done: Tensor, attacked: Tensor, broken: Tensor, distance: Tensor,
@@ -100,6 +101,13 @@ def _spent(r: Result) -> dict[str, object]:
              "backwards": r.backwards}
     parts = {"parts": {part: int(flags.sum()) for part, flags in r.parts.items()}} if r.parts else {}
     return found | parts | ({"curve": [list(point) for point in r.curve]} if r.curve else {})
+
+
+def unfinished_json(evaluation: Evaluation, n: int) -> dict[str, dict[str, object]]:
+    """{NAME: {"n": samples done, "of": n, ...}} of attacks that time did not suffice for; what they did on
+    the samples that are done stands here and nowhere else."""
+    done = to_json(evaluation.partial)
+    return {name: {"n": 0, "of": n} | done.get(name, {}) for name in evaluation.unfinished}
 
 
 def by_class(results: Mapping[str, Result], labels: Tensor) -> dict[str, dict[int, dict]]:

@@ -24,7 +24,7 @@ def save(path: Path, found: Mapping[str, Evaluation], *, index: Tensor, labels: 
     cannot be written."""
     arrays = {"index": index.cpu().numpy(), "label": labels.cpu().numpy()}
     for who, evaluation in found.items():
-        for name, result in evaluation.items():
+        for name, result in (evaluation | evaluation.partial).items():
             arrays[f"{who}/correct/{name}"] = result.correct.numpy()
             arrays[f"{who}/done/{name}"] = result.done.numpy()
             arrays[f"{who}/distance/{name}"] = result.distance.numpy()

@@ -5,7 +5,7 @@
     evaluation   build_eval(): the first row; for one model alone `results` in place of teacher, student, drop
 
 A score is {accuracy in 0..1, n, ci95: [low, high]} (Wilson); a drop is {points, ci95} in percentage points,
-teacher minus pruned. `show` makes Markdown and tables of it. Nothing here needs torch but environment().
+teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
 """
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,8 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import in_points
 from pwoa_cli.files.plain import plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READS = (1, SCHEMA_VERSION)  # 1: a list of names under `unfinished`, which runs do not have
 NUMBER = (int, float)
 SCORES = {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER]}}
 DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER]}}
@@ -31,7 +32,8 @@ COMMON = {
     "notes": [str],
 }
 # None: clean accuracy only
-EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))}}
+EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))},
+                       "unfinished": {"*": {"*": {"n": int, "of": int}}}}
 SCHEMA = COMMON | {
     "created": str,
     "model": {"source": str, "sha256": str, "arch": str, "num_classes": int},
@@ -83,14 +85,15 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                findings: Sequence[Mapping[str, Any]] = (), headings: Sequence[str] = ("teacher", "pruned"),
                classes: Mapping[str, Mapping] | None = None, models: Mapping[str, Mapping] | None = None,
                attacks: Sequence[str] = (),
-               unfinished: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+               unfinished: Mapping[str, Mapping[str, Mapping]] | None = None) -> dict[str, Any]:
     """The JSON object of `pwoa eval`: `results` of one model, or `teacher`, `student` and `drop` where a
     teacher is given.
 
     Args: results: {attack: score} of the model that was named. norm, eps: None where nothing was attacked.
     model: its path. headings: what people read above the two. classes: {model: {attack: {class: score}}}.
     models: {heading: {"source", "sha256", "arch"}} of each. attacks: those asked for; unfinished: {heading:
-    those that time did not suffice for}. The others as in `build`.
+    {attack that time did not suffice for: {"n": samples done, "of": samples asked for, ...}}}: figures that
+    stand nowhere else. The others as in `build`.
     """
     if teacher is None:
         scores: dict[str, Any] = {"results": results}
@@ -132,8 +135,9 @@ def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[s
     Raises: InputError naming the first field that is missing or wrong.
     """
     version = report.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{where}: schema_version {version}, this pwoa reads {SCHEMA_VERSION}.",
+    if version not in READS:
+        known = " and ".join(map(str, READS))
+        raise InputError(f"{where}: schema_version {version}, this pwoa reads {known}.",
                          hint="Use the pwoa that wrote it, or prune again.")
     return _check(report, SCHEMA, where)
 

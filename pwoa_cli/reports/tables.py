@@ -30,39 +30,86 @@ def columns(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
     return {teacher: report["teacher"], student: report["student"], "drop": report["drop"]}
 
 
+def headings(report: Mapping[str, Any]) -> list[str]:
+    """What stands above `columns`: a figure that must not be believed says so where it stands."""
+    doubted = _doubted(report)
+    return [f"{heading} (unreliable)" if heading in doubted or heading in ("accuracy", "drop") and doubted
+            else heading for heading in columns(report)]
+
+
+def _doubted(report: Mapping[str, Any]) -> set[str]:
+    """The models whose figures must not be believed, by their headings."""
+    everyone = [heading for heading in columns(report) if heading != "drop"]
+    return {who for finding in report.get("findings", []) if finding["unreliable"]
+            for who in finding["models"] or everyone}
+
+
+def unfinished(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
+    """What time did not suffice for, by the headings of `columns`."""
+    left = list(report.get("unfinished", {}).values())
+    return {heading: attacks for heading, attacks in zip(columns(report), left, strict=False) if attacks}
+
+
 def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row for clean and every attack: its name as given, then a cell "93.2 [91.5, 94.6]" for each of
-    `columns`."""
-    scores = columns(report)
-    names = dict.fromkeys(name for column in scores.values() for name in column)
-    return [(name, *(with_interval(column.get(name)) for column in scores.values())) for name in names]
+    `columns`, or "unfinished, 200 of 1000"."""
+    scores, left = columns(report), unfinished(report)
+    names = dict.fromkeys(name for column in [*scores.values(), *left.values()] for name in column)
+    return [(name, *(_cell(column.get(name), left.get(heading, {}).get(name))
+                     for heading, column in scores.items())) for name in names]
+
+
+def _cell(score: Mapping[str, Any] | None, left: Mapping[str, Any] | None) -> str:
+    return f"unfinished, {left['n']} of {left['of']}" if left else with_interval(score)
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """What this is about, in a line."""
+    """What this is about, in a line; a pruned model that only guesses is nothing else."""
     path = report["model"]["source"]
     # the same name in every run: the folder's says more
     in_run = os.path.basename(path) == "model.safetensors"
     source = os.path.basename(os.path.dirname(path) if in_run else path) or os.path.basename(path) or "Model"
     if "sparsity" in report:
-        return f"{source} pruned to {percent_of_weights(report['sparsity']['achieved'])}% sparsity"
+        zeros = percent_of_weights(report["sparsity"]["achieved"])
+        clean = _short(report["student"].get("clean"))
+        guesses = f", near chance: clean {clean}%" * only_guesses(report)
+        return f"{source} pruned to {zeros}% sparsity{guesses}"
     return f"{source} under attack"
 
 
+def only_guesses(report: Mapping[str, Any]) -> bool:
+    """Whether the pruned model of a run is no better than guessing."""
+    return "sparsity" in report and any(finding["check"] == "near-chance" and "pruned" in finding["models"]
+                                        for finding in report.get("findings", []))
+
+
+def is_unfinished(report: Mapping[str, Any]) -> bool:
+    """Whether time did not suffice for something that was asked for."""
+    return bool(unfinished(report))
+
+
 def summary(report: Mapping[str, Any]) -> str:
-    """Clean and worst accuracy and the file's size, in a sentence."""
+    """Clean and worst accuracy and the file's size, in a sentence. What is not finished gives no figure."""
     pruned = list(columns(report).values())[:2]  # teacher and pruned, or one model
     attacks = [name for name in pruned[-1] if name != "clean"]
     worst = WORST if WORST in attacks else min(attacks, key=lambda name: pruned[-1][name]["accuracy"],
                                                default=None)
+    left = dict.fromkeys(name for names in unfinished(report).values() for name in names)
+    told = ("clean",) if left else ("clean", worst)
     parts = [f"{name} {' -> '.join(_short(column.get(name)) for column in pruned)}%"
-             for name in ("clean", worst) if name is not None and name in pruned[-1]]
-    if len(attacks) > 1 and worst != WORST:
+             for name in told if name is not None and name in pruned[-1]]
+    if len(attacks) > 1 and worst != WORST and not left:
         parts[1] += " (lowest)"
+    if left:
+        parts.append(f"unfinished: {', '.join(left)}")
     if "size" in report:
-        parts.append(f"file {ratio(report['size']['dense_bytes'], report['size']['file_bytes'])} times "
-                     "smaller")
-    return ", ".join(parts) + "."
+        parts.append(f"file {_times(report['size']['dense_bytes'], report['size']['file_bytes'])}")
+    return ("Unreliable: " if _doubted(report) else "") + ", ".join(parts) + "."
+
+
+def _times(dense: float, file: float) -> str:
+    """8.65 times smaller, or 1.20 times larger."""
+    return f"{ratio(dense, file)} times smaller" if file <= dense else f"{ratio(file, dense)} times larger"
 
 
 def _short(score: Mapping[str, Any] | None) -> str:
@@ -88,7 +135,7 @@ def caption(report: Mapping[str, Any]) -> str:
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What it cost and what it gave, as (label, sentence)."""
     lines = _pruning_facts(report) if "sparsity" in report else []
-    if "drop" in report:
+    if "drop" in report and not is_unfinished(report):
         lines += _drop_facts(report["drop"])
     compared = list(report.get("models", {}).items())[:-1]
     lines += [(heading, model["source"]) for heading, model in compared]
@@ -138,11 +185,11 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights",
          f"{sparsity['nonzero']:,} of {sparsity['total']:,} nonzero, in {len(sparsity['layers'])} layers"),
         ("file",
-         f"{size(file['file_bytes'])}: {ratio(file['dense_bytes'], file['file_bytes'])} times smaller than "
-         f"dense ({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the "
-         f"entropy limit ({size(file['limit_bytes'])})"),
-        ("MACs", f"{scaled(macs['dense'])} dense -> {scaled(macs['nonzero'])} with nonzero weights "
-                 "(saves time only with sparse kernels)"),
+         f"{size(file['file_bytes'])}: {_times(file['dense_bytes'], file['file_bytes'])} than dense "
+         f"({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the entropy "
+         f"limit ({size(file['limit_bytes'])})"),
+        ("MACs", f"{scaled(macs['dense'])}, of which {scaled(macs['nonzero'])} with nonzero weights; torch "
+                 "multiplies the zeros too, so the time stays"),
     ]
 
 
@@ -164,7 +211,7 @@ def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
 def markdown(report: Mapping[str, Any]) -> str:
     """A report or an evaluation as one Markdown document."""
     lines = [f"# {inline(headline(report))}", "", inline(summary(report)), ""]
-    lines += markdown_table(["", *columns(report)], rows(report)) + ["", inline(caption(report)), ""]
+    lines += markdown_table(["", *headings(report)], rows(report)) + ["", inline(caption(report)), ""]
     lines += [f"- {label}: {inline(text)}" for label, text in facts(report)]
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
     if "classes" in report:
@@ -200,8 +247,8 @@ def table(report: Mapping[str, Any]) -> Any:
 
     scores = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     scores.add_column("")
-    for heading in columns(report):
-        scores.add_column(heading, justify="right", no_wrap=True)
+    for heading in headings(report):
+        scores.add_column(heading.replace(" (", "\n("), justify="right", no_wrap=True)
     for name, *cells in rows(report):
         # interval below, to fit
         stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]

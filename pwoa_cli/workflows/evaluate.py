@@ -20,7 +20,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, units
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.evaluate import BLOCK
-from pwoa_cli.evaluation.results import Evaluation, by_class, to_json
+from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinished_json
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
@@ -179,7 +179,7 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         model=request.source.path, environment=environment(device=job.device, seed=request.seed),
         notes=[*_late(found, job), *notes(found)], findings=findings(found), classes=classes,
         attacks=[attack.name for attack in attacks.parse(request.attacks)],
-        unfinished={who: list(scores.unfinished) for who, scores in found.items()},
+        unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,
         headings=list(found))
     return Outcome(result, found, x.index, labels)
@@ -208,11 +208,11 @@ def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | No
 
 
 def _seconds(scores: Evaluation) -> dict[str, float]:
-    """By attack; what went into parts of blocks that were not finished under the names of their attacks."""
+    """By attack; what went into attacks that were not finished under their names together."""
     found = {name: r.seconds for name, r in scores.items() if name != WORST}
-    if scores.unfinished and WORST in scores:
+    if scores.unfinished:
         attacks = sum(seconds for name, seconds in found.items() if name != "clean")
-        found[f"unfinished {'+'.join(scores.unfinished)}"] = max(0.0, scores[WORST].seconds - attacks)
+        found[f"unfinished {'+'.join(scores.unfinished)}"] = max(0.0, scores.seconds - attacks)
     return found
 
 
@@ -222,14 +222,12 @@ def _late(found: Mapping[str, Evaluation], job: Job) -> list[str]:
     more = ("The same command with --resume goes on." if any(kept.made + kept.taken for kept in job.kept) else
             "Nothing was finished that --resume could go on from: give it more time.")
     for who, evaluation in found.items():
-        parts = [f"{name} is over {evaluation[name].n} of {request.n} samples" if name in evaluation
-                 else f"{name} is not there"
-                 for name in evaluation.unfinished]
+        parts = [f"{name} is done with {part['n']} of {part['of']} samples"
+                 for name, part in unfinished_json(evaluation, request.n).items()]
         if parts:
             title = f"{who}: " if len(found) > 1 else ""
-            counted = "; the worst case counts what was broken until then" if WORST in evaluation else ""
-            sentences.append(f"{title}stopped after {request.max_seconds:g} s: {', '.join(parts)}{counted}. "
-                             f"{more}")
+            sentences.append(f"{title}unfinished: stopped after {request.max_seconds:g} s: "
+                             f"{', '.join(parts)}, so there is no worst case. {more}")
     return sentences
 
 

@@ -113,9 +113,15 @@ def test_the_command_knows_l1_and_minimum_norms(here, pwoa):
 
 
 def test_an_unreliable_figure_is_said_on_stderr_too(here, pwoa):
-    code, out, err = pwoa("eval", "pruned.safetensors", *TINY, "--attacks", "fgsm", "--quiet")
-    assert (code == 0 and "warning: unreliable: clean accuracy 30.0% is near chance (25.0%)" in err
-            and "- note: unreliable: " in out)
+    args = ["--sparsity", "0.97", *TINY, "--attacks", "fgsm", "--epochs", "0.1", "--out", "guess", "--quiet"]
+    code, out, _ = pwoa("prune", "model.pt", *args)
+    first = "# model.pt pruned to 97% sparsity, near chance: clean 25.0%"
+    assert code == 3 and out.startswith(f"{first}\n\nUnreliable: clean 100.0 -> 25.0%, ")
+    assert "pruned (unreliable) | drop (unreliable)" in out
+    code, out, err = pwoa("eval", "guess/model.safetensors", *TINY, "--attacks", "fgsm", "--quiet")
+    assert (code == 0 and "warning: unreliable: clean accuracy 25.0% is near chance (25.0%)" in err
+            and "- note: unreliable: " in out and "Unreliable: clean 25.0%" in out
+            and "| accuracy (unreliable) |" in out)
 
 
 @pytest.mark.parametrize("args,message", [

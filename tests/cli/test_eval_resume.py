@@ -71,29 +71,43 @@ def test_what_was_kept_is_neither_lost_nor_mixed_up(large, endless, pwoa):
     assert "nothing to resume" in pwoa(*head, "fgsm", "--resume", "--max-seconds", "600")[2]
     code, out, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "600", "--json")
     made = json.loads(out)
-    assert code == 0 and units() == 3 and made["results"].keys() == {"clean", "fgsm", "worst case"}
-    assert ("stopped after 600 s: pgd-100000 is not there; the worst case counts what was broken until then. "
-            "The same command with --resume goes on.") in made["notes"]
+    assert code == 3 and units() == 1 and made["results"].keys() == {"clean"}
+    assert ("unfinished: stopped after 600 s: fgsm is done with 200 of 500 samples, pgd-100000 is done with "
+            "0 of 500 samples, so there is no worst case. The same command with --resume goes on."
+            ) in made["notes"]
+    part = made["unfinished"]["model"]
+    assert part["fgsm"]["n"] == 200 and part["pgd-100000"] == {"n": 0, "of": 500}
     _, _, err = pwoa(*head, "fgsm", "--eps", "2e-6", "--resume")
-    assert "nothing to resume" in err and units() == 3  # another threat: other flags
+    assert "nothing to resume" in err and units() == 1  # another threat: other flags
     _, out, err = pwoa(*head, "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "1e-9")
     assert ("warning: finished parts of this very evaluation are there" in err
-            and "--resume goes on from them" in err and units() == 3)
+            and "--resume goes on from them" in err and units() == 1)
     assert "Nothing was finished that --resume could go on from: give it more time." in out
     pwoa(*head, "pgd-1", "--eps", "1e-6")
-    assert units() == 3  # a quick look with another attack costs nobody his work
+    assert units() == 1  # a quick look with another attack costs nobody his work
     code, out, err = pwoa(*head, "fgsm", "--eps", "1e-6", "--resume", "--json")
-    assert code == 0 and "3 finished parts of an earlier run were taken over" in err and not KEPT.exists()
-    assert json.loads(out)["results"]["fgsm"] == made["results"]["fgsm"]
+    assert code == 0 and "1 finished part of an earlier run was taken over" in err and not KEPT.exists()
+    assert (json.loads(out)["results"] == json.loads(pwoa(*head, "fgsm", "--eps", "1e-6",
+                                                          "--json")[1])["results"])
+
+
+def test_what_is_unfinished_is_no_figure_in_any_form(large, endless, pwoa):
+    args = [*SLOW[:-1], "fgsm,pgd-100000", "--eps", "1e-6", "--max-seconds", "600"]
+    code, out, _ = pwoa(*args, "--out", "made")
+    assert code == 3 and "clean 100.0%, unfinished: fgsm, pgd-100000.\n" in out and "worst case |" not in out
+    assert ("| fgsm | unfinished, 200 of 500 |\n| pgd-100000 | unfinished, 0 of 500 |\n" in out
+            and out == Path("made/report.md").read_text())
+    made = json.loads(Path("made/report.json").read_text())
+    assert made["results"].keys() == {"clean"} and made["unfinished"]["model"]["fgsm"]["of"] == 500
 
 
 def test_resume_into_the_same_report_folder(large, endless, pwoa):
     args = [*SLOW[:-1], "fgsm,pgd-100000", "--eps", "1e-6", "--out", "made", "--max-seconds", "600"]
-    assert pwoa(*args)[0] == 0 and units() == 3
+    assert pwoa(*args)[0] == 3 and units() == 1
     code, _, err = pwoa(*args)
     assert code == 2 and "exists and is not empty" in err
     code, out, err = pwoa(*args, "--resume")
-    assert code == 0 and "3 finished parts" in err and Path("made/report.json").is_file()
+    assert code == 3 and "1 finished part" in err and Path("made/report.json").is_file()
 
 
 NET = """
@@ -114,10 +128,10 @@ def test_an_edited_network_is_not_resumed_with_the_old_ones_flags(large, endless
     Path("net.py").write_text(NET.format(change="x"))
     args = ["eval", "model.pt", "--arch", "net.py:make", *SLOW[2:-1], "fgsm,pgd-100000", "--eps", "1e-6",
             "--max-seconds", "600", "--resume"]
-    assert pwoa(*args)[0] == 0 and units() == 3
+    assert pwoa(*args)[0] == 3 and units() == 1
     Path("net.py").write_text(NET.format(change="x * 1.0001"))
     code, _, err = pwoa(*args)
-    assert code == 0 and "nothing to resume" in err and "taken over" not in err
+    assert code == 3 and "nothing to resume" in err and "taken over" not in err
 
 
 def test_two_models_that_time_did_not_suffice_for_are_not_compared(large, endless, pwoa):
@@ -125,13 +139,13 @@ def test_two_models_that_time_did_not_suffice_for_are_not_compared(large, endles
             "--max-seconds", "600"]
     code, out, _ = pwoa(*args, "--json")
     made = json.loads(out)
-    assert (code == 0 and made["drop"].keys() == {"clean", "fgsm"}
-            and made["student"].keys() == {"clean", "fgsm", "worst case"})
-    assert made["unfinished"] == {"compared": ["pgd-100000"], "model": ["pgd-100000"]}
+    assert code == 3 and made["drop"].keys() == made["student"].keys() == {"clean"}
+    assert {who: {name: part["n"] for name, part in left.items()} for who, left in made["unfinished"].items()
+            } == {"compared": {"fgsm": 200, "pgd-100000": 0}, "model": {"fgsm": 200, "pgd-100000": 0}}
     assert made["attacks"] == ["fgsm", "pgd-100000"]
     assert (made["models"]["compared"]["sha256"] == made["models"]["model"]["sha256"]
             and made["models"]["compared"]["source"] == "model.pt")
-    assert "model unfinished pgd-100000" in made["seconds"]
+    assert "compared unfinished fgsm+pgd-100000" in made["seconds"]
 
 
 def test_two_evaluations_at_once_in_one_folder(large, pwoa):

@@ -32,7 +32,7 @@ def test_prune_writes_a_run_and_says_where_and_what_next(here, pwoa):
 def test_report_json_keeps_the_contract(here, pwoa):
     folder = run_folder.newest()
     made = json.loads((folder / "report.json").read_text())
-    assert made["schema_version"] == 1
+    assert made["schema_version"] == 2
     assert {"source", "sha256", "arch", "num_classes"} <= made["model"].keys()
     assert made["model"]["source"] == "model.pt"
     assert made["threat"] == {"norm": "linf", "eps": 0.5}

@@ -1,14 +1,18 @@
-"""Two models on the same samples: the drop over those both are done on, findings said once, time shared."""
+"""Two models on the same samples: the drop where both are finished, findings said once, side by side in
+time."""
+import copy
+
 import pytest
 import torch
 from helpers.problems import centred
 
+from pwoa_cli.attacks import Attack
 from pwoa_cli.data import datasets
 from pwoa_cli.data.samples import View
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.evaluate import evaluate
 from pwoa_cli.evaluation.intervals import discordant, paired_drop
-from pwoa_cli.evaluation.results import Evaluation, Finding, result
+from pwoa_cli.evaluation.results import Evaluation, Finding, result, unfinished_json
 from pwoa_cli.evaluation.words import WORST, in_points
 
 
@@ -27,34 +31,52 @@ def evaluation(*lines, unfinished=(), found=()):
                       unfinished=unfinished)
 
 
-def test_the_drop_is_over_the_samples_that_both_are_done_on():
-    right, left = flags(1, 1, 1, 0, 1, 1), flags(1, 0, 1, 0, 0, 1)
-    both = flags(1, 1, 1, 1, 0, 0)
-    teacher = evaluation(line("clean", right), line("pgd-20", right, flags(1, 1, 1, 1, 1, 0)),
-                         line("cw", right))
-    student = evaluation(line("clean", left), line("pgd-20", left, flags(1, 1, 1, 1, 0, 1)),
-                         line("fgsm", left))
+def test_the_drop_is_that_of_attacks_which_both_are_finished_with():
+    right, left = flags(1, 1, 1, 0), flags(1, 0, 1, 0)
+    teacher = evaluation(line("clean", right), line("pgd-20", right), line("cw", right))
+    student = evaluation(line("clean", left), line("pgd-20", left), line("fgsm", left))
     found = compare(teacher, student)
     assert list(found) == ["clean", "pgd-20"]
-    drop, (low, high) = paired_drop(right[both], left[both])
-    lost, won, p = discordant(right[both], left[both])
+    drop, (low, high) = paired_drop(right, left)
+    lost, won, p = discordant(right, left)
     points = {"points": 100 * drop, "ci95": [100 * low, 100 * high]}
-    assert found["pgd-20"] == points | {"lost": lost, "won": won, "p": p}
-    assert (drop, lost, won) == (0.25, 1, 0) and found["clean"]["points"] == pytest.approx(100 / 3)
+    assert found["pgd-20"] == found["clean"] == points | {"lost": lost, "won": won, "p": p}
+    assert (drop, lost, won) == (0.25, 1, 0)
 
 
-def test_samples_that_are_done_for_one_model_only_are_no_comparison():
-    right = flags(1, 1)
-    assert compare(evaluation(line("cw", right, flags(1, 0))),
-                   evaluation(line("cw", right, flags(0, 1)))) == {}
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, None])
+def test_models_go_side_by_side_and_what_is_unfinished_is_no_figure(cut):
+    """Time ends in the `cut`-th of four blocks of attacks: teacher, pruned, teacher, pruned."""
+    model, x, _ = centred(300)
+    view = View(datasets.Split((x * 255).byte(), model(x).argmax(1)), torch.arange(300))
+    order = []
 
+    def attack(net, inputs, labels, **_):
+        if len(order) == cut:
+            net.meter.deadline = 0.0
+        net(inputs[:1])
+        order.append(len(inputs))
+        return inputs
 
-@pytest.mark.parametrize("cut", ["teacher", "student", None])
-def test_worst_cases_are_compared_only_where_no_time_ran_out(cut):
-    lines = line("clean", flags(1, 1)), line(WORST, flags(1, 0))
-    teacher, student = (evaluation(*lines, unfinished=("aa",) if who == cut else ())
-                        for who in ("teacher", "student"))
-    assert list(compare(teacher, student)) == (["clean"] if cut else ["clean", WORST])
+    found = measure({"teacher": model, "pruned": copy.deepcopy(model)}, view, norm="linf", eps=0.2, seed=0,
+                    attack_names=[Attack("quiet", attack), Attack("still", lambda net, x, y, **_: x)],
+                    progress=lambda *_: None, say=lambda _: None)
+    blocks = [200, 200, 100, 100][:cut]
+    assert len(order) == len(blocks)
+    for who, mine in (("teacher", blocks[0::2]), ("pruned", blocks[1::2])):
+        done, n = found[who], sum(mine)
+        still = n if len(blocks) % 2 == 0 else sum(blocks[0::2][:-1])  # it goes on when both are through
+        if still == 300:
+            assert list(done) == ["clean", "quiet", "still",
+                                  WORST] and not done.unfinished and not done.partial
+        else:
+            whole = ["quiet"] if n == 300 else []
+            assert list(done) == ["clean", *whole] and done.unfinished == ("quiet", "still")[len(whole):]
+            parts = {name: part.n for name, part in done.partial.items()}
+            assert parts == {name: k for name, k in (("quiet", n), ("still", still)) if 0 < k < 300}
+            assert unfinished_json(done, 300)["still"]["n"] == still
+    assert list(compare(found["teacher"], found["pruned"])) == (
+        ["clean", "quiet", "still", WORST] if cut is None else ["clean"])
 
 
 def test_a_finding_of_all_models_is_said_once_and_says_whose_it_is():

@@ -132,7 +132,7 @@ def test_progress_and_json():
     shares = [share for _, share in calls]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1 and len(set(shares)) > 4
     # the cheap one first
-    assert [name for name, _ in calls][-1] == "pgd-2" and ("fgsm", pytest.approx(3 / 9)) in calls
+    assert [name for name, _ in calls][-1] == "pgd-2" and ("fgsm", pytest.approx(3 / 18)) in calls
     shown = json.loads(json.dumps(to_json(results)))
     assert shown["clean"] == {"accuracy": 1.0, "n": 250, "ci95": [pytest.approx(0.98487, abs=1e-4), 1.0]}
     assert (shown["fgsm"]["attacked"] == 250

@@ -128,6 +128,7 @@ MOVES_NO_FLAG = {  # modules that an evaluation loads and `units.code` leaves ou
     "files/hashes.py": "makes the key: another hash is another key",
     "files/plain.py": "JSON and TOML, which no unit is",
     "files/run_folder.py": "where units lie",
+    "progress.py": "types of callbacks",
     "machine/__init__.py": "no code",
     "machine/memory.py": "how many samples fit in a pass, on which no flag depends",
 }

@@ -24,7 +24,7 @@ RUN_FILES = ["config.toml", "metrics.jsonl", "model.safetensors", "report.json",
 def world(tmp_path_factory):
     """A trained network, its data, and one finished run of it."""
     folder = tmp_path_factory.mktemp("world")
-    small.save(small.learn(small.lenet()), folder / "model.pt")
+    small.save(small.sparse_lenet(), folder / "model.pt")
     small.write_npz(folder / "tiny.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,6 @@
 """A world for tests of whole commands: 8x8 images in 4 classes, and networks that learn them in a second."""
+from functools import cache
+
 import numpy as np
 import torch
 from torch import nn
@@ -40,8 +42,9 @@ def resnet(*, num_classes=CLASSES):
     return CifarResNet(blocks=(1, 1, 1), widths=(4, 8, 8), shortcut="conv", num_classes=num_classes)
 
 
-def learn(model: nn.Module, *, channels=1, classes=CLASSES, seed=0) -> nn.Module:
-    """Train for a second; returns the model in eval mode."""
+def learn(model: nn.Module, *, channels=1, classes=CLASSES, seed=0, steps=40, l1=0.0) -> nn.Module:
+    """Train for a second or two; l1: weight of sum |w|, so that few weights matter. Returns the model in eval
+    mode."""
     x, y = images(256, channels=channels, classes=classes)
     x, y = torch.tensor(x).permute(0, 3, 1, 2).float() / 255, torch.tensor(y)
     torch.manual_seed(seed)
@@ -49,11 +52,19 @@ def learn(model: nn.Module, *, channels=1, classes=CLASSES, seed=0) -> nn.Module
         if p.ndim > 1:
             nn.init.kaiming_normal_(p)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(40):
+    for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model.train()(x), y).backward()
+        if l1:
+            (l1 * sum(p.abs().sum() for p in model.parameters() if p.ndim > 1)).backward()
         optimizer.step()
     return model.eval()
+
+
+@cache
+def sparse_lenet() -> nn.Module:
+    """A LeNet that is right with a tenth of its weights: pruned to 90% in two steps it is no worse."""
+    return learn(lenet(), steps=250, l1=2e-3)
 
 
 def save(model: nn.Module, path) -> str:

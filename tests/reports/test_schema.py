@@ -8,7 +8,7 @@ import sys
 from datetime import datetime
 
 import pytest
-from helpers.report_samples import TEACHER, report, score
+from helpers.report_samples import TEACHER, evaluation, report, score
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import in_points
@@ -20,7 +20,7 @@ def test_build_sums_the_layers_and_survives_json():
     built = report()
     assert built["sparsity"]["nonzero"] == 62749 and built["sparsity"]["total"] == 627488
     assert built["sparsity"]["achieved"] == 1 - 62749 / 627488
-    assert built["schema_version"] == 1 and built["drop"].keys() == TEACHER.keys()
+    assert built["schema_version"] == 2 and built["drop"].keys() == TEACHER.keys()
     assert schema.validate(json.loads(dumps(built))) == built
     assert datetime.fromisoformat(built["created"]).tzinfo is not None
 
@@ -55,7 +55,7 @@ def test_every_missing_field_is_named(path):
     (("sparsity", "layers", 0, "shape"), "3x3", "sparsity.layers[0].shape is '3x3', expected list"),
     (("threat", "eps"), None, "threat.eps is None, expected number"),
     (("notes",), [1], "notes[0] is 1, expected str"),
-    (("schema_version",), 2, "schema_version 2, this pwoa reads 1"),
+    (("schema_version",), 3, "schema_version 3, this pwoa reads 1 and 2"),
 ])
 def test_every_wrong_field_is_named(path, value, message):
     broken = copy.deepcopy(report())
@@ -93,3 +93,14 @@ def test_no_torch_and_no_rich_until_they_are_needed(modules):
             "print({'torch', 'rich', 'numpy', 'tomli_w'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_reports_of_schema_1_are_read():
+    assert schema.validate(report() | {"schema_version": 1})["schema_version"] == 1
+
+
+def test_what_is_unfinished_says_how_far_it_came():
+    left = {"model": {"aa": {"n": 200, "of": 1000}}}
+    assert evaluation(unfinished=left)["unfinished"] == left
+    with pytest.raises(InputError, match="evaluation: unfinished.model.aa.of is missing"):
+        evaluation(unfinished={"model": {"aa": {"n": 200}}})

@@ -38,7 +38,8 @@ def test_markdown_document():
                  "- weights: 62,749 of 627,488 nonzero, in 2 layers",
                  "- file: 240.0 kB: 10.8 times smaller than dense (2.6 MB), 1.01 times the entropy limit "
                  "(238.0 kB)",
-                 "- MACs: 5.2 M dense -> 812.3 k with nonzero weights (saves time only with sparse kernels)",
+                 "- MACs: 5.2 M, of which 812.3 k with nonzero weights; torch multiplies the zeros too, so "
+                 "the time stays",
                  "- time: load 0.8s, sparsify 43s, evaluate 1m 41s; together 2m 25s", "- note: a note on [x]",
                  "| linear1.weight | 200x3136 | 62,661 | 627,200 | 90.01 |"):
         assert line in text.splitlines()
@@ -85,8 +86,12 @@ def long() -> dict:
                   size=dict.fromkeys(("dense_bytes", "file_bytes", "limit_bytes"), 10**12))
 
 
-@pytest.mark.parametrize("shown", [report(), long(), evaluation(), evaluation(teacher=TEACHER)],
-                         ids=["report", "long", "one", "two"])
+@pytest.mark.parametrize("shown", [
+    report(), long(), evaluation(), evaluation(teacher=TEACHER),
+    evaluation(teacher=TEACHER,
+               findings=[{"check": "x", "unreliable": True, "text": "blind.", "models": []}]),
+    evaluation(teacher=TEACHER, unfinished={"teacher": {"square": {"n": 0, "of": 10**6}}, "pruned": {}})],
+    ids=["report", "long", "one", "two", "doubted", "unfinished"])
 def test_terminal_table_holds_at_60_columns_with_every_number(shown):
     text = rendered(shown)
     assert max(map(len, text.splitlines())) <= 60 and "…" not in text
@@ -131,3 +136,62 @@ def test_headings_passes_and_classes_show():
             and made["findings"][0]["check"] == "few-classes")
     text = rendered(made)
     assert "By class (model)" in text and max(map(len, text.splitlines())) <= 60
+
+
+# --- figures that cannot mislead --------------------------------------------------------
+
+def doubt(*models, check="zero-gradients", unreliable=True):
+    return [{"check": check, "unreliable": unreliable, "text": "it is blind.", "models": list(models)}]
+
+
+@pytest.mark.parametrize("models,says", [
+    ([], ["teacher (unreliable)", "pruned (unreliable)", "drop (unreliable)"]),
+    (["pruned"], ["teacher", "pruned (unreliable)", "drop (unreliable)"])])
+def test_a_figure_that_must_not_be_believed_says_so_where_it_stands(models, says):
+    made = report(findings=doubt(*models))
+    text = tables.markdown(made)
+    assert tables.headings(made) == says and f"|  | {' | '.join(says)} |\n" in text
+    assert ("\n\nUnreliable: clean 98.6 -> 98.7%, " in text
+            and "Unreliable: clean" in " ".join(rendered(made).split()))
+    assert "(unreliable)" in " ".join(rendered(made).split())
+    alone = tables.markdown(evaluation(findings=doubt()))
+    assert "|  | accuracy (unreliable) |" in alone and "\nUnreliable: " in alone
+
+
+def test_a_finding_that_makes_nothing_unreliable_changes_no_heading():
+    made = report(findings=doubt(unreliable=False))
+    assert tables.headings(made) == ["teacher", "pruned", "drop"]
+    assert "Unreliable" not in tables.markdown(made)
+
+
+def test_what_is_unfinished_stands_in_its_row_and_in_no_headline():
+    left = {"teacher": {"aa": {"n": 400, "of": 1000, "accuracy": 0.877}},
+            "pruned": {"aa": {"n": 200, "of": 1000}}}
+    clean = {"clean": STUDENT["clean"]}
+    made = evaluation(results=clean, teacher=clean, unfinished=left)
+    assert tables.is_unfinished(made) and not tables.is_unfinished(evaluation())
+    for text in (tables.markdown(made), " ".join(rendered(made).split())):
+        assert "clean 98.7 -> 98.7%, unfinished: aa." in text and "87.7" not in text and "paired" not in text
+    assert "| aa | unfinished, 400 of 1000 | unfinished, 200 of 1000 | - |" in tables.markdown(made)
+    one = evaluation(results=clean, unfinished={"model": {"aa": {"n": 0, "of": 1000}}})
+    assert "| aa | unfinished, 0 of 1000 |" in tables.markdown(one)
+
+
+def test_a_finished_weak_attack_is_no_headline_beside_an_unfinished_one():
+    scores = {name: score for name, score in STUDENT.items() if name != "aa"} | {"fgsm": STUDENT["clean"]}
+    made = evaluation(results=scores, unfinished={"model": {"aa": {"n": 200, "of": 1000}}})
+    assert tables.summary(made) == "clean 98.7%, unfinished: aa."
+
+
+def test_a_pruned_model_that_only_guesses_is_said_in_the_first_line():
+    made = report(findings=doubt("pruned", check="near-chance"))
+    assert tables.only_guesses(made)
+    assert tables.markdown(made).startswith("# lenet.pt pruned to 90% sparsity, near chance: clean 98.7%\n")
+    assert not tables.only_guesses(report(findings=doubt("teacher", check="near-chance")))
+    assert not tables.only_guesses(evaluation(findings=doubt(check="near-chance")))
+
+
+def test_a_larger_file_is_not_called_smaller():
+    made = report(size={"dense_bytes": 1000, "file_bytes": 2000, "limit_bytes": 900})
+    assert "file 2.00 times larger." in tables.summary(made)
+    assert "2.0 kB: 2.00 times larger than dense (1.0 kB)" in tables.markdown(made)
