@@ -223,7 +223,7 @@ def test_a_structure_from_outside_prunes_a_network(outside, structure, allocatio
 
 def test_the_command_knows_what_was_added(outside, here, pwoa):
     code, out, err = pwoa("prune", "model.pt", "--sparsity", "0.5", "--structure", "toy-2:4", "--set",
-                          "criterion=toy",
+                          "criterion=toy-slope",
                           "--set", "allocation=uniform", "--data", "tiny.npz", "--eps", "0.5", "--n", "20",
                           "--epochs", "0.1",
                           "--batch-size", "16", "--attacks", "fgsm", "--out", "run")
