@@ -55,11 +55,12 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
              norm: str, generator: Generator) -> Tensor:
     """The plug-in's answer, on copies of the inputs and labels and with torch's generators seeded from ours.
 
-    Raises: InputError if it raises, or its answer has another shape or dtype, is not finite, or leaves [0,1]
-    or the ball.
+    Raises: InputError if it raises, changes the model (which is as before then), or its answer has another
+    shape or dtype, is not finite, or leaves [0,1] or the ball.
     """
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before = _Snapshot(model)
     try:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)  # a plug-in that ignores the generator is still the same in every run
@@ -71,9 +72,79 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
             raise
         raise InputError(f"{where} raised {_told(error)}.",
                          hint="Report it to that package, or leave the attack out.") from error
+    finally:
+        changed = before.restore()
+    if changed:
+        raise InputError(f"{where} changed the model: {changed}.",
+                         hint="An attack leaves weights, buffers and modes as they are; report it to that "
+                              "package, or leave the attack out.")
     if fault := _fault(adv, inputs, eps=eps, norm=norm):
         raise InputError(f"{where} {fault}.", hint=_CONTRACT)
     return adv.detach()
+
+
+class _Snapshot:
+    """A model's weights, buffers and modes, to tell whether an attack left them as they were."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.tensors = {name: (tensor, tensor.detach().clone(), tensor.requires_grad)
+                        for name, tensor in _tensors(model).items()}
+        self.modes = {name: (module, module.training) for name, module in model.named_modules()}
+
+    @torch.no_grad()
+    def restore(self) -> str:
+        """Put back what changed; what that is: "2 of 8 weights and buffers (conv1.weight, ...)", "" for
+        nothing."""
+        now, said = _tensors(self.model), []
+        moved = [name for name, (tensor, value, _) in self.tensors.items()
+                 if now.get(name) is not tensor or not _same(tensor, value)]
+        for name, (tensor, value, wanted) in self.tensors.items():
+            if name in moved:
+                tensor.data = value
+                _put(self.model, name, tensor)
+            tensor.requires_grad_(wanted)
+        for name in [name for name in now if name not in self.tensors]:
+            moved.append(name)
+            _put(self.model, name, None)
+        if moved:
+            said.append(f"{len(moved)} of {len(self.tensors)} weights and buffers ({_few(moved)})")
+        switched = [name for name, (module, mode) in self.modes.items() if module.training != mode]
+        if switched:
+            said.append(f"train or eval mode of {len(switched)} of {len(self.modes)} modules "
+                        f"({_few([name or 'the model itself' for name in switched])})")
+        for module, mode in self.modes.values():
+            module.training = mode
+        return " and ".join(said)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal bit for bit: a NaN is itself, 0 is not -0."""
+    return (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device) and torch.equal(
+        *(t.detach().contiguous().flatten().view(torch.uint8) for t in (one, other)))
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """Make `tensor` the one of that name; None takes it away."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    for table in (module._parameters, module._buffers):
+        if own in table:
+            if tensor is None:
+                del table[own]
+            else:
+                table[own] = tensor  # type: ignore[assignment]
+            return
+    if tensor is not None:
+        setattr(module, own, tensor)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if names[2:] else "")
 
 
 def _fault(adv: object, inputs: Tensor, *, eps: float, norm: str) -> str:

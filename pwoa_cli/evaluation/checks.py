@@ -6,38 +6,30 @@ other. The faults are those that Athalye et al. 2018, Carlini et al. 2019 and Cr
 published figures. Constants were measured on honest models (tests/evaluation/test_checks.py), as a false
 alarm costs as much trust as a miss.
 """
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pwoa_cli.attacks.base import frozen, wrong
-from pwoa_cli.attacks.gradient import margin
+from pwoa_cli.attacks.base import SLACK, frozen, wrong
+from pwoa_cli.evaluation import gradients
 from pwoa_cli.evaluation.intervals import near_chance
 from pwoa_cli.evaluation.results import Finding
+from pwoa_cli.evaluation.rounding import COARSE_DTYPES, gap, precision, rounding
 from pwoa_cli.evaluation.words import first_line, percent, share
 from pwoa_cli.machine.memory import is_out_of_memory
 
 PROBE = 32  # samples whose gradients are looked at, and most in one pass
 COMPANY = 8  # samples for repeated passes
 PASSES = 4  # on the same samples: a model that draws one of two forms stays hidden in 1 of 8 runs
-# towards grey, before gradients are asked for: clamp(0, 1) inside a model has none at 0 and 1, but elsewhere
-INWARDS = 1 / 255
-# of the probe without gradient; honest networks have none, a dead ReLU or two may take a few samples
-BLIND_SHARE = 0.1
-# of the largest logit: float32 in another order of summation stays below 1e-5, deep networks included
-ROUNDING = 1e-3
-# steps of a coarse dtype (bf16 2^-7, fp16 2^-10) that sums in another order may differ by
-COARSE_ROUNDING = 8
 ONE = 1e-3  # probabilities sum to 1 up to this
-COARSE_DTYPES = (torch.bfloat16, torch.float16)
 TARGETS = 9  # of the targeted attacks, where there are as many other classes
 TARGETED = ("apgd-t", "fab-t", "aa", "aa-fast")
 COMMON_255 = (1, 2, 4, 8, 16)  # radii of the literature in 255ths
 SAME_EPS = 1e-3  # relative: 0.0314 is 8/255 for every figure that is measured
 # relative: 0.031 is off by 1.2%, 0.016 by 2.0%; 0.03 by 4.4%: a radius of its own, as papers use it
 NEAR_EPS = 0.025
+STEP_AT_ONE = 2**-24  # between float32 numbers just below 1
 GREY_EPS = 0.5  # linf: every image of [0,1] reaches uniform grey
 LOW = 0.5  # clean accuracy below which one doubts the data or the normalisation
 FAR = 3.0  # standard deviations above chance that a clean accuracy must be
@@ -48,8 +40,8 @@ FAR = 3.0  # standard deviations above chance that a clean accuracy must be
 
 def of_model(model: nn.Module, inputs: Tensor, labels: Tensor, *, was_training: bool = False,
              attacks: Collection[str] | None = None, batch_size: int = PROBE) -> list[Finding]:
-    """Faults that show on a few images: eight small passes, and two backward ones over PROBE samples that are
-    right when clean.
+    """Faults that show on a few images: eight small passes, and thirty over PROBE samples that are right when
+    clean, a third of them backwards (gradients.py).
 
     Args: model: itself, not a wrapper that changes its dtype; it is in eval mode meanwhile, and torch's
         generators are left as they were. inputs: (B,C,H,W) float in [0,1] on its device, B > 0; 2 * PROBE are
@@ -62,13 +54,12 @@ def of_model(model: nn.Module, inputs: Tensor, labels: Tensor, *, was_training: 
                      min(PROBE, batch_size))
     with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
         x, y, logits = _probe(model, inputs, labels, most)
-        some, tolerance = inputs[:max(1, min(COMPANY, most - 1))], _rounding(logits)
-        random = _random(model, some, tolerance)
+        some, tolerance = inputs[:max(1, min(COMPANY, most - 1))], rounding(logits)
+        # noise would look like company
+        unsteady = _random(model, some, tolerance) or _batch_dependent(model, some, tolerance)
         found = [_training_mode(was_training), _few_classes(logits.shape[1], attacks), _coarse(logits),
-                 _probabilities(logits),
-                 # noise would look like company
-                 random, None if random else _batch_dependent(model, some, tolerance)]
-        found += _gradients(model, x, y, attacks)
+                 _probabilities(logits), unsteady]
+        found += gradients.of_gradients(model, x, y, attacks=attacks, steady=not unsteady)
     return [finding for finding in found if finding]
 
 
@@ -84,11 +75,11 @@ def same_function(one: nn.Module, other: nn.Module, inputs: Tensor) -> Finding |
         return Finding("other-function",
                        f"two networks that should be one function give logits of shapes {tuple(ours.shape)} "
                        f"and {tuple(theirs.shape)}.", True)
-    gap = _gap(ours, theirs)
-    if gap <= max(_rounding(ours), _rounding(theirs)):
+    apart = gap(ours, theirs)
+    if apart <= max(rounding(ours), rounding(theirs)):
         return None
     return Finding("other-function",
-                   f"two networks that should be one function differ: {_differ(gap, ours, theirs)}.", True)
+                   f"two networks that should be one function differ: {_differ(apart, ours, theirs)}.", True)
 
 
 def _probe(model: nn.Module, inputs: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +109,7 @@ def _few_classes(classes: int, attacks: Collection[str] | None) -> Finding | Non
 
 def _coarse(logits: Tensor) -> Finding | None:
     """Logits of few digits: a tie of the two largest is decided by their order, and attacks stop at it."""
-    dtype = _precision(logits)
+    dtype = precision(logits)
     if dtype not in COARSE_DTYPES:
         return None
     first, second = logits.float().topk(2).values.unbind(1)
@@ -135,8 +126,8 @@ def _coarse(logits: Tensor) -> Finding | None:
 def gives_probabilities(logits: Tensor) -> bool:
     """Whether answers (B, K) are probabilities: none below 0, each row's sum 1 up to rounding.
     Log-probabilities are none: the losses are the same up to a constant."""
-    rounding = max(ONE, _rounding(logits))
-    return bool((logits >= 0).all() and ((logits.float().sum(1) - 1).abs() <= rounding).all())
+    tolerance = max(ONE, rounding(logits))
+    return bool((logits >= 0).all() and ((logits.float().sum(1) - 1).abs() <= tolerance).all())
 
 
 def _probabilities(logits: Tensor) -> Finding | None:
@@ -154,11 +145,11 @@ def _random(model: nn.Module, x: Tensor, tolerance: float) -> Finding | None:
     for _ in range(PASSES - 1):
         state = _generator_state(x)
         again = model(x)
-        gap, drawn = _gap(again, once), not torch.equal(state, _generator_state(x))
-        if gap > (0 if drawn else tolerance):
+        apart, drawn = gap(again, once), not torch.equal(state, _generator_state(x))
+        if apart > (0 if drawn else tolerance):
             return Finding("random-model",
-                           f"two passes on the same {len(x)} samples differ: {_differ(gap, again, once)}; a "
-                           "random model needs attacks on its expectation (EOT), and its flags cannot be "
+                           f"two passes on the same {len(x)} samples differ: {_differ(apart, again, once)}; "
+                           "a random model needs attacks on its expectation (EOT), and its flags cannot be "
                            "reproduced.", True)
     return None
 
@@ -174,62 +165,27 @@ def _batch_dependent(model: nn.Module, x: Tensor, tolerance: float) -> Finding |
         return Finding("batch-dependent",
                        f"the model answers {len(x) + 1} samples at once but fails on one alone "
                        f"({first_line(error)}); attacks need the answer for each sample.", True)
-    gap = _gap(alone, beside)
-    if gap <= tolerance:
+    apart = gap(alone, beside)
+    if apart <= tolerance:
         return None
     return Finding("batch-dependent", f"the logits of a sample alone and beside {len(x)} others differ by "
-                                      f"{percent(gap)} of the largest; its flag depends on the batch it is "
+                                      f"{percent(apart)} of the largest; its flag depends on the batch it is "
                                       "in.", True)
-
-
-def _gradients(model: nn.Module, x: Tensor, y: Tensor, attacks: Collection[str] | None) -> Iterator[Finding]:
-    """What attacks with gradients cannot see: anything, some samples, or only what plain cross-entropy
-    hides."""
-    try:
-        cross_entropy, margins = _zero_gradients(model, x, y)
-    except RuntimeError as error:  # no graph, a tensor handed to NumPy, a function without backward
-        if is_out_of_memory(error):
-            raise
-        yield Finding("no-gradient",
-                      f"the model lets no gradient through to its inputs ({first_line(error)}), so only "
-                      "attacks without gradients, such as square, tell anything.", True)
-        return
-    blind, masked, n = int(margins.sum()), int((cross_entropy & ~margins).sum()), len(x)
-    if blind > BLIND_SHARE * n:
-        yield Finding("zero-gradients",
-                      f"the margin loss has no gradient on {share(blind, n)} probed samples, so white-box "
-                      "attacks are blind there (quantised or rounded inputs, preprocessing without "
-                      "derivative).", True)
-    if masked > BLIND_SHARE * n:
-        yield Finding("masked-cross-entropy",
-                      f"plain cross-entropy has no gradient on {share(masked, n)} probed samples, as the "
-                      "logits are so large: apgd-ce and other people's PGD are blind there; pgd here climbs "
-                      "a stable form, and cw and apgd-t see through.",
-                      attacks is None or "apgd-ce" in attacks)
-
-
-def _zero_gradients(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) bool each: no entry of the input gradient of plain cross-entropy, of the margin, is finite and not
-    0.
-
-    Raises: RuntimeError where the model has none to give.
-    """
-    x = (x + INWARDS * (1 - 2 * x)).requires_grad_()
-    with torch.enable_grad():
-        logits = model(x).float()
-        losses = F.cross_entropy(logits, y, reduction="sum"), margin(logits, y).sum()
-    grads = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
-    lost = [torch.nan_to_num(grad, nan=0, posinf=0, neginf=0).flatten(1).eq(0).all(1) for grad in grads]
-    return lost[0], lost[1]
 
 
 # --- The threat and the clean accuracy ---------------------------------------------------------------
 
 
 def of_threat(eps: float, norm: str, *, pixels: int) -> list[Finding]:
-    """A radius that is nearly k/255 (linf), or so large that nothing can hold: half the diagonal of the box
-    of `pixels` values."""
+    """A radius that is nearly k/255 (linf), so large that nothing can hold: half the diagonal of the box of
+    `pixels` values, or so small that float32 rounds perturbations away."""
     found = []
+    least = {"linf": SLACK, "l2": SLACK + pixels**0.5 * STEP_AT_ONE, "l1": SLACK + pixels * STEP_AT_ONE}[norm]
+    if eps < least:
+        found.append(Finding("tiny-eps",
+                             f"eps is {eps:g} in {norm}: below {least:.2g} float32 cannot express the "
+                             f"perturbations of {pixels} pixels (x + eps = x near 1), so accuracies under "
+                             "attack say what rounding does.", True))
     near = [k for k in COMMON_255 if SAME_EPS < abs(eps * 255 / k - 1) <= NEAR_EPS]
     if norm == "linf" and near:
         usual = f"{near[0]}/255"
@@ -258,39 +214,12 @@ def of_accuracy(correct: int, n: int, classes: int) -> list[Finding]:
 # --- Numbers ---------------------------------------------------------------
 
 
-def _gap(one: Tensor, other: Tensor) -> float:
-    """max |z - z'| / max |z'|; a NaN differs from a number, and not from a NaN."""
-    one, other = (torch.nan_to_num(z.float()) for z in (one, other))
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
-
-
-def _rounding(logits: Tensor) -> float:
-    """How far logits may differ, of the largest, before it is no rounding: for their precision; TF32 on CUDA
-    has fp16's."""
-    dtype = _precision(logits)
-    dtype = torch.float16 if dtype == torch.float32 and logits.device.type == "cuda" else dtype
-    return max(ROUNDING, COARSE_ROUNDING * torch.finfo(dtype).eps)
-
-
-def _precision(logits: Tensor) -> torch.dtype:
-    """The dtype of the logits; the coarse one whose numbers they are, if a model computes in it and returns
-    float32.
-
-    Whole numbers prove nothing.
-    """
-    for dtype in COARSE_DTYPES:
-        if logits.dtype == dtype or (torch.equal(logits.to(dtype).to(logits.dtype), logits)
-                                     and bool((logits != logits.round()).any())):
-            return dtype
-    return logits.dtype
-
-
 def _generator_state(x: Tensor) -> Tensor:
     return torch.cuda.get_rng_state(x.device) if x.device.type == "cuda" else torch.get_rng_state()
 
 
-def _differ(gap: float, one: Tensor, other: Tensor) -> str:
+def _differ(apart: float, one: Tensor, other: Tensor) -> str:
     changed = int((one.argmax(1) != other.argmax(1)).sum())
-    return f"logits by up to {percent(gap)} of the largest, and {share(changed, len(one))} labels change"
+    return f"logits by up to {percent(apart)} of the largest, and {share(changed, len(one))} labels change"
 
 

@@ -20,10 +20,17 @@ from torch import Tensor, nn
 
 from pwoa_cli.attacks import Attack, check_norm, parse, stages
 from pwoa_cli.attacks.base import contain, distance, frozen, outside, wrong
-from pwoa_cli.attacks.bounded import Bounded, Meter, OutOfTime, fitting_batch
+from pwoa_cli.attacks.bounded import Bounded, Meter, OutOfTime
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluation import checks, result_checks
-from pwoa_cli.evaluation.inputs import Images, check_inputs, check_logits, check_range, check_threat
+from pwoa_cli.evaluation import checks, gradients, result_checks
+from pwoa_cli.evaluation.inputs import (
+    Images,
+    check_inputs,
+    check_logits,
+    check_range,
+    check_threat,
+    left_as_they_were,
+)
 from pwoa_cli.evaluation.results import Evaluation, Finding, Result, result
 from pwoa_cli.evaluation.tally import Known, Line
 from pwoa_cli.evaluation.units import Unfinished, Unit
@@ -77,13 +84,14 @@ def evaluating(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str
         norm, eps = "", 0.0  # nothing reads them
     was_training = model.training
     with frozen(model):
+        net, changed = left_as_they_were(model, _part(inputs, slice(0, checks.COMPANY), model))
         first = _part(inputs, slice(0, 2), model)
-        bounded = Bounded(model, batch_size or fitting_batch(model, first, most=BLOCK), Meter())
+        bounded = Bounded(net, batch_size or gradients.fitting(net, first, most=BLOCK), Meter())
         run = _Run(bounded, inputs, labels.cpu(), chosen, norm, eps, seed, keep_inputs, progress, say)
         clean, sha256 = _clean(run)
         run = replace(run, kept=unfinished(sha256) if unfinished and chosen else None)
-        findings = _before(run, clean.correct, was_training=was_training)
-        yield Evaluating(run, clean, findings)
+        findings, can_run = _before(run, clean.correct, was_training=was_training)
+        yield Evaluating(replace(run, chosen=can_run), clean, [*changed, *findings], asked=chosen)
 
 
 def attack_all(evaluations: Mapping[str, "Evaluating"], *, end: float | None) -> None:
@@ -149,10 +157,11 @@ def _clean(run: _Run) -> tuple[Result, str]:
                   seconds=time.perf_counter() - start, forwards=run.model.meter.forwards), digest.hexdigest()
 
 
-def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
-    """What the threat and a probe of the model tell before the first attack."""
+def _before(run: _Run, clean: Tensor, *, was_training: bool) -> tuple[list[Finding], list[Attack]]:
+    """What the threat and probes of the model tell before the first attack, and the attacks that can be
+    run."""
     if not run.chosen:
-        return []
+        return [], []
     x, y = run.batch(slice(0, BLOCK))
     with torch.no_grad():
         classes = run.model.model(x[:1]).shape[1]
@@ -161,11 +170,10 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
              *checks.of_model(run.model.model, x, y, was_training=was_training,
                               attacks=[attack.name for attack in run.chosen],
                               batch_size=run.model.batch_size)]
-    blind = next((finding for finding in found if finding.check == "no-gradient"), None)
-    if blind and any(attack.needs_gradients for attack in run.chosen):
-        raise InputError(blind.text[0].upper() + blind.text[1:],
-                         hint="Only attacks without gradients can run: --attacks square, or a plug-in")
-    return found
+    found, can_run = gradients.without_gradients(found, run.chosen)
+    right = clean[:BLOCK].to(x.device)
+    return gradients.with_square(found, can_run, run.model, x[right], y[right], eps=run.eps, norm=run.norm,
+                                 seed=run.seed, beat=lambda: run.progress("square on a subset", 0.0)), can_run
 
 
 # --- attacks ---------------------------------------------------------------
@@ -173,19 +181,20 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> list[Finding]:
 class Evaluating:
     """One model under attack, block by block. blocks: how many of BLOCK samples there are; turns: attacks."""
 
-    def __init__(self, run: _Run, clean: Result, findings: Sequence[Finding]):
-        self._run, self._clean, self._findings = run, clean, findings
-        self._found, self._lines = Known(clean.correct,
-                                         run.inputs if run.keep_inputs else None), [Line(a, len(run.labels))
-                                                                                    for a in run.chosen]
-        self.blocks, self.turns = -(-len(run.labels) // BLOCK), len(run.chosen)
+    def __init__(self, run: _Run, clean: Result, findings: Sequence[Finding], *, asked: Sequence[Attack]):
+        self._run, self._clean, self._findings, self._asked = run, clean, findings, asked
+        self._found = Known(clean.correct, run.inputs if run.keep_inputs else None)
+        self._lines = [Line(attack, len(run.labels)) for attack in run.chosen]
+        self.blocks, self.turns = -(-len(run.labels) // BLOCK), len(asked)
         self._share = _Shares(run, self.blocks)
 
     def attack(self, block: int, turn: int, *, end: float | None = None) -> None:
-        """One of the attacks, in their order, on a block. Raises: OutOfTime at `end`; what was finished
-        stays."""
+        """One of the attacks that were asked for, in their order, on a block; nothing if it cannot be run.
+        Raises: OutOfTime at `end`; what was finished stays."""
         self._run.model.meter.deadline = end
-        _under(self._run, self._lines[turn], block, self._found, self._clean, self._share)
+        for line in self._lines:
+            if line.attack.name == self._asked[turn].name:
+                _under(self._run, line, block, self._found, self._clean, self._share)
 
     def evaluation(self) -> Evaluation:
         """The figures of what is finished, what is not, and what may be wrong with them."""

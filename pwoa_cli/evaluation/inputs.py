@@ -3,11 +3,15 @@ labels (n,)."""
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pwoa_cli.attacks import Attack
 from pwoa_cli.attacks.threat import parse_eps, parse_norm
 from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.results import Finding
+
+PASS = 2  # samples at once, where nothing is known of the memory yet
 
 
 class Images(Protocol):
@@ -60,3 +64,35 @@ def check_logits(logits: Tensor, labels: Tensor, chosen: Sequence[Attack]) -> No
         raise InputError(f"{needy[0].name} needs at least {needy[0].min_classes} classes, the model has "
                          f"{classes}.",
                          hint=f"Use --attacks {','.join(rest)} instead.")
+
+
+class OnCopies(nn.Module):
+    """A network that gets a copy of its inputs in every pass, as it changes them in place."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.clone())
+
+
+def left_as_they_were(model: nn.Module, x: Tensor) -> tuple[nn.Module, list[Finding]]:
+    """The model, behind `OnCopies` and with a finding where it writes into its inputs x (B,C,H,W).
+
+    Distances would be measured from what the network left, and go beyond eps; gradients could not be asked
+    for. Two passes at most, on copies; torch's generators are left as they were. Args: model: in eval mode.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    given = x.clone()
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        for part in given.split(PASS):
+            model(part)
+    changed = int((given != x).flatten(1).any(1).sum())
+    if not changed:
+        return model, []
+    return OnCopies(model), [Finding(
+        "changes-inputs",
+        f"the model changes its inputs in place ({changed} of {len(x)} tried); it is given copies here, as "
+        "distances would be measured from changed images.", False)]

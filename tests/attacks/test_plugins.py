@@ -69,6 +69,61 @@ def test_a_faulty_plugin_is_named(install, body, says):
     assert caught.value.hint and "\n" not in caught.value.message and torch.equal(x, before)
 
 
+class Odd(torch.nn.Module):
+    """With a batch norm, and a buffer that no state dict has."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = torch.nn.BatchNorm2d(1), torch.nn.Linear(16, 4)
+        self.register_buffer("mean", torch.tensor([0.5, float("nan")]), persistent=False)
+
+    def forward(self, x):
+        return self.head(self.norm(x - self.mean[0]).flatten(1))
+
+
+@pytest.mark.parametrize("body, says", [
+    ("model.head.weight.data.mul_(2)", "1 of 8 weights and buffers (head.weight)"),
+    ("model.head.weight = torch.nn.Parameter(model.head.weight * 2)",
+     "1 of 8 weights and buffers (head.weight)"),
+    ("model.head.weight.data[0, 0] = float('nan'); model.head.bias.data.zero_()",
+     "2 of 8 weights and buffers (head.weight, head.bias)"),
+    ("model.mean.add_(1)", "1 of 8 weights and buffers (mean)"),
+    ("model.train()(inputs); model.eval()",
+     "3 of 8 weights and buffers (norm.running_mean, norm.running_var, ...)"),
+    ("model.norm.train()", "train or eval mode of 1 of 3 modules (norm)"),
+    ("model.train()", "train or eval mode of 3 of 3 modules (the model itself, norm, ...)"),
+    ("model.half()", "8 weights and buffers"),
+    ("model.register_buffer('own', inputs)", "1 of 8 weights and buffers (own)"),
+    ("model.train(); model.head.bias.data.add_(1)", "(head.bias) and train or eval mode of 3 of 3"),
+    ("model.head.bias.data.add_(1); raise ValueError('late')", "raised ValueError: late")])
+def test_a_plugin_that_changes_the_model_is_named_and_the_model_restored(install, body, says):
+    install("import torch\ndef attack(model, inputs, labels, *, norm, eps, generator):\n"
+            f"    {body}\n    return inputs\n")
+    model, x = Odd().eval(), samples(3)
+    before = model(x).detach()
+    with pytest.raises(InputError, match="Attack 'made' of package made-up 0.1.0 ") as caught:
+        attacks.parse("made")[0].run(model, x, torch.zeros(3).long(), eps=0.1, norm="linf",
+                                     generator=generator())
+    assert says in caught.value.message and caught.value.hint and "\n" not in caught.value.message
+    assert torch.equal(model(x), before) and not any(m.training for m in model.modules())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert [name for name, _ in model.named_buffers()] == [
+        "mean", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+
+
+@pytest.mark.parametrize("body", [
+    "model.eval()", "model.requires_grad_(True)", "model.train(); model.eval()",
+    "model.head.weight.data.add_(0)", "model(inputs.requires_grad_()).sum().backward()"])
+def test_a_plugin_that_leaves_the_model_as_it_was_is_not_accused(install, body):
+    install("def attack(model, inputs, labels, *, norm, eps, generator):\n"
+            f"    {body}\n    return inputs.detach()\n")
+    model, x = Odd().eval().requires_grad_(False), samples(3)
+    adv = attacks.parse("made")[0].run(model, x, torch.zeros(3).long(), eps=0.1, norm="linf",
+                                       generator=generator())
+    assert torch.equal(adv, x) and not any(p.requires_grad for p in model.parameters())
+
+
 def test_a_plugin_that_ignores_the_generator_is_the_same_in_every_run(install):
     install("import torch\ndef attack(model, inputs, labels, *, norm, eps, generator):\n"
             "    return (inputs + eps * (torch.rand_like(inputs) - 0.5))\n")

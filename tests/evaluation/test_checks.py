@@ -327,6 +327,20 @@ def test_a_radius_that_reaches_grey_is_said(eps):
     assert "grey" in only(checks.of_threat(eps, "linf", pixels=784), "large-eps", unreliable=False)
 
 
+@pytest.mark.parametrize("norm, least", [
+    # 1e-6; + sqrt(784) 2^-24; + 784 2^-24
+    ("linf", 1e-6), ("l2", 1e-6 + 28 * 2**-24), ("l1", 1e-6 + 784 * 2**-24)])
+def test_a_radius_that_float32_cannot_express_is_unreliable(norm, least):
+    text = only(checks.of_threat(0.999 * least, norm, pixels=784), "tiny-eps", unreliable=True)
+    assert f"below {least:.2g}" in text and "784 pixels" in text
+    assert checks.of_threat(1.001 * least, norm, pixels=784) == []
+
+
+def test_below_that_radius_pixels_near_white_do_not_move():
+    white = torch.tensor(1 - 2**-24)
+    assert white + 2**-26 == white and white - 1e-6 != white
+
+
 @pytest.mark.parametrize("correct, n, classes, stops", [
     # 100 + 3 sqrt(90) = 128.46
     (100, 1000, 10, True), (128, 1000, 10, True), (129, 1000, 10, False), (0, 1000, 10, True),

@@ -10,8 +10,7 @@ from pwoa_cli.attacks import Attack, autoattack, bounded, parse, stages
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.data import datasets
 from pwoa_cli.data.samples import View
-from pwoa_cli.errors import InputError
-from pwoa_cli.evaluation.evaluate import BLOCK, evaluate
+from pwoa_cli.evaluation.evaluate import BLOCK, attack_all, evaluate, evaluating
 from pwoa_cli.evaluation.results import unfinished_json
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.machine.seeds import block_seed
@@ -248,24 +247,31 @@ def test_every_norm_of_the_evaluation(norm):
     assert 0 < found["worst case"].accuracy < 1 and found["pgd-3"].outside == found["apgd-ce"].outside == 0
 
 
-def test_a_model_without_gradients_is_refused_unless_only_square_is_asked():
+class Detached(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).detach()
+
+
+def test_without_gradients_the_other_attacks_run_and_the_rest_is_named():
     model, x, y = right_on(6)
-
-    class Detached(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(x).detach()
-
-    with pytest.raises(InputError, match="no gradient") as caught:
-        evaluate(Detached(model), x, y, attacks="pgd-2", norm="linf", eps=0.1)
-    assert "--attacks square" in caught.value.hint
     short = replace(parse("square")[0], run=partial(parse("square")[0].run, queries=20))
-    found = evaluate(Detached(model), x, y, attacks=[short], norm="linf", eps=0.3)
-    assert found["square"].n == 6
-    assert [finding.check for finding in found.findings if finding.unreliable] == ["no-gradient"]
+    found = evaluate(Detached(model), x, y, attacks=[*parse("pgd-2,cw"), short], norm="linf", eps=0.3)
+    assert list(found) == ["clean", "square"] and found["square"].n == 6 and not found.unfinished
+    finding, = (finding for finding in found.findings if finding.unreliable)
+    assert finding.check == "no-gradient" and finding.text.endswith("; pgd-2 and cw were not run.")
+
+
+def test_models_with_and_without_gradients_are_attacked_side_by_side():
+    model, x, y = right_on(6)
+    options = {"attacks": "fgsm,pgd-2", "norm": "linf", "eps": 0.3}
+    with evaluating(model, x, y, **options) as one, evaluating(Detached(model), x, y, **options) as other:
+        attack_all({"other": other, "one": one}, end=None)
+        assert list(one.evaluation()) == ["clean", "fgsm", "pgd-2", "worst case"]
+        assert list(other.evaluation()) == ["clean"] and not other.evaluation().unfinished
 
 
 def test_a_fast_copy_that_is_not_the_model_is_found():

@@ -1,11 +1,13 @@
 """Each thing that an evaluation refuses before it spends a pass, as a user meets it."""
 import pytest
 import torch
+from helpers.faults import Around
 from helpers.problems import batch, linear
 from torch import nn
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.evaluate import evaluate
+from pwoa_cli.evaluation.inputs import OnCopies, left_as_they_were
 
 
 def _spoiled(**change):
@@ -47,3 +49,32 @@ def _nan_model():
 def test_wrong_use_is_refused(change, says):
     with pytest.raises(InputError, match=says):
         evaluate(**_spoiled(**change))
+
+
+def test_a_network_that_leaves_its_inputs_is_taken_as_it_is():
+    model = linear()
+    x, _ = batch(model, 4)
+    assert left_as_they_were(model, x) == (model, [])
+
+
+@pytest.mark.parametrize("answer, changed", [
+    (lambda net, x: net(x.mul_(0.5)), 4),
+    (lambda net, x: net(x.clamp_(0, 1)), 0),
+    (lambda net, x: net(x.masked_fill_(x > 0.99 * float(X.max()), 0)), 1)])
+def test_a_network_that_changes_its_inputs_gets_copies(answer, changed):
+    model = Around(linear(), answer)
+    x, state = X.clone(), torch.get_rng_state()
+    copies, found = left_as_they_were(model, x)
+    assert torch.equal(x, X) and torch.equal(state, torch.get_rng_state())
+    if not changed:
+        assert (copies, found) == (model, [])
+        return
+    finding, = found
+    assert isinstance(copies, OnCopies) and not finding.unreliable and f"{changed} of 4 tried" in finding.text
+    wanted = model(x.clone())
+    assert torch.equal(copies(x), wanted) and torch.equal(x, X)
+    copies(x.requires_grad_()).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+X, _ = batch(linear(), 4)

@@ -118,10 +118,12 @@ MOVES_NO_FLAG = {  # modules that an evaluation loads and `units.code` leaves ou
     "errors.py": "sentences",
     "evaluation/__init__.py": "no code",
     "evaluation/checks.py": "speaks of the model; leaves it, and torch's generators, as they were",
-    "evaluation/inputs.py": "refuses; the norm and eps that it reads are in the key as numbers",
+    "evaluation/gradients.py": "speaks of the model, runs Square on a count and a seed of its own; which "
+                               "attacks cannot be run is in what the model predicts",
     "evaluation/intervals.py": "statistics of flags",
     "evaluation/result_checks.py": "speaks of flags",
     "evaluation/results.py": "adds flags up",
+    "evaluation/rounding.py": "how far answers differ, for checks",
     "evaluation/words.py": "sentences",
     "files/__init__.py": "no code",
     "files/atomic.py": "how a unit is written, whole or not at all",

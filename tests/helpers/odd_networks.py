@@ -75,3 +75,63 @@ class Plant(nn.Module):
         if self.fault == "nan":
             flat = flat / 0
         return self.linear(flat)
+
+
+# --- Networks whose gradients lie ---------------------------------------------------------------
+
+
+class Backward(torch.autograd.Function):
+    """forward(x), and backward(gradient) for its derivative."""
+
+    @staticmethod
+    def forward(ctx, x, forward, backward):
+        ctx.backward_of = backward
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.backward_of(gradient), None, None
+
+
+def rounded(levels, scale=1.0):
+    """A network on inputs of so many levels, its gradient handed straight through, times scale."""
+    return lambda net, x: net(Backward.apply(x, lambda x: (x * levels).round() / levels, lambda g: scale * g))
+
+
+def _noise(gradient):
+    return gradient.abs().mean() * torch.randn(gradient.shape)
+
+
+def _last_rows(net, x, seen):
+    """Gradient through the last rows alone."""
+    return net(torch.cat([x[:, :, :-seen].detach(), x[:, :, -seen:]], 2))
+
+
+# (net, x) -> logits, and the check that must fire
+PLANTED = {
+    "saturating preprocessing": (lambda net, x: net(x.clamp(0.4, 0.6)), "blind-pixels"),
+    "gradient through a part": (lambda net, x: _last_rows(net, x, 2), "blind-pixels"),
+    "reversed gradient": (lambda net, x: 2 * net(x).detach() - net(x), "wrong-gradients"),
+    "noise": (lambda net, x: net(Backward.apply(x, torch.clone, _noise)), "wrong-gradients"),
+    "straight through at a tenth": (rounded(31, 0.1), "wrong-gradients"),
+    "straight through at ten times": (rounded(31, 10), "wrong-gradients"),
+    "other logits with gradients": (
+        lambda net, x: net(x.roll(1, 3)) if torch.is_grad_enabled() else net(x), "other-with-gradients"),
+    "rounding without derivative": (lambda net, x: net((x * 31).round() / 31), "zero-gradients"),
+}
+HONEST = {
+    "as it is": lambda net, x: net(x),
+    "temperature": lambda net, x: net(x) / 50,
+    "straight through": rounded(31),
+    "coarse straight through": rounded(15),
+    "clamp to the box": lambda net, x: net(x.clamp(0, 1)),
+    "unread border": lambda net, x: net(F.pad(x[:, :, 2:-2, 2:-2], (2,) * 4)),
+    "every other pixel": lambda net, x: net(F.interpolate(x[:, :, ::2, ::2], scale_factor=2)),
+    "bfloat16 inside": lambda net, x: net(x.bfloat16().float()).bfloat16().float(),
+    "autocast": lambda net, x: _autocast(net, x),
+}
+
+
+def _autocast(net, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return net(x).float()
