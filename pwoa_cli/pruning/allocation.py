@@ -7,7 +7,7 @@
     sensitivity   least summed damage by curves measured layer by layer (curves.py)
 
 Unstructured quotas add up to exactly round(sparsity * total); whole filters or columns come as near as they
-can. No layer is emptied: every layer keeps a group.
+can. No layer is emptied and none is starved: every layer keeps the groups of `least_kept`.
 """
 import math
 from collections.abc import Callable, Mapping
@@ -22,13 +22,18 @@ Layers = Mapping[str, Groups]
 Scores = Mapping[str, Tensor]  # (G,) by layer, what each group is worth
 Curves = Mapping[str, Curve] | None
 
+# What a layer keeps at the least. Global magnitude left 1 of 768 weights in the first layer of a plain CNN,
+# and of its accuracy nothing; in a ResNet-20 that prunes well (90%) the least layer has 0.12 of the density.
+SHARE = 0.05  # of what the network's density leaves it
+PER_ROW = 1  # single weights for each output, where the network's density leaves it as many
+
 
 def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str,
            curves: Curves = None) -> dict[str, int]:
     """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights.
 
     Args: scores: (G,) by layer. method: one of ALLOCATIONS. curves: of every layer, for "sensitivity".
-    Returns: {layer: groups}, 0 <= groups <= groups of the layer - 1.
+    Returns: {layer: groups}, 0 <= groups <= groups of the layer - those of `least_kept`.
     Raises: ValueError for an unknown method, or if keeping a group in every layer forbids the sparsity.
     """
     target = round(sparsity * sum(group.weights for group in groups.values()))
@@ -41,6 +46,22 @@ def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str,
     # MPS has no float64: quotas are made where they can be
     here = {layer: s.cpu() if s.device.type == "mps" else s for layer, s in scores.items()}
     return ALLOCATIONS[method](groups, here, target, curves)
+
+
+def least_kept(groups: Layers, target: int) -> dict[str, int]:
+    """Groups that each layer keeps whatever the scores say, where `target` of all weights go.
+
+    With u = density * groups of the layer, what `uniform` leaves it: at least SHARE * u, at least
+    min(u, PER_ROW * rows) single weights, and at least one group. Where every u is 1 or more, these sum to at
+    most what the network keeps; else to no more than that and a group for each layer.
+    """
+    total = sum(group.weights for group in groups.values())
+    found = {}
+    for layer, group in groups.items():
+        alike = (total - target) * group.count // total
+        rows = next(iter(group.parts.values())).shape[0] if group.size == 1 else 0
+        found[layer] = max(1, int(SHARE * alike), min(alike, PER_ROW * rows))
+    return found
 
 
 def uniform(groups: Layers, _scores: Scores, target: int, _curves: Curves) -> dict[str, int]:
@@ -78,8 +99,10 @@ ALLOCATIONS: dict[str, Callable[[Layers, Scores, int, Curves], dict[str, int]]] 
 
 
 def _cheapest(groups: Layers, scores: Mapping[str, Tensor], target: int) -> dict[str, int]:
-    """Groups under one threshold over all layers. scores: (G - 1,) ascending: a layer's strongest is not for
-    sale."""
+    """Groups under one threshold over all layers. scores: (G - 1,) ascending, of which the strongest, those
+    that a layer keeps at the least, are not for sale."""
+    least = least_kept(groups, target)
+    scores = {layer: s[: groups[layer].count - least[layer]] for layer, s in scores.items()}
     everything = torch.cat(list(scores.values()))
     if {group.size for group in groups.values()} == {1}:
         chosen = smallest(everything, target)
@@ -114,11 +137,12 @@ def _by_density(shape: Mapping[str, float], layers: Layers, target: int) -> dict
         kept = sum(min(1.0, factor * shape[n]) * groups[n] * size[n] for n in groups)
         low, high = (factor, high) if kept < total_kept else (low, factor)
     wanted = {n: (1 - min(1.0, high * shape[n])) * groups[n] for n in groups}
-    quota = {n: min(groups[n] - 1, int(wanted[n] + 1e-9)) for n in groups}
+    most = {n: groups[n] - least for n, least in least_kept(layers, target).items()}
+    quota = {n: min(most[n], int(wanted[n] + 1e-9)) for n in groups}
     missing = target - sum(quota[n] * size[n] for n in groups)
     by_remainder = sorted(groups, key=lambda n: quota[n] - wanted[n])
     while True:
-        room = [n for n in by_remainder if quota[n] < groups[n] - 1]
+        room = [n for n in by_remainder if quota[n] < most[n]]
         if not any(size[n] <= 2 * missing for n in room):
             return quota
         for name in room:

@@ -7,10 +7,12 @@ Jian et al. 2022, eq. 5-8.
 Everything that changes is in `State`; everything that does not is in `Plan`. Batch, noise and learning rate
 are pure functions of (seed, step), so a state stopped anywhere goes on as if it had never stopped.
 """
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,19 @@ from torch import Tensor, nn
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.machine.memory import keep_freed_memory
 from pwoa_cli.machine.seeds import number
+from pwoa_cli.progress import Say
 from pwoa_cli.pruning import admm
 from pwoa_cli.training import averaging, inputs, masks, objective, schedule
 from pwoa_cli.training.masks import apply_masks, sparsity_at
 from pwoa_cli.training.recipe import Recipe
-from pwoa_cli.training.state import Plan, State, optimizer_for, weights_of
+from pwoa_cli.training.state import Plan, State, from_dict, optimizer_for, to_dict, weights_of
 
+# A loss has exploded if it is not finite, or so many times that of a student that answers all images alike:
+# with half of the weights no pruning makes it so large, with fewer the steps after a mask move may come near.
+EXPLODED_DENSE, EXPLODED = 1, 3
+GROWN = 2  # times the loss of a step that no rate is to blame for: the first, and that of ADMM's hard prune
+RATE = 0.25  # what the learning rates are multiplied by then, before all is done again from the start
+RESTARTS = 4  # down to 1/256 of the recipe's rate
 
 def begin(plan: Plan, student: nn.Module) -> State:
     """The state before the first step: nothing masked, curves measured where the allocation needs them."""
@@ -57,30 +66,77 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
 
 
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None],
-        every: int = 20) -> State:
+        every: int = 20, say: Say = lambda text: None) -> State:
     """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of
     each term over the steps that have it (mixed batches have no label term).
 
-    Raises: PwoaError when a loss is no longer finite, naming the step and the terms.
+    Where the loss explodes, all is done again from the state given, at a quarter of the rate: `say` gets a
+    sentence, the state's lr_scale has the rate, and so have the losses reported from then on. At the lowest
+    rate a large loss is let pass.
+    Raises: PwoaError when a loss is not finite at the lowest rate, or in the first step already, naming the
+    step and the terms.
     """
     keep_freed_memory()
+    # the optimiser's and the student's tensors change in place
+    saved = copy.deepcopy(to_dict(state))
+    blind = objective.of_constant(plan.recipe, teacher=plan.teacher, hidden=plan.hidden,
+                                  batch=inputs.batch(plan, state.step)) or math.inf
+    while True:
+        try:
+            last = state.lr_scale <= RATE**RESTARTS
+            return _run(plan, state, report=report, every=every, blind=math.inf if last else blind)
+        except _Explosion as explosion:
+            if explosion.at_once or last:
+                raise PwoaError(f"The loss is not finite by step {explosion.step} of {plan.steps}: "
+                                f"{explosion}.",
+                                hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set "
+                                     "clip=5, or --set lr=1e-4.") from None
+            saved["lr_scale"] *= RATE
+            say(f"warning: the loss exploded by step {explosion.step} of {plan.steps} ({explosion}): once "
+                f"more from step {saved['step']}, at {saved['lr_scale']:g} of the recipe's learning rate.")
+            state = from_dict(plan, state.student, copy.deepcopy(saved))
+
+
+class _Explosion(Exception):
+    """A loss that cannot come back. at_once: in the first step already, so that no rate helps."""
+
+    def __init__(self, what: str, step: int, *, at_once: bool):
+        super().__init__(what)
+        self.step, self.at_once = step, at_once
+
+
+def _run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None], every: int,
+         blind: float) -> State:
+    """`run` at one rate. Args: blind: loss of a student that answers all alike. Raises: _Explosion."""
     seen: dict[str, list[Tensor]] = {}
+    start, blameless = state.step, torch.tensor(0.0)
     while state.step < plan.steps:
         state, losses = step(plan, state)
+        if state.step - 1 in (start, plan.sparsify_steps if plan.recipe.method == "admm" else start):
+            blameless = _distilled(losses)
         for name, value in losses.items():
             seen.setdefault(name, []).append(value)
         if state.step % every == 0 or state.step in (plan.sparsify_steps, plan.steps):
             means = {name: torch.stack(values).mean().item() for name, values in seen.items()}
-            bad = [name for name, value in means.items() if not math.isfinite(value)]
-            if bad:
-                raise PwoaError(f"The loss is not finite by step {state.step} of {plan.steps}: "
-                                f"{', '.join(bad)}.",
-                                hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set "
-                                     "clip=5, or --set lr=1e-4.")
-            report(state, means)
+            if bad := [name for name, value in means.items() if not math.isfinite(value)]:
+                at_once = state.step - start <= every and not math.isfinite(seen["loss"][0].item())
+                raise _Explosion(", ".join(bad), state.step, at_once=at_once)
+            limit = blind * (EXPLODED_DENSE if _sparsity(plan, state) <= 0.5 else EXPLODED)
+            if _distilled(means) > max(limit, GROWN * blameless.item()):
+                raise _Explosion(f"{means['loss']:.3g}", state.step, at_once=False)
+            if _distilled(means) > blind / 2 and _dead(plan, state):
+                raise _Explosion("every image gets the same answer", state.step, at_once=False)
+            report(state, means | ({"lr_scale": state.lr_scale} if state.lr_scale != 1 else {}))
             seen = {}
+    if not all(bool(p.isfinite().all()) for p in state.student.parameters()):
+        raise _Explosion("weights", state.step, at_once=False)  # of the last step, whose loss nobody saw
     finish(plan, state)
     return state
+
+
+def _distilled(losses: Mapping[str, Any]) -> Any:
+    """The loss without the splitting's penalty, which grows with rho."""
+    return losses["loss"] - losses["admm"] if "admm" in losses else losses["loss"]
 
 
 def finish(plan: Plan, state: State) -> None:
@@ -96,6 +152,20 @@ def finish(plan: Plan, state: State) -> None:
         later = range(plan.steps, plan.steps + plan.recipe.bn_reestimate)
         batches = (inputs.batch(plan, now).x if varied else inputs.images(plan, now)[0] for now in later)
         averaging.reestimate(state.student, batches)
+
+
+def _dead(plan: Plan, state: State) -> bool:
+    """Whether the student answers all images alike, as one whose units are all off does for ever."""
+    x = inputs.batch(plan, state.step - 1).x
+    with torch.no_grad():
+        logits, told = (model.eval()(x).float().var(0).sum() for model in (state.student, plan.teacher))
+    return bool(logits <= 1e-8 * told)
+
+
+def _sparsity(plan: Plan, state: State) -> float:
+    """Of the masks that there are."""
+    kept = [int(mask.sum()) for name, mask in state.masks.items() if name in plan.weights]
+    return 1 - sum(kept) / sum(groups.weights for groups in plan.groups.values()) if kept else 0.0
 
 
 def _enter(plan: Plan, state: State) -> State:
@@ -189,7 +259,7 @@ def _train_mode(recipe: Recipe, student: nn.Module) -> None:
 def _descend(plan: Plan, state: State, loss: Tensor) -> None:
     """One optimiser step, after which masked entries are +0.0 again, whatever momentum says."""
     for group in state.optimizer.param_groups:
-        group["lr"] = _learning_rate(plan, state.step)
+        group["lr"] = state.lr_scale * _learning_rate(plan, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if plan.recipe.clip:

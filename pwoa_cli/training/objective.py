@@ -11,6 +11,7 @@ sources.
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -80,6 +81,25 @@ def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Seq
         found |= {name: value.sum() for (name, weight), value in zip(bottleneck.items(), sums, strict=True)
                   if weight}
     return found
+
+
+def of_constant(recipe: Recipe, *, teacher: nn.Module, hidden: Sequence[str], batch: Batch) -> float:
+    """The loss of a student that answers every image alike, as well as that can be done: with the mean of the
+    teacher's softened answers and of its hidden layers over the batch. A student above it knows nothing.
+
+    Class maps and HSIC are left out, and terms of further images.
+    """
+    asked = hidden if recipe.hidden_weight else ()
+    told = _ask_teacher(teacher, batch.x, asked, mapped=0, bf16=recipe.precision == "bf16")
+    soft = recipe.temperature
+    answer = soft * (told.logits / soft).softmax(1).mean(0, keepdim=True).clamp_min(1e-30).log()
+    few = replace(recipe, clean_weight=0.0, neighbour_weight=0.0)
+    found = _answers(few, answer.expand_as(told.logits), told.logits, len(batch.x))
+    if recipe.hidden_weight:
+        means = [z.mean(0, keepdim=True).expand_as(z) for z in told.hidden]
+        found["hidden"] = distill.hidden_error(means, told.hidden, kind=recipe.hidden_loss)
+    factor = weights(recipe)
+    return sum(factor[name] * value.item() for name, value in found.items())
 
 
 def random_in_training(model: nn.Module, x: Tensor) -> bool:

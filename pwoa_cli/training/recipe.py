@@ -1,8 +1,10 @@
 """Recipes: every number of a pruning run, read from TOML files shipped with the package or written by the
 user.
 
-A recipe file holds fields of `Recipe` at its top, and tables [data.NAME] with the fields that differ for a
-data set. What is nearer to the user wins: default of the field < file < its [data.NAME] < command line.
+A recipe file holds fields of `Recipe` at its top, and tables with the fields that differ: [network.KIND] and
+[images.KIND] for what the network and its images are (kinds.py), [data.NAME] for a data set by name. What is
+nearer to the user wins: default of the field < file < its [network.KIND] < its [images.KIND] < its
+[data.NAME] < command line.
 """
 import difflib
 import tomllib
@@ -17,6 +19,7 @@ from pwoa_cli.losses.distill import HIDDEN_LOSSES
 from pwoa_cli.pruning.allocation import ALLOCATIONS
 from pwoa_cli.pruning.criteria import CRITERIA
 from pwoa_cli.training.augmentation import AUGMENTS, NOISES
+from pwoa_cli.training.kinds import IMAGES, NETWORKS, Kinds
 
 CHOICES = {
     "method": ("ramp", "admm"), "optimizer": ("adam", "sgd"),
@@ -49,7 +52,8 @@ class Recipe:
     name: str = "default"
     method: str = "ramp"
     criterion: str = "magnitude"  # what a weight is worth: one of pruning.criteria
-    allocation: str = "lamp"  # "auto": global for single weights, lamp for filters and columns
+    # "auto": global for single weights where it starves no layer, else lamp
+    allocation: str = "lamp"
     epochs: float = 4.0  # sparsify and finetune together
     effort: str = "default"  # a fifth of the epochs, the epochs, or five times the epochs
     # epochs grow with difficulty: times max(1/2, log10(1 / (1 - sparsity)))^stretch; 1 doubles them at 99%
@@ -114,12 +118,13 @@ def noise_scales(recipe: Recipe, *, eps: float) -> dict[str, float]:
             for kind in recipe.noise.split("+") if kind != "none"}
 
 
-def read_recipe(name_or_file: str, *, data: str | None = None,
+def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | None = None,
                 overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe for a data set name, with `overrides` (field: value or text) on top.
+    """The recipe for a data set name and kinds of network and images, with `overrides` (field: value or text)
+    on top.
 
     Args: data: None while it is not known: then each field is judged by itself only, as the data's table may
-    change others.
+    change others. kinds: None: no table of kinds is taken.
     Raises: InputError for an unknown recipe, field, type or choice, naming the file and the field.
     """
     path = Path(name_or_file)
@@ -135,11 +140,10 @@ def read_recipe(name_or_file: str, *, data: str | None = None,
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name_or_file} is not a TOML file: {error}.",
                          hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
-    per_data = table.pop("data", {})
-    if not isinstance(per_data, dict) or not all(isinstance(t, dict) for t in per_data.values()):
-        raise InputError(f"{name_or_file}: data is not a table of tables.",
-                         hint="Fields that differ for a data set stand under [data.mnist].")
-    values = {"name": path.stem} | table | per_data.get(data or "", {})
+    nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(kinds.network if kinds else "", {}),
+              _tables(table, "images", name_or_file, names=IMAGES).get(kinds.images if kinds else "", {}),
+              _tables(table, "data", name_or_file).get(data or "", {})]
+    values = {"name": path.stem} | table | nearer[0] | nearer[1] | nearer[2]
     recipe = _with(Recipe(), values, where=name_or_file)
     overrides = dict(overrides or {})
     if "epochs" in overrides:  # somebody who names the epochs means just these
@@ -150,6 +154,22 @@ def read_recipe(name_or_file: str, *, data: str | None = None,
         _check_asked_scales(recipe, overrides, where)
         check(recipe, where=where)
     return replace(recipe, effort="default") if "epochs" in overrides else recipe
+
+
+def _tables(table: dict[str, Any], kind: str, where: str, *,
+            names: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """The tables [kind.NAME] of a recipe file, taken out of it. Args: names: that there can be; (): any."""
+    found = table.pop(kind, {})
+    example = {"network": "plain", "images": "flat", "data": "mnist"}[kind]
+    if not isinstance(found, dict) or not all(isinstance(t, dict) for t in found.values()):
+        raise InputError(f"{where}: {kind} is not a table of tables.",
+                         hint=f"Fields that differ stand under a heading such as [{kind}.{example}].")
+    if unknown := [name for name in found if names and name not in names]:
+        raise InputError(f"{where}: [{kind}.{unknown[0]}], expected one of {', '.join(names)}.",
+                         hint=f"For example: [{kind}.{example}].")
+    for name, fields_of_it in found.items():
+        _with(Recipe(), fields_of_it, where=f"{where}: [{kind}.{name}]")
+    return found
 
 
 def _yielding(file: Recipe, recipe: Recipe, asked: Mapping[str, Any]) -> Recipe:

@@ -51,7 +51,7 @@ class State:
 
     masks: {parameter name: bool, True = kept}; admm: None outside the paper's first phase; step: steps done;
     curves: what allocation by sensitivity measured at the start; average: of the student's state since the
-    masks are fixed.
+    masks are fixed; lr_scale: of the recipe's learning rates, lowered where the loss exploded.
     """
 
     student: nn.Module
@@ -61,6 +61,7 @@ class State:
     step: int
     curves: dict[str, Curve] | None = None
     average: dict[str, Tensor] | None = None
+    lr_scale: float = 1.0
 
 
 def plan_steps(recipe: Recipe, images: int, sparsity: float) -> tuple[int, int, int]:
@@ -77,7 +78,7 @@ def to_dict(state: State) -> dict[str, Any]:
     splitting = None if state.admm is None else {"z": state.admm.z, "u": state.admm.u, "rho": state.admm.rho}
     return {"student": state.student.state_dict(), "optimizer": state.optimizer.state_dict(),
             "masks": state.masks, "admm": splitting, "step": state.step, "curves": state.curves,
-            "average": state.average}
+            "average": state.average, "lr_scale": state.lr_scale}
 
 
 def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State:
@@ -87,7 +88,7 @@ def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State
     optimizer.load_state_dict(saved["optimizer"])
     splitting = None if saved["admm"] is None else admm.Admm(**saved["admm"])
     return State(student, optimizer, dict(saved["masks"]), splitting, saved["step"], saved["curves"],
-                 saved["average"])
+                 saved["average"], saved["lr_scale"])
 
 
 def weights_of(plan: Plan, student: nn.Module) -> dict[str, nn.Parameter]:

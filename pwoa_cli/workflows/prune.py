@@ -45,7 +45,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     request, subject, seconds = job.request, job.subject, job.seconds
     machine = environment(device=str(job.device), seed=request.seed)
     write_toml(folder / "config.toml", config(job, machine))
-    student = _logged_fit(job, folder, say=say, progress=progress)
+    student, lowered = _logged_fit(job, folder, say=say, progress=progress)
     with timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
@@ -60,19 +60,21 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         model=origin(job), layers=layer_rows(job, student), macs=layers.macs(student, x[:1]),
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
-        environment=machine, recipe=asdict(job.plan.recipe), notes=[*job_notes(job), *notes(scores)],
+        environment=machine, recipe=asdict(job.plan.recipe),
+        notes=[*job_notes(job), *lowered, *notes(scores)],
         findings=findings(scores), data=data_fields(subject, n=request.n, seed=request.seed)
         | {"argument": request.data or subject.dataset.name})
     write(folder, result)
     return result
 
 
-def fit(job: Job, *, note: Callable[[State, dict[str, float]], None]) -> nn.Module:
+def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
+        say: Say = lambda text: None) -> nn.Module:
     """Run both phases; returns the pruned model in eval mode and plain memory layout. The subject stays as it
-    was."""
+    was; `say` gets a sentence where a rate is lowered."""
     plan, student = _copies(job)
     with torch.random.fork_rng():  # training seeds the global generator for dropout
-        state = loop.run(plan, loop.begin(plan, student), report=note)
+        state = loop.run(plan, loop.begin(plan, student), report=note, say=say)
     return state.student.to(memory_format=torch.contiguous_format).eval()
 
 
@@ -95,18 +97,27 @@ def _copies(job: Job) -> tuple[Plan, nn.Module]:
     return replace(job.plan, teacher=teacher), student
 
 
-def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> nn.Module:
-    """`fit` with its losses in metrics.jsonl and its phases timed."""
+def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tuple[nn.Module, list[str]]:
+    """`fit` with its losses in metrics.jsonl and its phases timed; with the model, what it said of rates that
+    were too high."""
     plan, seconds, start = job.plan, job.seconds, time.perf_counter()
     seconds |= {"sparsify": 0.0, "finetune": 0.0}
     epochs = -(-plan.steps // plan.steps_per_epoch)
     progress("prune", 0, plan.steps, f"epoch 1/{epochs}")
     notes: list[tuple[int, float]] = []  # (step, time)
+    lowered: list[str] = []
+
+    def restart(text: str) -> None:
+        lowered.append(text.removeprefix("warning: ").capitalize())
+        say(text)
+
     with MetricsLog(folder / "metrics.jsonl") as log:
 
         def note(state: State, losses: dict[str, float]) -> None:
             phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
             now = time.perf_counter() - start
+            if notes and state.step <= notes[-1][0]:
+                notes.clear()  # once more from the start, at a lower rate
             notes.append((state.step, now))
             if len(notes) == 2:  # what is measured once before the first step is in the first note's time
                 per_step = (now - notes[0][1]) / (state.step - notes[0][0])
@@ -120,7 +131,7 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> nn.M
             progress("prune", state.step, plan.steps,
                      f"epoch {epoch}/{epochs} | {phase} | loss {losses['loss']:.3g}")
 
-        return fit(job, note=note)
+        return fit(job, note=note, say=restart), lowered
 
 
 def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """A request to prune with everything found, checked and decided, before any epoch and any file."""
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,10 +22,13 @@ from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.training import objective
+from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
 from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
 
+NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
+_OF_HIDDEN = ("hidden_weight", "explain_weight", "lambda_x", "lambda_y")
 LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers are not those of the "
                 "model, or not asked for.")
 
@@ -90,7 +93,8 @@ def prepare(request: Request, *, say: Say,
                    else subject.loaded)
         live = layers.live_parameters(subject.model, x[:2])
         weights, dead = _prunable(subject.model, x[:2], live, request.structure)
-        plan = _plan(request, subject, teacher, weights, x[:2], device)
+        kinds = kinds_of(subject.model, subject.dataset.train)
+        plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
@@ -98,7 +102,11 @@ def prepare(request: Request, *, say: Say,
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros "
         f"({request.structure}), recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} "
         f"epoch{'s' * (epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
-    if teacher is not subject.loaded and not matches_layers(plan.recipe):
+    say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
+        f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
+    if not plan.hidden:
+        say(NO_HIDDEN)
+    elif teacher is not subject.loaded and not matches_layers(plan.recipe):
         say(LOGITS_ALONE)
     return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)),
                seconds)
@@ -109,37 +117,46 @@ def _some(names: Sequence[str], most: int = 9) -> str:
     return ", ".join(names if len(names) <= most else [*names[:4], "...", names[-1]])
 
 
-def _settled(recipe: Recipe, request: Request, groups: Mapping[str, Groups], device: torch.device) -> Recipe:
-    """The recipe without "auto": what it means for these groups and on this device. Where groups fall silent
-    it regrows nothing, unless that is asked for on the command line, where `_check_structure` says why it
-    cannot be.
+def _settled(recipe: Recipe, request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups],
+             device: torch.device) -> Recipe:
+    """The recipe without "auto": what it means for these weights, their groups and on this device. Where
+    groups fall silent it regrows nothing, unless that is asked for on the command line, where
+    `_check_structure` says why it cannot be.
 
     Global scores compare sums over groups, which grow with their size: of filters they leave small layers a
-    single one.
+    single one. Of single weights they starve the layers whose scale is small.
     """
     precision = "bf16" if multiplies_bf16(device) else "float32"
-    allocation = "global" if single(groups) else "lamp"
+    shares = "global" if single(groups) and _spares(weights, groups, request.sparsity) else "lamp"
     recipe = replace(recipe, precision=precision if recipe.precision == "auto" else recipe.precision,
-                     allocation=allocation if recipe.allocation == "auto" else recipe.allocation)
+                     allocation=shares if recipe.allocation == "auto" else recipe.allocation)
     silences = STRUCTURES[request.structure].silences
     return replace(recipe, regrow=0.0) if silences and "regrow" not in request.overrides else recipe
 
 
+def _spares(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], sparsity: float) -> bool:
+    """Whether global magnitude leaves every layer more than twice the least that any layer keeps: weights
+    move, and with them what it leaves."""
+    with suppress(ValueError):  # a sparsity that cannot be had is refused by `_check_reachable`
+        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), sparsity,
+                                 method="global")
+        least = allocation.least_kept(groups, sum(lost.values()))
+        return all(group.count - lost[layer] > 2 * least[layer] for layer, group in groups.items())
+    return False
+
+
 def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[str, nn.Parameter],
-          x: Tensor, device: torch.device) -> Plan:
+          x: Tensor, device: torch.device, kinds: Kinds) -> Plan:
     """Everything decided that stays the same during the run."""
-    recipe = read_recipe(request.recipe, data=subject.dataset.name, overrides=request.overrides)
+    recipe = read_recipe(request.recipe, data=subject.dataset.name, kinds=kinds,
+                         overrides=request.overrides)
     where, beside = request.source.path, layers.companions(subject.model, x)
     groups = STRUCTURES[request.structure].groups(weights, beside)
-    recipe = _settled(recipe, request, groups, device)
+    recipe = _settled(recipe, request, weights, groups, device)
     _check_sparsity(weights, request.sparsity, where)
     _check_structure(recipe, request.structure, groups)
     _check_reachable(weights, groups, request, recipe)
-    try:
-        hidden = tuple(layers.hidden_layers(subject.model, x, recipe.hidden))
-    except ValueError as error:
-        raise InputError(f"{where}: {error}.",
-                         hint="--set hidden=auto, inner or another pattern of module names") from None
+    recipe, hidden = _with_hidden(recipe, request, subject.model, x)
     if (matches_layers(recipe) and teacher is not subject.loaded
         and not layers.same_hidden(subject.model, teacher.model, hidden, x)):
         if asked := [name for name in ("hidden_weight", "explain_weight") if name in request.overrides]:
@@ -161,6 +178,22 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
         split=subject.dataset.train,
         augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
         seed=request.seed, steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)
+
+
+def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
+                 x: Tensor) -> tuple[Recipe, tuple[str, ...]]:
+    """The hidden layers that the recipe names. Of a network that has none, () and the recipe without their
+    terms, unless the command line asks for them."""
+    try:
+        return recipe, tuple(layers.hidden_layers(model, x, recipe.hidden))
+    except ValueError as error:
+        asked = [name for name in ("hidden", *_OF_HIDDEN) if request.overrides.get(name, 0)]
+        if recipe.hidden != "auto" or asked:
+            raise InputError(f"{request.source.path}: {error}.",
+                             hint=" ".join(f"--set {name}=0" for name in asked if name != "hidden")
+                             or "--set hidden=auto, inner or another pattern of module names") from None
+    without = replace(recipe, hidden_weight=0.0, explain_weight=0.0, lambda_x=0.0, lambda_y=0.0)
+    return check(without, where="recipe for a network without hidden layers"), ()
 
 
 def matches_layers(recipe: Recipe) -> bool:

@@ -11,7 +11,7 @@ from pwoa_cli.networks.build import public_names
 from pwoa_cli.pruning.groups import STRUCTURES
 from pwoa_cli.reports import numbers
 from pwoa_cli.training.inputs import ATTACK_STEPS
-from pwoa_cli.workflows.prune_job import LOGITS_ALONE, Job, matches_layers
+from pwoa_cli.workflows.prune_job import LOGITS_ALONE, NO_HIDDEN, Job, matches_layers
 from pwoa_cli.workflows.setup import short_path
 
 
@@ -69,7 +69,9 @@ def job_notes(job: Job) -> list[str]:
                      "are of other layers.")
     if STRUCTURES[job.request.structure].keeps_logits:
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
-    if job.teacher is not job.subject.loaded and not matches_layers(job.plan.recipe):
+    if not job.plan.hidden:
+        notes.append(NO_HIDDEN)
+    elif job.teacher is not job.subject.loaded and not matches_layers(job.plan.recipe):
         notes.append(LOGITS_ALONE)
     recipe, plan = job.plan.recipe, job.plan
     if recipe.method == "admm" and plan.sparsify_steps <= recipe.admm_every * plan.steps_per_epoch:

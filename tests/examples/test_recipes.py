@@ -12,6 +12,7 @@ from helpers import small_models as small
 from pwoa_cli.data import datasets
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import read_recipe
 
 SCRIPT = Path(__file__).parents[2] / "examples/benchmarks/recipes.py"
@@ -55,7 +56,8 @@ def test_rows_for_every_recipe_sparsity_and_seed(search, world):
     assert trained == 8 and len(rows) == 10
     assert [(r["label"], r["sparsity"], r["seed"]) for r in rows][:5] == [
         ("short", 0.5, 0), ("short", 0.5, 1), ("short", 0.9, 0), ("short", 0.9, 1), ("teacher", 0.0, 0)]
-    recipe = read_recipe("default", data="grey", overrides={"epochs": "0.5"})
+    recipe = read_recipe("default", data="grey", kinds=Kinds("plain", "photographs"),
+                         overrides={"epochs": "0.5"})
     assert rows[0] | {"clean": 0, "fgsm": 0, "pgd-2": 0, "worst case": 0, "kl": 0, "seconds": 0} == {
         "model": "lenet.pt", "sha256": file_sha256(world / "lenet.pt")[:12], "data": "grey", "n": 20,
         "on": "held-out train", "held_out": 64, "label": "short", "recipe": "default",

@@ -4,9 +4,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers.plans import curves_of, keep_mask, quotas, strength
+from helpers.plans import curves_of, groups_of, keep_mask, quotas, strength
 
-from pwoa_cli.pruning.allocation import ALLOCATIONS
+from pwoa_cli.pruning.allocation import ALLOCATIONS, PER_ROW, SHARE, least_kept
 from pwoa_cli.pruning.curves import marginal
 
 
@@ -25,6 +25,48 @@ def test_quotas_sum_to_exactly_k(method, sparsity):
     quota = quotas(weights, sparsity, method=method, curves=curves_of(weights))
     assert sum(quota.values()) == round(sparsity * total)
     assert all(0 <= quota[n] < weights[n].numel() for n in weights)
+
+
+def starving(seed=0):
+    """A first layer a thousand times smaller than the others: global magnitude would leave it one weight."""
+    weights = random_weights(seed)
+    return weights | {"conv1.weight": 1e-3 * weights["conv1.weight"]}
+
+
+@pytest.mark.parametrize("method", ALLOCATIONS)
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.97, 0.99])
+def test_no_layer_starves_and_the_total_is_exact(method, sparsity):
+    """Against the formula layer by layer: at least 1, SHARE of what `uniform` leaves, and of these a weight
+    for each output."""
+    weights = starving()
+    curves = curves_of(weights) | {"conv1.weight": [(0, 0.0), (71, 1e-6)]}  # nothing is to be had for less
+    quota = quotas(weights, sparsity, method=method, curves=curves)
+    total = sum(w.numel() for w in weights.values())
+    kept_in_all = total - round(sparsity * total)
+    assert sum(quota.values()) == total - kept_in_all
+    for name, w in weights.items():
+        alike = kept_in_all * w.numel() // total
+        assert w.numel() - quota[name] >= max(1, int(SHARE * alike), min(alike, PER_ROW * len(w))), name
+
+
+@pytest.mark.parametrize("kind", ["filter", "column"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_whole_groups_keep_their_share_too(kind, sparsity):
+    weights = {"a": torch.randn(200, 16, 3, 3) * 1e-4, "b": torch.randn(64, 200, 3, 3)}
+    quota = quotas(weights, sparsity, method="global", structure=kind)
+    total, lost = sum(w.numel() for w in weights.values()), 0
+    for name, group in groups_of(weights, kind).items():
+        assert group.count - quota[name] >= max(1, int(SHARE * (1 - sparsity) * group.count)), name
+        lost += quota[name] * group.size
+    assert abs(lost - sparsity * total) <= max(g.size for g in groups_of(weights, kind).values())
+
+
+def test_a_layer_that_global_magnitude_spares_loses_what_it_did():
+    """The least of a layer changes nothing where it is not reached: by sorting in plain Python."""
+    weights = random_weights() | {"fc.weight": torch.linspace(-1, 3, 640).view(10, 64)}
+    sizes = sorted((abs(v), n) for n, w in weights.items() for v in w.flatten().tolist())
+    want = [n for _, n in sizes[: round(0.6 * len(sizes))]]
+    assert quotas(weights, 0.6, method="global") == {n: want.count(n) for n in weights}
 
 
 @pytest.mark.parametrize("method", ALLOCATIONS)
@@ -101,7 +143,9 @@ def test_sensitive_layers_keep_more_and_the_sum_is_least():
     for budget in (1, 9, 13, 20, 23):
         quota = quotas(weights, budget / 26, method="sensitivity", curves=curves)
         cost = sum(sum(slopes[n][:k]) for n, k in quota.items())
-        ways = [w for w in itertools.product(range(8), range(12), range(6)) if sum(w) == budget]
+        least = least_kept(groups_of(weights), budget)
+        room = [range(weights[n].numel() - least[n] + 1) for n in "abc"]
+        ways = [w for w in itertools.product(*room) if sum(w) == budget]
         least = min(sum(sum(slopes[n][:k]) for n, k in zip("abc", way, strict=True)) for way in ways)
         assert sum(quota.values()) == budget and cost == pytest.approx(least)
     rows = {n: w[None] for n, w in weights.items()}

@@ -149,7 +149,7 @@ def test_a_clipped_gradient_keeps_its_direction():
 
 def test_reported_losses_are_means_over_the_steps_that_have_them():
     """A mixed batch has no label term: it is missing in those steps, not zero, and not forgotten either."""
-    plan, student = make_plan(cutmix=0.5, lambda_x=0.1, lambda_y=0.1)
+    plan, student = make_plan(cutmix=0.5, lambda_x=0.1, lambda_y=0.1, lr=1e-4)
     state, seen = loop.begin(plan, copy.deepcopy(student)), []
     while state.step < plan.steps:
         state, losses = loop.step(plan, state)

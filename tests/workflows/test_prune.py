@@ -160,6 +160,17 @@ def test_another_teacher(tmp_path):
     assert by_own != by_other
 
 
+def test_a_rate_that_is_too_high_is_lowered_and_said_in_the_report(tmp_path):
+    """Even where it explodes right after the first losses are noted."""
+    too_high = {"optimizer": "sgd", "lr": 20.0, "clip": 0.0, "batch_size": 32, "epochs": 12.0}
+    made, said = run_in(tmp_path / "run", sparsity=0.7, overrides=FAST | too_high)
+    told = [note for note in made["notes"] if "of the recipe's learning rate" in note]
+    assert told and "The loss exploded by step" in told[0]
+    assert said.count("the loss exploded by step") == len(told)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["lr_scale"] == 0.25 ** len(told)
+
+
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
     with pytest.raises(PwoaError, match=r"The loss is not finite by step \d+ of 16: kl") as caught:
         run_in(tmp_path / "run", overrides=FAST | {"lr": "1e30", "optimizer": "sgd"})
@@ -194,7 +205,7 @@ def test_what_is_done_once_is_not_taken_for_steps(tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
-    def fit(job, *, note):
+    def fit(job, *, note, say):
         now[0] += 1000.0 + 20.0 + 19 * 2.0
         for step in (20, 40, 60, 2000):
             note(State(None, None, {}, None, step), {"loss": 1.0})
@@ -229,8 +240,8 @@ def spoiled(value):
     """`fit`, with this value in place of a zero of the first layer."""
     fit = prune.fit
 
-    def spoil(job, *, note):
-        student = fit(job, note=note)
+    def spoil(job, *, note, say):
+        student = fit(job, note=note, say=say)
         weight = student.get_parameter(job.plan.weights[0])
         with torch.no_grad():
             weight[tuple((weight == 0).nonzero()[0])] = value
@@ -262,8 +273,8 @@ def test_wrong_zeros_are_refused_without_asserts_too(tmp_path):
         assert False, "python -O leaves asserts out"
         torch.set_num_threads(1)
         fit = prune.fit
-        def negative(job, *, note):
-            student = fit(job, note=note)
+        def negative(job, *, note, say):
+            student = fit(job, note=note, say=say)
             for weight in map(student.get_parameter, job.plan.weights):
                 weight.data[weight == 0] = -0.0
             return student

@@ -1,19 +1,21 @@
 """What is found, decided and refused before the first epoch of a run."""
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import small_models as small
-from helpers.workflow_calls import FAST, refused, request
+from helpers.workflow_calls import FAST, refused, request, run_in
 from torch import nn
 
 from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks.build import build
 from pwoa_cli.training import objective
+from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import read_recipe
 from pwoa_cli.workflows import evaluate
-from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_job import NO_HIDDEN, prepare
 
 
 def test_a_sparsity_that_whole_groups_cannot_reach():
@@ -43,15 +45,35 @@ def test_nothing_to_prune(tmp_path):
     small.save(model, "one.pt")
     message = refused("one.pt", arch="one.py:net", structure="filter")
     assert "no weights that could be pruned (filter)" in message
-    assert "no hidden layer" in refused("one.pt", arch="one.py:net")
+
+
+def test_a_network_without_hidden_layers_is_distilled_from_its_logits(tmp_path):
+    """Unless the command line asks for hidden layers: then it says that there are none."""
+    Path("one.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), "
+                              "nn.Linear(64, 4))\n")
+    small.save(small.learn(nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), "one.pt")
+    report, said = run_in(tmp_path / "run", "one.pt", arch="one.py:net")
+    assert NO_HIDDEN in said and report["recipe"]["hidden_weight"] == 0
+    assert report["student"]["clean"]["accuracy"] > 0.9
+    for asked in ({"hidden": "inner"}, {"hidden": "auto", "hidden_weight": "2"}, {"lambda_x": "1e-3"}):
+        assert "no hidden layer" in refused("one.pt", arch="one.py:net", overrides=FAST | asked)
+    message = refused("one.pt", arch="one.py:net", overrides=FAST | {"alpha": "0"})
+    assert "nothing to learn from the teacher" in message
+
+
+def black(path):
+    """The background of the images set to 0."""
+    arrays = dict(np.load(path))
+    np.savez(path, **{name: np.where(a < 110, 0, a) if name.startswith("x") else a
+                      for name, a in arrays.items()})
 
 
 def test_the_table_of_the_data_is_read_before_fields_are_compared():
-    """The default recipe mixes every batch by boxes, but not digits: half of theirs can be mixed by
+    """The default recipe mixes every batch by boxes, but not flat images: half of theirs can be mixed by
     weights."""
-    small.write_npz("mnist.npz")
+    black(small.write_npz("digits.npz"))
     fields = FAST | {"mixup": "0.5"}
-    plan = prepare(request(data="mnist.npz", overrides=fields), say=lambda text: None).plan
+    plan = prepare(request(data="digits.npz", overrides=fields), say=lambda text: None).plan
     assert (plan.recipe.cutmix, plan.recipe.mixup, plan.recipe.noise) == (0, 0.5, "blocks")
     assert "a batch is mixed in one way" in refused(overrides=fields)
     message = refused(data="absent.npz", overrides=FAST | {"mixup": "2"})
@@ -121,7 +143,39 @@ def test_auto_allocation_spares_small_layers_where_groups_differ_in_size(structu
     job = prepare(request(overrides=FAST | {"allocation": "auto"}, structure=structure),
                   say=lambda text: None)
     assert job.plan.recipe.allocation == allocation
-    assert read_recipe("default", data="cifar10").allocation == "auto"
+    resnet = Kinds("batch-norm", "photographs")
+    assert read_recipe("default", data="cifar10", kinds=resnet).allocation == "auto"
+
+
+def test_auto_allocation_leaves_global_where_it_would_starve_a_layer(tmp_path):
+    """The same answers from a first layer a thousand times smaller and a second one as much larger."""
+    model = small.learn(small.lenet())
+    with torch.no_grad():
+        for parameter, factor in ((model.conv1.weight, 1e-3), (model.conv1.bias, 1e-3),
+                                  (model.conv2.weight, 1e3)):
+            parameter *= factor
+    path = small.save(model, tmp_path / "scaled.pt")
+    job = prepare(request(path, overrides=FAST | {"allocation": "auto"}, sparsity=0.9), say=lambda text: None)
+    assert job.plan.recipe.allocation == "lamp"
+
+
+MLP = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), " \
+    "nn.ReLU(), nn.Linear(16, 4))\n"
+
+
+@pytest.mark.parametrize(("model", "arch", "settled", "words"), [
+    ("lenet.pt", None, ("adam", 1.5e-3, "lamp", 128, "gaussian"), "no norms on photographs: adam at 0.0015"),
+    ("mlp.pt", "mlp.py:net", ("adam", 1.5e-3, "lamp", 128, "gaussian"), "no norms on photographs"),
+    ("resnet.pt", None, ("sgd", 0.05, "global", 128, "gaussian"), "batch norm on photographs: sgd at 0.05")])
+def test_settings_come_from_what_the_network_is_and_are_said(model, arch, settled, words):
+    if arch:
+        Path("mlp.py").write_text(MLP)
+        small.save(small.learn(build("mlp.py:net", {})), "mlp.pt")
+    said = []
+    asked = request(model, overrides={"epochs": "1"}, sparsity=0.5, **({"arch": arch} if arch else {}))
+    recipe = prepare(asked, say=said.append).plan.recipe
+    assert (recipe.optimizer, recipe.lr, recipe.allocation, recipe.batch_size, recipe.noise) == settled
+    assert any(words in line for line in said)
 
 
 @pytest.mark.parametrize(("found", "precision"), [
