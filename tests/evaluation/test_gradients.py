@@ -211,6 +211,17 @@ def test_an_honest_model_costs_no_square(trained, data):
     assert model.meter.forwards == 0
 
 
+@pytest.mark.parametrize("lie", [None, "gradient through a part"])
+def test_pixels_without_gradient_mislead_only_where_square_breaks_what_pgd_leaves(trained, data, lie):
+    """A robust LeNet pruned to 90% has no gradient at 87% of its pixels, and PGD is right about it."""
+    model, (x, y) = trained, data
+    if lie:
+        model, (x, y) = Around(trained, PLANTED[lie][0]).eval(), right_ones(trained, PLANTED[lie][0], data)
+    found, = gradients.with_square([Finding("blind-pixels", "A fault.", True)], parse("fgsm,square"),
+                                   Bounded(model, 64), x, y, seed=0, **LINF)
+    assert found.unreliable == bool(lie) and "PGD-20 left" in found.text
+
+
 def test_images_too_small_for_square_are_said():
     model, x, y = right_on(8, size=4)
     found = gradients.with_square([Finding("wrong-gradients", "A fault.", True)], parse("fgsm"),
