@@ -13,16 +13,6 @@ from pwoa_cli.evaluation import checks
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return learn(lenet(num_classes=10))
-
-
-@pytest.fixture(scope="module")
-def data():
-    return faults.samples()
-
-
-@pytest.fixture(scope="module")
 def residual():
     """With batch norms."""
     return learn(resnet(num_classes=10), channels=3)

@@ -22,16 +22,6 @@ from pwoa_cli.evaluation.results import Finding
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return learn(lenet(num_classes=10))
-
-
-@pytest.fixture(scope="module")
-def data():
-    return faults.samples()
-
-
-@pytest.fixture(scope="module")
 def linear():
     """A linear network of 4x4 images in float64, its inputs and the labels that it gives."""
     torch.manual_seed(0)

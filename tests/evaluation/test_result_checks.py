@@ -5,10 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import faults
 from helpers.attack_checks import generator
 from helpers.faults import Around, only
-from helpers.small_models import learn, lenet
 
 from pwoa_cli.attacks import autoattack, gradient
 from pwoa_cli.attacks.base import contain, distance, wrong
@@ -16,16 +14,6 @@ from pwoa_cli.evaluation import checks
 from pwoa_cli.evaluation.result_checks import of_results
 
 EPS = 0.17  # breaks some of the samples
-
-
-@pytest.fixture(scope="module")
-def trained():
-    return learn(lenet(num_classes=10))
-
-
-@pytest.fixture(scope="module")
-def data():
-    return faults.samples()
 
 
 def result(name, n, broken=(), *, attacked=None, parts=None, nonfinite=0, outside=0):
