@@ -5,9 +5,10 @@ UNASKED = 3  # exit code: written, but not what was asked for: unfinished, or no
 
 
 class PwoaError(Exception):
-    """A failure that the command line shows as `error: MESSAGE` and `hint: HINT`, without a traceback."""
+    """A run that broke, which the command line shows as `error: MESSAGE` and `hint: HINT`, without a
+    traceback: exit code 4."""
 
-    exit_code = 1
+    exit_code = 4
 
     def __init__(self, message: str, *, hint: str = ""):
         super().__init__(message)

@@ -5,11 +5,12 @@
 Every family of pwoa, small, with each activation that it offers, a plain CNN of stride 2 and an MLP, are
 trained for a few seconds on the bundled digits, and on CIFAR-10 where cifar10.npz is there; dense, then
 pruned by magnitude layer by layer to 90 and 99% (200 weights at least stay in each layer) and trained on;
-each in float32 and in bfloat16. With --checkpoints also released networks (normalisation in the file, one
-channel: digits, three: CIFAR-10) in both. Then what tests/helpers/odd_networks.py plants in the first LeNet.
+each in float32 and in bfloat16. With --checkpoints also networks from files, released ones or those that
+`pwoa prune` wrote (normalisation in the file, one channel: digits, three: CIFAR-10), in both. Then what
+tests/helpers/odd_networks.py plants in the first LeNet.
 A row: accuracy on 500 test images; the share of exactly zero entries of the margin's input gradient; of the
 pixels that are read, those without gradient; the finite difference over what the gradient predicts, and the
-same for each of the three steps; what `pwoa eval` would say.
+same for each step tried; what `pwoa eval` would call unreliable (with Square beside PGD-20 where it asks).
 """
 import argparse
 import copy
@@ -25,13 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pwoa_cli
+from pwoa_cli.attacks import parse
 from pwoa_cli.attacks.base import frozen
+from pwoa_cli.attacks.bounded import Bounded, Meter
 from pwoa_cli.data import datasets
 from pwoa_cli.evaluation import checks, gradients
 from pwoa_cli.networks import families
 
 ROOT = Path(__file__).parents[2]
 TRAIN, TEST, BATCH = 12000, 500, 64
+EPS = {1: 0.3, 3: 8 / 255}  # by channels
 LEAST = 200  # weights that stay in a layer
 RAMPS = {0.0: (), 0.9: (0.8, 0.9), 0.99: (0.96, 0.98, 0.99)}  # sparsities on the way, each trained on
 HEAD = ("network", "accuracy", "zeros", "blind", "slope", "by step", "accused of")
@@ -131,10 +135,13 @@ def row(name: str, net: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Print what the probes say of a network; whether they accuse it."""
     with torch.no_grad(), frozen(net):
         right = torch.cat([net(part) for part in x.split(100)]).argmax(1) == y
-        rows = right.nonzero().flatten()[:checks.PROBE]
-        found = gradients.probe(net, x[rows], y[rows])
-        said = [f.check for f in gradients.of_gradients(net, x[rows], y[rows], attacks=("pgd-20",))
-                if f.check in gradients.FAULTS]
+        rows = right.nonzero().flatten()
+        few = rows[:checks.PROBE]
+        found = gradients.probe(net, x[few], y[few])
+        findings = [*gradients.of_gradients(net, x[few], y[few], attacks=("pgd-20",))]
+        findings = gradients.with_square(findings, parse("pgd-20"), Bounded(net, 100, Meter()), x[rows],
+                                         y[rows], eps=EPS[x.shape[1]], norm="linf", seed=0)
+        said = [f.check for f in findings if f.check in gradients.FAULTS and f.unreliable]
     figures = (f"{100 * float(right.float().mean()):.1f}", f"{found.zeros:.2f}", f"{found.blind:.3f}",
                f"{found.slope:.2f}", ", ".join(f"{slope:.2f}" for slope in found.slopes),
                ", ".join(said) or "nothing")

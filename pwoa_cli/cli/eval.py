@@ -70,5 +70,5 @@ def evaluate(
         workflow.keep(outcome, job, folder=folder, saved=save_samples)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
-    if tables.is_unfinished(outcome.result):
+    if tables.falls_short(outcome.result):
         raise typer.Exit(UNASKED)

@@ -1,7 +1,8 @@
 """The command line: parse -> request -> workflow -> show. The one place that turns errors into exit codes.
 
-0 done, 1 the run broke, 2 wrong use or input, 3 written but not what was asked for (unfinished, near chance),
-130 interrupted. torch is imported inside the commands, so that --help answers at once.
+0 done, 2 wrong use or input, 3 written but not what was asked for (unfinished, near chance, an attack without
+gradient), 4 the run broke, 130 interrupted. torch is imported inside the commands, so that --help answers
+at once.
 """
 import gc
 import os

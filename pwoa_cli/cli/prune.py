@@ -55,5 +55,5 @@ def prune(
     console.result(tables.markdown(result), result, table=lambda: tables.table(result))
     own = f"--arch {source.arch} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}{own}--attacks pgd,cw,aa")
-    if tables.only_guesses(result):
+    if tables.only_guesses(result) or tables.falls_short(result):
         raise typer.Exit(UNASKED)

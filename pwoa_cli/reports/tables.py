@@ -88,6 +88,12 @@ def is_unfinished(report: Mapping[str, Any]) -> bool:
     return bool(unfinished(report))
 
 
+def falls_short(report: Mapping[str, Any]) -> bool:
+    """Whether an attack that was asked for has no figure: time did not suffice, or it had no gradient."""
+    asked, scores = report.get("attacks", ()), [s for head, s in columns(report).items() if head != "drop"]
+    return is_unfinished(report) or any(name not in column for name in asked for column in scores)
+
+
 def summary(report: Mapping[str, Any]) -> str:
     """Clean and worst accuracy and the file's size, in a sentence. What is not finished gives no figure."""
     pruned = list(columns(report).values())[:2]  # teacher and pruned, or one model

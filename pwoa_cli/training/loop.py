@@ -66,13 +66,13 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
 
 
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None],
-        every: int = 20, say: Say = lambda text: None) -> State:
+        every: int = 20, restarted: Say = lambda text: None) -> State:
     """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of
     each term over the steps that have it (mixed batches have no label term).
 
-    Where the loss explodes, all is done again from the state given, at a quarter of the rate: `say` gets a
-    sentence, the state's lr_scale has the rate, and so have the losses reported from then on. At the lowest
-    rate a large loss is let pass.
+    Where the loss explodes, all is done again from the state given, at a quarter of the rate: `restarted`
+    gets a sentence, the state's lr_scale has the rate, and so have the losses reported from then on. At the
+    lowest rate a large loss is let pass.
     Raises: PwoaError when a loss is not finite at the lowest rate, or in the first step already, naming the
     step and the terms.
     """
@@ -92,8 +92,9 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
                                 hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set "
                                      "clip=5, or --set lr=1e-4.") from None
             saved["lr_scale"] *= RATE
-            say(f"warning: the loss exploded by step {explosion.step} of {plan.steps} ({explosion}): once "
-                f"more from step {saved['step']}, at {saved['lr_scale']:g} of the recipe's learning rate.")
+            restarted(f"the loss exploded by step {explosion.step} of {plan.steps} ({explosion}): once "
+                      f"more from step {saved['step']}, at {saved['lr_scale']:g} of the recipe's learning "
+                      "rate.")
             state = from_dict(plan, state.student, copy.deepcopy(saved))
 
 

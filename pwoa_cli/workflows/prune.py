@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pwoa_cli import __version__
+from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
 from pwoa_cli.data.samples import samples
@@ -62,19 +63,20 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
         environment=machine, recipe=asdict(job.plan.recipe),
         notes=[*job_notes(job), *lowered, *notes(scores)],
-        findings=findings(scores), data=data_fields(subject, n=request.n, seed=request.seed)
+        findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
+        data=data_fields(subject, n=request.n, seed=request.seed)
         | {"argument": request.data or subject.dataset.name})
     write(folder, result)
     return result
 
 
 def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
-        say: Say = lambda text: None) -> nn.Module:
+        restarted: Say = lambda text: None) -> nn.Module:
     """Run both phases; returns the pruned model in eval mode and plain memory layout. The subject stays as it
-    was; `say` gets a sentence where a rate is lowered."""
+    was; `restarted` gets a sentence where a rate is lowered."""
     plan, student = _copies(job)
     with torch.random.fork_rng():  # training seeds the global generator for dropout
-        state = loop.run(plan, loop.begin(plan, student), report=note, say=say)
+        state = loop.run(plan, loop.begin(plan, student), report=note, restarted=restarted)
     return state.student.to(memory_format=torch.contiguous_format).eval()
 
 
@@ -107,9 +109,9 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tupl
     notes: list[tuple[int, float]] = []  # (step, time)
     lowered: list[str] = []
 
-    def restart(text: str) -> None:
-        lowered.append(text.removeprefix("warning: ").capitalize())
-        say(text)
+    def restarted(text: str) -> None:
+        lowered.append(text[0].upper() + text[1:])
+        say(f"warning: {text}")
 
     with MetricsLog(folder / "metrics.jsonl") as log:
 
@@ -131,7 +133,7 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tupl
             progress("prune", state.step, plan.steps,
                      f"epoch {epoch}/{epochs} | {phase} | loss {losses['loss']:.3g}")
 
-        return fit(job, note=note, say=restart), lowered
+        return fit(job, note=note, restarted=restarted), lowered
 
 
 def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:

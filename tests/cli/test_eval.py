@@ -43,6 +43,28 @@ def test_eval_of_a_run_beside_its_teacher(here, pwoa, model):
     assert made["seconds"].keys() == {f"{who} {attack}" for who in names for attack in ("clean", "fgsm")}
 
 
+NO_GRADIENT = """
+from pwoa_cli.networks.families.small import LeNet
+
+
+class Closed(LeNet):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def fn():
+    return Closed(size=8, widths=(4, 8), hidden=16, num_classes=4)
+"""
+
+
+def test_eval_of_attacks_that_cannot_be_run_exits_3(here, pwoa):
+    Path("closed.py").write_text(NO_GRADIENT)
+    code, out, err = pwoa("eval", "model.pt", "--arch", "closed.py:fn", *TINY, "--attacks", "fgsm", "--json")
+    made = json.loads(out)
+    assert code == 3 and made["results"].keys() == {"clean"} and made["attacks"] == ["fgsm"]
+    assert "fgsm was not run" in err and "Traceback" not in err
+
+
 def test_eval_headline_names_the_run(here, pwoa):
     _, out, _ = pwoa("eval", "--n", "20", "--attacks", "fgsm")
     assert out.startswith(f"# {run_folder.newest().name} under attack")

@@ -161,12 +161,12 @@ def test_wrong_use_is_a_sentence_and_a_hint(here, pwoa, args, message, hint):
 
 
 @pytest.mark.parametrize(("error", "code", "message"), [
-    (OSError(28, "No space left on device", "disk/file"), 1, "error: disk/file: No space left on device."),
-    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1,
+    (OSError(28, "No space left on device", "disk/file"), 4, "error: disk/file: No space left on device."),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 4,
      "error: Out of memory: CUDA out of memory"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: Out of memory: "),
-    (MemoryError(), 1, "error: Out of memory"),
-    (PwoaError("The loss is not finite.", hint="Lower it."), 1,
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, "error: Out of memory: "),
+    (MemoryError(), 4, "error: Out of memory"),
+    (PwoaError("The loss is not finite.", hint="Lower it."), 4,
      "error: The loss is not finite.\nhint: Lower it.\n")])
 def test_what_a_machine_can_do_wrong_is_a_sentence(here, pwoa, monkeypatch, error, code, message):
     def fails(*args, **options):

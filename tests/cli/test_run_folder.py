@@ -28,7 +28,7 @@ def test_no_run_yet(tmp_path, monkeypatch, pwoa):
 
 
 @pytest.mark.parametrize(("error", "code"),
-                         [(KeyboardInterrupt(), 130), (PwoaError("The loss is not finite."), 1)])
+                         [(KeyboardInterrupt(), 130), (PwoaError("The loss is not finite."), 4)])
 def test_what_is_kept_is_said(here, pwoa, monkeypatch, error, code):
     def fails(*args, **options):
         raise error

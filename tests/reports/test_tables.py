@@ -177,6 +177,16 @@ def test_what_is_unfinished_stands_in_its_row_and_in_no_headline():
     assert "| aa | unfinished, 0 of 1000 |" in tables.markdown(one)
 
 
+def test_an_attack_that_was_asked_for_and_not_run_falls_short():
+    """The model lets no gradient through: what is left is not what was asked for."""
+    made = evaluation(attacks=["pgd-10", "aa"])
+    assert not tables.falls_short(made)
+    assert tables.falls_short(evaluation(attacks=["pgd-10", "aa"], results={"clean": STUDENT["clean"]}))
+    assert not tables.falls_short(report(attacks=["aa"]))
+    assert tables.falls_short(report(attacks=["aa"], student={"clean": STUDENT["clean"]}))
+    assert not tables.falls_short(report())  # of 0.1.0, which did not write down what was asked for
+
+
 def test_a_finished_weak_attack_is_no_headline_beside_an_unfinished_one():
     scores = {name: score for name, score in STUDENT.items() if name != "aa"} | {"fgsm": STUDENT["clean"]}
     made = evaluation(results=scores, unfinished={"model": {"aa": {"n": 200, "of": 1000}}})

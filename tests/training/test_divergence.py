@@ -43,7 +43,7 @@ def test_plain_gradients_at_a_high_rate_do_not_destroy_a_plain_network(lr):
     """SGD at 0.05 is what the default was for CIFAR-10; the others explode in the first steps."""
     plan, student = plain_plan(optimizer="sgd", lr=lr)
     said, seen = [], []
-    state = loop.run(plan, loop.begin(plan, student), every=10, say=said.append,
+    state = loop.run(plan, loop.begin(plan, student), every=10, restarted=said.append,
                      report=lambda state, means: seen.append(means))
     assert all(math.isfinite(value) for means in seen for value in means.values())
     assert right(state.student) > 0.9
@@ -107,7 +107,7 @@ def test_a_loss_that_masks_alone_make_large_is_no_reason(monkeypatch):
 
     monkeypatch.setattr(loop, "step", large)
     said = []
-    loop.run(plan, loop.begin(plan, student), report=lambda *_: None, every=4, say=said.append)
+    loop.run(plan, loop.begin(plan, student), report=lambda *_: None, every=4, restarted=said.append)
     assert not said
 
 

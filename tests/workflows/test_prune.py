@@ -174,7 +174,7 @@ def test_a_rate_that_is_too_high_is_lowered_and_said_in_the_report(tmp_path):
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
     with pytest.raises(PwoaError, match=r"The loss is not finite by step \d+ of 16: kl") as caught:
         run_in(tmp_path / "run", overrides=FAST | {"lr": "1e30", "optimizer": "sgd"})
-    assert caught.value.exit_code == 1 and "lr" in caught.value.hint
+    assert caught.value.exit_code == 4 and "lr" in caught.value.hint
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
 
 
@@ -205,7 +205,7 @@ def test_what_is_done_once_is_not_taken_for_steps(tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
-    def fit(job, *, note, say):
+    def fit(job, *, note, restarted):
         now[0] += 1000.0 + 20.0 + 19 * 2.0
         for step in (20, 40, 60, 2000):
             note(State(None, None, {}, None, step), {"loss": 1.0})
@@ -240,8 +240,8 @@ def spoiled(value):
     """`fit`, with this value in place of a zero of the first layer."""
     fit = prune.fit
 
-    def spoil(job, *, note, say):
-        student = fit(job, note=note, say=say)
+    def spoil(job, *, note, restarted):
+        student = fit(job, note=note, restarted=restarted)
         weight = student.get_parameter(job.plan.weights[0])
         with torch.no_grad():
             weight[tuple((weight == 0).nonzero()[0])] = value
@@ -258,7 +258,7 @@ def test_a_student_with_wrong_zeros_is_refused_and_not_saved(tmp_path, monkeypat
     monkeypatch.setattr(prune, "fit", spoiled(value))
     with pytest.raises(PwoaError, match=re.escape(said)) as caught:
         run_in(tmp_path / "run", sparsity=0.7, structure=structure)
-    assert caught.value.exit_code == 1 and caught.value.hint
+    assert caught.value.exit_code == 4 and caught.value.hint
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
 
 
@@ -273,8 +273,8 @@ def test_wrong_zeros_are_refused_without_asserts_too(tmp_path):
         assert False, "python -O leaves asserts out"
         torch.set_num_threads(1)
         fit = prune.fit
-        def negative(job, *, note, say):
-            student = fit(job, note=note, say=say)
+        def negative(job, *, note, restarted):
+            student = fit(job, note=note, restarted=restarted)
             for weight in map(student.get_parameter, job.plan.weights):
                 weight.data[weight == 0] = -0.0
             return student
