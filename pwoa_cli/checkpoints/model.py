@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pwoa_cli.checkpoints import architecture, hub
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
+from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.signatures import prefixes
-from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation, threat_of
+from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation
+from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError
-from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
 
 
@@ -129,7 +130,7 @@ def _from_file(source: Source) -> Loaded:
             parameters[name].requires_grad_(False)
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
-    return _loaded(net, found, state, normalisation, source, file_sha256(where), unwrapped=unwrapped,
+    return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where), unwrapped=unwrapped,
                    extra=extra)
 
 

@@ -4,7 +4,6 @@
 it); wrapped in envelopes or not; with prefixes of wrappers or not; parametrised (parametrisations.py) or not.
 weights_only, unless told to trust.
 """
-import argparse
 import json
 import os
 import re
@@ -12,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pwoa_cli.checkpoints import pickles
 from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
+from pwoa_cli.checkpoints.keys import cleaned, normalisation_of
 from pwoa_cli.checkpoints.parametrisations import fold
+from pwoa_cli.checkpoints.shards import files_of, index_of
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 
@@ -37,12 +37,6 @@ ENVELOPES = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema",
 CHOICES = ({"last", "best"}, {"last", "best_state"})  # of several epochs: which one is not for us to say
 # where training scripts keep what they were called with
 SETTINGS = ("args", "config", "opt", "hparams", "hyper_parameters")
-PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "1.")
-# side by side in one state dict these are whole models, not layers of one
-SIDES = ("student", "teacher", "model", "net", "ema", "model_ema", "ema_model", "swa_model", "encoder_q",
-         "encoder_k", "netG",
-         "netD", "generator", "discriminator")
-NORMALISERS: tuple[list[str], ...] = ([], ["0"], ["normalize"], ["normalizer"], ["norm"], ["preprocess"])
 HINT = pickles.HINT
 
 
@@ -83,19 +77,33 @@ def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, 
     folded."""
     state, extra, way, notes = _open_envelopes(content, where, entry)
     extra = metadata | extra
-    state, prefix, dropped = _strip(state, where)
+    state, cleared = cleaned(state, where)
     _check_numbers(state, where)
     try:
         state, folded = fold(state, extra, density=keep)
     except InputError as error:
         raise InputError(f"{where}: {error.message}", hint=error.hint) from error
-    undone = [" > ".join(way)] * bool(way) + [f"prefix {prefix}"] * bool(prefix) + dropped
+    undone = [" > ".join(way)] * bool(way) + cleared
     unwrapped = [f"unwrapped: {'; '.join(undone)}"] * bool(undone)
     return _finite(state, where), extra, [*notes, *unwrapped, *folded]
 
 
 def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
-    """(content, metadata of a safetensors file, warnings)."""
+    """(content, metadata of a safetensors file, warnings or notes) of a file, or of all parts of a model."""
+    index = index_of(path)
+    if index is None:
+        return _read_file(path, trust_pickle)
+    state, warned = dict[str, Any](), list[str]()
+    for part, keys in files_of(index).items():
+        content, _, more = _read_file(part, trust_pickle)
+        if lost := [key for key in keys if key not in content]:
+            raise InputError(f"{part} lacks {lost[0]}, which {index.name} says it holds.", hint=AGAIN)
+        state |= {key: content[key] for key in keys}
+        warned += more
+    return state, {}, (*warned, f"{len(files_of(index))} parts, as {index.name} lists them")
+
+
+def _read_file(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
     if not path.is_file():  # a pipe would wait for its writer
         inside = next((p for p in (path / "model.safetensors",) if p.is_file()), "model.pt")
         raise InputError(f"{path} is not a file{', it is a folder' if path.is_dir() else ''}.",
@@ -119,13 +127,36 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, 
         raise InputError(f"{path} is broken or truncated: its safetensors header claims {claim} bytes.",
                          hint=AGAIN)
     content, warned = pickles.read(path, trust_pickle=trust_pickle)
+    content = named(content)
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
         kind = type(content).__name__
+        tensors = [t for t in content if isinstance(t, Tensor)] if isinstance(content, list | tuple) else []
+        if tensors:
+            raise InputError(f"{path} holds a {kind} of {len(tensors)} tensors without names, and which "
+                             "layer each belongs to is not in the file.",
+                             hint="Save them with their names: torch.save(model.state_dict(), 'model.pt')")
         raise InputError(f"{path} holds a {kind}, expected a state dict of tensors by name.", hint=HINT)
     return content, {}, warned
 
 
-# --- envelopes and prefixes ---------------------------------------------------------------
+# --- envelopes ---------------------------------------------------------------
+
+def named(content: Any, depth: int = 4) -> Any:
+    """Lists where names were meant: [state dict] as it, several as a mapping by number, (name, tensor) pairs
+    as a mapping; in envelopes too. Everything else is returned as it is."""
+    if isinstance(content, list | tuple) and content and depth:
+        if all(isinstance(part, Mapping) for part in content):
+            return named(content[0] if len(content) == 1 else {str(i): part for i, part in
+                                                               enumerate(content)}, depth - 1)
+        if all(isinstance(part, list | tuple) and len(part) == 2 and isinstance(part[0], str)
+               and isinstance(part[1], Tensor) for part in content):
+            return dict(content)
+    if isinstance(content, Mapping) and depth:
+        return {key: named(value, depth - 1) if key in ENVELOPES else value
+                for key, value in content.items()}
+    return content
+
+
 
 def _holds_weights(content: object, depth: int = 4) -> bool:
     """Whether it is a mapping with tensors, or has one in an envelope; a pickle may hold itself, so the depth
@@ -224,60 +255,12 @@ def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None
                      hint="Leave --entry out, or name one of these.")
 
 
-def _strip(state: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], str, list[str]]:
-    """(state without wrapper prefixes, the prefixes, what was dropped). A prefix is removed if every key has
-    it.
-
-    Dropped first is what MadryLab's attacker doubles. One that is not in PREFIXES must have layers of several
-    names in it.
-    """
-    start = next((p for p in ("module.attacker.", "attacker.") if any(k.startswith(p) for k in state)), None)
-    kept = {k: t for k, t in state.items() if not start or not k.startswith(start)}
-    dropped = [f"dropped {len(state) - len(kept)} tensors {start}*"] if 0 < len(kept) < len(state) else []
-    state, removed = kept or state, ""
-    while True:
-        weights = [k for k in state if not _normalisation(k)]
-        prefix = next((p for p in PREFIXES if weights and all(k.startswith(p) for k in weights)),
-                      None) or _shared(weights)
-        if prefix is None:
-            break
-        state = {k.removeprefix(prefix): t for k, t in state.items()}
-        removed += prefix
-    sides = {k.partition(".")[0] for k in state if not _normalisation(k)}
-    if len(sides) > 1 and sides <= set(SIDES):
-        names = sorted(sides, key=SIDES.index)
-        raise InputError(f"{where} holds {len(sides)} models side by side: the keys begin with "
-                         f"{', '.join(names)}.",
-                         hint=f"Say which: --entry {names[0]}")
-    return state, removed, dropped
-
-
-def _shared(keys: list[str]) -> str | None:
-    """The names that every key begins with, if layers of at least two names lie below them: an unknown
-    wrapper's."""
-    shared = os.path.commonprefix([k.split(".") for k in keys])
-    prefix = "".join(name + "." for name in shared)
-    return prefix if shared and all(k.startswith(prefix) and "." in k.removeprefix(prefix)
-                                    for k in keys) else None
-
-
-def _normalisation(key: str) -> str | None:
-    """"mean" or "std" for the key of a normalisation buffer (mu, 0.mean, normalize.std, normalizer.new_mean,
-    ...), else None."""
-    parts = key.split(".")
-    while parts[0] in ("module", "model", "_orig_mod") and len(parts) > 1:
-        parts = parts[1:]
-    names = {"mean": "mean", "mu": "mean", "new_mean": "mean", "std": "std", "sigma": "std", "new_std": "std"}
-    holder = parts[:-1] in NORMALISERS
-    return names.get(parts[-1]) if holder else None
-
-
 def take_normalisation(state: Mapping[str, Tensor]) -> tuple[
         dict[str, Tensor], tuple[float, ...] | None, tuple[float, ...] | None]:
     """(state without its normalisation buffers, mean, std by channel); None where the file has none."""
-    found = {_normalisation(k): tuple(t.float().flatten().tolist()) for k, t in state.items()
-             if _normalisation(k)}
-    rest = {k: t for k, t in state.items() if not _normalisation(k)}
+    found = {normalisation_of(k): tuple(t.float().flatten().tolist()) for k, t in state.items()
+             if normalisation_of(k)}
+    rest = {k: t for k, t in state.items() if not normalisation_of(k)}
     return rest, found.get("mean"), found.get("std")
 
 
@@ -309,34 +292,6 @@ def _finite(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             raise InputError(f"{where}: {name} has {bad} NaN or infinite values of {tensor.numel()}.",
                              hint="The checkpoint is damaged or its training diverged; take another epoch.")
     return state
-
-
-def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(norm, eps) if the file's own settings name them (eps, epsilon, norm, also inside args); None
-    otherwise."""
-    settings: dict[str, Any] = {}
-    for key, value in extra.items():
-        value = vars(value) if isinstance(value, argparse.Namespace) else value
-        settings |= value if isinstance(value, Mapping) else {key: value}
-    eps = next((n for n in (_number(settings.get(k)) for k in ("eps", "epsilon")) if n is not None), None)
-    if eps is None:
-        return None
-    norm = str(settings.get("norm", "linf")).lower().replace("l_", "l")
-    norm = {"inf": "linf", "2": "l2"}.get(norm, norm)
-    # the common spelling 8 for 8/255; an L2 ball may be larger than 1
-    eps = eps / 255 if eps > 1 and norm == "linf" else eps
-    return (norm, eps) if norm in ("linf", "l2") and 1e-5 < eps < float("inf") else None  # 1e-8 is Adam's eps
-
-
-def _number(value: Any) -> float | None:
-    """0.3, "0.3" or "8/255" as a number; None for anything else, such as True or several numbers."""
-    if isinstance(value, bool | np.bool_):
-        return None
-    above, _, below = value.partition("/") if isinstance(value, str) else (value, "", "")
-    try:
-        return float(above) / float(below or 1)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError):
-        return None
 
 
 def json_field(metadata: Mapping[str, Any], key: str) -> Any:

@@ -15,6 +15,7 @@ from pwoa_cli import attacks
 from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
+from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, units
@@ -24,7 +25,6 @@ from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinishe
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
-from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
@@ -141,7 +141,7 @@ def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) 
         say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone "
             "(--compare FILE names one)")
         return None
-    if (hub.pretrained(path).sha256 if hub.is_name(path) else file_sha256(path)) != sha256:
+    if (hub.pretrained(path).sha256 if hub.is_name(path) else checkpoint_sha256(path)) != sha256:
         raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
                          hint="Name the teacher: --compare FILE")
     return Source(path, entry=reading.get("entry"), keep=reading.get("keep"))

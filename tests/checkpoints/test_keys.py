@@ -1,0 +1,135 @@
+"""Names in a state dict: each wrapper's word in each place and envelope, tensors that are no layer's, two
+networks."""
+import pytest
+import torch
+from helpers.checkpoint_files import refused_with, saved
+
+from pwoa_cli.checkpoints.keys import BESIDE, COUNTERS, WORDS
+from pwoa_cli.checkpoints.model import load_model
+from pwoa_cli.checkpoints.state_dict import read_state_dict
+from pwoa_cli.networks.families.resnet import CifarResNet
+
+pytestmark = pytest.mark.usefixtures("folder")
+ENVELOPES = {"bare": lambda s: s, "state_dict": lambda s: {"state_dict": s, "epoch": 3},
+             "list": lambda s: {"state_dict": [s]}, "nested": lambda s: {"model": {"state_dict": s}}}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return CifarResNet(blocks=(1, 1, 1), widths=(2, 4, 6)).eval().state_dict()
+
+
+def first(word, key):
+    return f"{word}.{key}"
+
+
+def inside(word, key):
+    """Around each block, as compilation, checkpointing and FSDP by block do."""
+    return key.replace(".0.conv", f".0.{word}.conv").replace(".0.bn", f".0.{word}.bn").replace(
+        ".0.downsample", f".0.{word}.downsample").replace(".0.shortcut", f".0.{word}.shortcut")
+
+
+def everywhere(word, key):
+    module, _, name = key.rpartition(".")
+    return f"{word}." + module.replace(".", f".{word}.") + f".{word}.{name}"
+
+
+# layer.module.weight may be a layer's own name
+PLACES = [(word, place) for word in (*WORDS, "module", "module._orig_mod", "_orig_mod.module")
+          for place in (first, inside, everywhere)
+          if "module" not in word.split(".") or place is first]
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES)
+@pytest.mark.parametrize(("word", "place"), PLACES)
+def test_words_of_wrappers_go_wherever_they_stand(net, word, place, envelope):
+    content = ENVELOPES[envelope]({place(word, key): tensor for key, tensor in net.items()})
+    state, _, notes = read_state_dict(saved(content))
+    assert state.keys() == net.keys() and all(torch.equal(state[k], net[k]) for k in net)
+    assert all(part in " ".join(notes) for part in word.split("."))
+
+
+def test_data_parallelism_around_a_part_goes(net):
+    content = {key.replace("layer1.", "layer1.module."): tensor for key, tensor in net.items()}
+    state, _, notes = read_state_dict(saved(content))
+    assert state.keys() == net.keys() and notes == ("unwrapped: module in keys",)
+
+
+def test_words_stay_where_two_keys_would_become_one():
+    content = {"a.weight": torch.ones(2, 2), "a._module.weight": torch.zeros(2, 2), "b.bias": torch.ones(2)}
+    assert read_state_dict(saved(content))[0].keys() == content.keys()
+
+
+# --- tensors that are no layer's ---------------------------------------------------------------
+
+BOOKKEEPING = {
+    "thop": lambda s: s | {f"{k.rpartition('.')[0]}.{name}": torch.zeros(1, dtype=torch.float64)
+                           for k in s for name in ("total_ops", "total_params")},
+    "AveragedModel": lambda s: {"n_averaged": torch.tensor(3)} | {f"module.{k}": t for k, t in s.items()},
+    "loss": lambda s: {f"model.{k}": t for k, t in s.items()} | {"criterion.weight": torch.ones(10)},
+    "centres": lambda s: {f"net.{k}": t for k, t in s.items()} | {"center_loss.centers": torch.ones(10, 6)},
+    "metrics": lambda s: {f"model.{k}": t for k, t in s.items()} | {
+        "train_acc.tp": torch.tensor(3), "val_metrics.confmat": torch.ones(10, 10), "epoch": torch.tensor(2)},
+    "attack": lambda s: {f"model.{k}": t for k, t in s.items()} | {"attack.delta": torch.ones(1, 3, 32, 32)},
+    "attacker's double": lambda s: {f"model.{k}": t for k, t in s.items()} | {
+        f"attacker.model.{k}": t for k, t in s.items()},
+    "ema-pytorch, alone": lambda s: {f"ema_model.{k}": t for k, t in s.items()} | {
+        "initted": torch.tensor(True), "step": torch.tensor(4), "global_step": torch.tensor(4)}}
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES)
+@pytest.mark.parametrize("kind", BOOKKEEPING)
+def test_tensors_that_are_no_layers_are_left_out_and_named(net, kind, envelope):
+    path = saved(ENVELOPES[envelope](BOOKKEEPING[kind](net)))
+    state, _, notes = read_state_dict(path)
+    assert state.keys() == net.keys() and "no layer's" in " ".join(notes)
+    assert load_model(path).arch == "cifar-resnet"
+
+
+def test_counters_of_one_number_alone_and_networks_of_such_names_stay():
+    shift = {"total_ops": torch.ones(3), "w.weight": torch.ones(2, 2)}  # no counter: three numbers
+    assert read_state_dict(saved(shift))[0].keys() == shift.keys()
+    only = {"loss.fc.weight": torch.ones(2, 2), "loss.fc.bias": torch.ones(2)}  # nothing else is there
+    assert read_state_dict(saved(only))[0].keys() == {"loss.fc.weight", "loss.fc.bias"}
+    assert "criterion" not in COUNTERS and not any(map(BESIDE.fullmatch, (
+        "conv1", "fc", "head", "AuxLogits", "metric_fc", "attn", "features", "adapter", "lossless")))
+
+
+# --- two networks in one file ---------------------------------------------------------------
+
+@pytest.mark.parametrize(("plain", "average"), [
+    ("net", "ema_net"), ("model", "model_ema"), ("online_model", "ema_model"), ("net", "target_net"),
+    ("network", "swa_network")])
+def test_a_network_beside_its_average_is_taken_and_the_other_is_offered(net, plain, average):
+    averaged = {f"{average}.{k}": t + 1 for k, t in net.items()}
+    path = saved({"state_dict": {f"{plain}.{k}": t for k, t in net.items()} | averaged | {
+        "step": torch.tensor(3)}})
+    state, _, notes = read_state_dict(path)
+    assert all(torch.equal(state[k], net[k]) for k in net) and f"--entry {average} takes it" in notes[0]
+    state, _, notes = read_state_dict(path, entry=average)
+    assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
+
+
+def test_branches_of_one_network_are_no_two_networks():
+    branch = {"0.weight": torch.ones(2, 2), "1.weight": torch.ones(2, 2)}
+    content = {f"{name}.{k}": t for name in ("left", "right") for k, t in branch.items()}
+    assert read_state_dict(saved(content))[0].keys() == content.keys()
+
+
+# --- lists, flat parameters ---------------------------------------------------------------
+
+def test_lists_of_networks_of_pairs_and_of_nameless_tensors(net):
+    path = saved({"state_dict": [net, {k: t + 1 for k, t in net.items()}], "err": [0.1]})
+    assert refused_with(path) == (f"{path} holds 2 models: '0', '1'.", "Say which: --entry 0")
+    second = read_state_dict(path, entry="state_dict.1")[0]
+    assert torch.equal(second["conv1.weight"], net["conv1.weight"] + 1)
+    assert read_state_dict(saved([net]))[0].keys() == net.keys()
+    assert read_state_dict(saved(list(net.items())))[0].keys() == net.keys()
+    message, hint = refused_with(saved(list(net.values())))
+    assert f"a list of {len(net)} tensors without names" in message and "state_dict()" in hint
+
+
+def test_flat_parameters_are_named():
+    message, hint = refused_with(saved({"layer._fsdp_wrapped_module._flat_param": torch.ones(9)}))
+    assert "flat parameter of FSDP" in message and "FULL_STATE_DICT" in hint

@@ -1,0 +1,48 @@
+"""What settings in a file say of the threat that a network was trained against."""
+import argparse
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pwoa_cli.checkpoints.training_threat import threat_of
+
+LINF = {"norm": "linf"}
+
+
+@pytest.mark.parametrize("norm", ["linf", "Linf", "L_inf", "l-inf", "inf", math.inf, np.inf, "Linf norm"])
+@pytest.mark.parametrize("name", ["norm", "constraint", "attack_norm", "threat_model", "attack-norm"])
+def test_norms_under_their_names(name, norm):
+    assert threat_of({name: norm, "eps": 0.1}) == ("linf", 0.1)
+    assert threat_of({"args": argparse.Namespace(**{name.replace("-", "_"): norm}), "epsilon": 0.1}) == (
+        "linf", 0.1)
+
+
+@pytest.mark.parametrize(("settings", "threat"), [
+    ({"eps": "2.0", "norm": "l2"}, ("l2", 2.0)), ({"eps": 0.5, "constraint": "2"}, ("l2", 0.5)),
+    ({"eps": 0.5, "norm": 2}, ("l2", 0.5)), ({"eps": 12, "norm": "L1"}, ("l1", 12.0)),
+    ({"args": argparse.Namespace(epsilon=0.5, norm="L2")}, ("l2", 0.5)),
+    # in 255ths: every image is within 8, or 128 of another in l2
+    ({"eps": 8, "norm": "Linf"}, ("linf", 8 / 255)), ({"attack_eps": 128, "norm": "l2"}, ("l2", 128 / 255)),
+    ({"eps": "8/255"} | LINF, ("linf", 8 / 255)), ({"eps": np.float64(0.3)} | LINF, ("linf", 0.3)),
+    ({"eps": True, "epsilon": 0.3} | LINF, ("linf", 0.3)),
+    ({"hyper_parameters": {"attack": {"eps": 4, "norm": "Linf"}}}, ("linf", 4 / 255))])
+def test_threat_of_settings(settings, threat):
+    assert threat_of(settings) == threat
+
+
+@pytest.mark.parametrize("settings", [
+    {"epsilon": 0.3}, {"args": {"eps": 0.1, "label_smoothing": True}}, {"eps": "8/255"},  # of what?
+    {"eps": 1e-8} | LINF, {"eps": "nan"} | LINF, {"eps": 0} | LINF, {"eps": True} | LINF,
+    {"eps": "8/0"} | LINF, {"eps": "small"} | LINF, {"args": {"eps": torch.tensor([0.1, 0.2])} | LINF}, LINF,
+    LINF, {}, {"norm": "batch", "eps": 1e-3}, {"norm": True, "eps": 0.1}, {"norm": None, "eps": 0.1},
+    {"epsilon": 8.0, "noise_multiplier": 1.1, "norm": "l2"}])  # differential privacy
+def test_what_names_no_threat(settings):
+    assert threat_of(settings) is None
+
+
+def test_settings_that_hold_themselves_end():
+    args = {"eps": 0.1, "norm": "linf"}
+    args["args"] = args
+    assert threat_of({"args": args}) == ("linf", 0.1)
