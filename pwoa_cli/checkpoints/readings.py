@@ -2,10 +2,10 @@
 labelled images.
 
 Two witnesses: how often a reading is right, and how well the statistics stored in its batch norms fit those
-images. A reading is taken instead of the first one only if it is clearly better, and if the other witness
-does not contradict.
+images: of all of them where options are open, of the first one where the normalisation is. A reading is taken
+instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from pwoa_cli.checkpoints.batch_norms import Statistics, first_misfit
 from pwoa_cli.checkpoints.model import Loaded, Source, read_as, said
-from pwoa_cli.checkpoints.normalisation import NORMALISATIONS, Normalisation, known_for
+from pwoa_cli.checkpoints.normalisation import NORMALISATIONS, Normalisation, Values, known_for
 from pwoa_cli.data import datasets
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluation.checks import gives_probabilities
+from pwoa_cli.evaluation.checks import LOW, gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
 from pwoa_cli.networks.build import parts
 
@@ -39,12 +39,14 @@ class Undecided(InputError):
 @dataclass(frozen=True)
 class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
-    of its batch norms' statistics, None without batch norms. tried: each other way, where none was better."""
+    of its batch norms' statistics, first: of the first one's (batch_norms.py), None without batch norms.
+    tried: each other way, where none was better."""
 
     words: str
     loaded: Loaded
     hits: Tensor
     misfit: float | None
+    first: float | None = None
     tried: str = ""
 
     @property
@@ -53,8 +55,9 @@ class Reading:
         return self.hits.double().mean().item()
 
     def figures(self) -> str:
-        """For people: normalisation cifar10 84.2% (misfit 0.002)."""
-        fit = "" if self.misfit is None else f" (misfit {self.misfit:.2g})"
+        """For people: normalisation cifar10 84.2% (misfit 0.0002, all layers 0.024)."""
+        fit = "" if self.misfit is None or self.first is None else (
+            f" (misfit {self.first:.2g}, all layers {self.misfit:.2g})")
         return f"{self.words} {100 * self.accuracy:.1f}%{fit}"
 
 
@@ -89,47 +92,70 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
     even = [r for r in finalists if not is_clearly_better(best.hits, r.hits)]
-    chosen = _decided(even, first)
-    listed = _listed([*even, *tried], first=chosen or first)
-    figures = (f"{listed}, right on {len(first.hits)} training images of {dataset.name} (every {SCREEN}th "
-               "for those far behind)")
+    left = _told_apart(even)
+    chosen = left[0] if len(left) == 1 else first if first in left else None
+    likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -_score(r)))
+    figures = (f"{_how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
+               f"{len(first.hits)} training images of {dataset.name} (every {SCREEN}th for those far behind)")
     if chosen is None or _contradicted(chosen, screened, first):
         why = ("its batch norms' statistics fit another reading than the one that is right most often"
-               if chosen else "neither accuracy nor its batch norms' statistics tell")
+               if chosen else "neither accuracy nor its batch norms' statistics tell; likeliest first")
         raise Undecided(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
-                        hint=_how(best.loaded, loaded))
+                        hint=_how(likeliest.loaded, loaded))
     if chosen is not first:
         settled = f"read as {chosen.words}: {figures}"
-    elif len(even) > 1:
+    elif len(left) > 1:
         settled = f"read as it is, though images do not tell (--normalize and --arch decide): {figures}"
+    elif first.accuracy < LOW:
+        settled = f"read as it is, as no other reading is better: {figures}"
     else:
         settled = f"confirmed: {figures}"
     say(settled)
     return replace(chosen, loaded=replace(chosen.loaded, settled=settled))
 
 
-def _decided(even: Sequence[Reading], first: Reading) -> Reading | None:
-    """One of readings that are right about equally often: the one that fits far better, else the first, else
-    the only one."""
-    misfits = [(r.misfit, r) for r in even if r.misfit is not None]
-    if len(misfits) == len(even):
-        least, fitting = min(misfits, key=lambda pair: pair[0])
-        if all(FITS_BETTER * least < misfit for misfit, r in misfits if r is not fitting):
-            return fitting
-    if first in even:
-        return first
-    return even[0] if len(even) == 1 else None
+def _told_apart(even: Sequence[Reading]) -> list[Reading]:
+    """Of readings that are right about equally often those that batch norms leave: the normalisation that
+    fits the first one far better than any other, then the options that fit all of them far better."""
+    if any(r.first is None or r.misfit is None for r in even):
+        return list(even)
+    left = _fitting(even, {_normalisation(r): r.first or 0.0 for r in even}, _normalisation)
+    if len({_normalisation(r) for r in left}) > 1:
+        return left
+    return _fitting(left, {r.words: r.misfit or 0.0 for r in left}, lambda r: r.words)
+
+
+def _how_sure(likeliest: Reading, even: Sequence[Reading]) -> str:
+    """How much better its normalisation fits than the next of those that are right about equally often."""
+    others = [r.first for r in even if r.first and _normalisation(r) != _normalisation(likeliest)]
+    if not others or not likeliest.first or min(others) <= FITS_BETTER * likeliest.first:
+        return ""
+    return f"its first batch norm fits {min(others) / likeliest.first:.0f} times better than the next, "
+
+
+def _fitting(readings: Sequence[Reading], misfits: Mapping[Any, float],
+             key: Callable[[Reading], Any]) -> list[Reading]:
+    """The readings of the key whose misfit is far less than all others; all where there is none."""
+    least = min(misfits, key=lambda k: misfits[k])
+    clear = all(FITS_BETTER * misfits[least] < misfit for k, misfit in misfits.items() if k != least)
+    return [r for r in readings if key(r) == least] if clear else list(readings)
+
+
+def _normalisation(reading: Reading) -> tuple[Values, Values]:
+    return reading.loaded.normalisation.mean, reading.loaded.normalisation.std
 
 
 def _contradicted(chosen: Reading, screened: Sequence[Reading], first: Reading) -> bool:
-    """Whether a change of reading is at odds with the batch norms: another one fits them better (of a change
-    of options at all, as accuracy alone misleads there; of normalisation far better)."""
-    if chosen is first or chosen.misfit is None:
+    """Whether a change of reading is at odds with the batch norms: another normalisation fits the first one
+    far better, or other options fit all of them better at all, as accuracy alone misleads there."""
+    own = next(r for r in screened if r.words == chosen.words)
+    if chosen is first or own.first is None or own.misfit is None:
         return False
-    margin = FITS_BETTER if chosen.loaded.arch_options == first.loaded.arch_options else 1.0
-    own = next(r.misfit for r in screened if r.words == chosen.words)
-    return own is not None and any(r.misfit is not None and margin * r.misfit < own
-                                   for r in screened if r.words != chosen.words)
+    if any(r.first is not None and FITS_BETTER * r.first < own.first for r in screened):
+        return True
+    return chosen.loaded.arch_options != first.loaded.arch_options and any(
+        r.misfit is not None and r.misfit < own.misfit for r in screened
+        if _normalisation(r) == _normalisation(chosen))
 
 
 def _score(reading: Reading) -> int:
@@ -194,7 +220,7 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          f"{dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
-    index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()[::every]
+    index = spread(dataset)[::every]
     right = []
     with Statistics(loaded.model) as statistics:
         for part in index.split(100):
@@ -202,47 +228,13 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
             right.append(logits.argmax(1) == y)
-    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit())
+    first = first_misfit(loaded.model, (dataset.train.batch(part)[0] for part in spread(dataset).split(100)))
+    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(), first)
 
 
-class Statistics:
-    """Inside the block, sums over what every batch norm of a model gets; then how badly that fits what it has
-    stored.
-
-    The misfit of a batch norm is the mean over its channels of KL(batch || stored), both Gaussian: what the
-    images give and the running mean and variance. Networks trained with a known normalisation on natural or
-    FGSM images have about 0.0005 under the right one and many times that under others
-    (examples/benchmarks/normalisations.py), where accuracy tells three of six not apart.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
-        self.sums: dict[_BatchNorm, Tensor] = {}
-
-    def __enter__(self) -> "Statistics":
-        self.handles = [norm.register_forward_pre_hook(self._add) for norm in self.norms]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _add(self, norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
-        z = args[0].double().movedim(1, 0).flatten(1)
-        new = torch.stack([torch.full_like(z[:, 0], z.shape[1]), z.sum(1), (z * z).sum(1)])
-        self.sums[norm] = self.sums[norm] + new if norm in self.sums else new
-
-    def misfit(self) -> float | None:
-        """The mean over the batch norms that ran; None if none did."""
-        values = []
-        for norm, (count, total, squares) in self.sums.items():
-            assert norm.running_mean is not None and norm.running_var is not None  # as for all of self.norms
-            mean = total / count
-            variance = (squares / count - mean ** 2).clamp_min(1e-12)  # a dead channel has none
-            stored = norm.running_var.double().clamp_min(1e-12)
-            kl = (stored / variance).log() + (variance + (mean - norm.running_mean) ** 2) / stored - 1
-            values.append(0.5 * kl.mean().item())
-        return sum(values) / len(values) if values else None
+def spread(dataset: datasets.Dataset) -> Tensor:
+    """The indices of PROBE training images that are spread over the set, (n,) long."""
+    return torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()
 
 
 def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:

@@ -11,6 +11,7 @@ from helpers import small_models as small
 from torch import nn
 
 from pwoa_cli.checkpoints import readings
+from pwoa_cli.checkpoints.batch_norms import Statistics, crops, first_misfit
 from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
 from pwoa_cli.data import datasets
@@ -53,15 +54,16 @@ def levels(name="cifar10", *, step=40, n=600):
     return datasets.Dataset(name, split, split, 4, (3, 8, 8), "none", None, "made")
 
 
-def nearest_centre(dataset, truth, *, norm=True):
+def nearest_centre(dataset, truth, *, norm=True, seen=lambda x: x):
     """A network that gives the level of brightness, with inputs normalised as `truth`, and its batch norm's
-    statistics."""
+    statistics of what it has seen of the images."""
     x, y = dataset.train.batch(torch.arange(len(dataset.train)))
     z = Normalized(nn.Identity(), *NORMALISATIONS[truth])(x)
     centres = torch.stack([z[y == k].mean() for k in range(4)])
     state = {"conv.weight": torch.eye(3).view(3, 3, 1, 1), "fc.weight": 2 * centres.view(4, 1),
              "fc.bias": -centres ** 2}
     if norm:
+        z = Normalized(nn.Identity(), *NORMALISATIONS[truth])(seen(x))
         mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3))
         state |= {"bn.running_mean": mean, "bn.running_var": variance, "bn.weight": (variance + 1e-5).sqrt(),
                   "bn.bias": mean}
@@ -92,6 +94,40 @@ def test_statistics_of_batch_norm_tell_what_accuracy_cannot():
     reading, said = settle(nearest_centre(dataset, "imagenet"), dataset)
     assert reading.words == "normalisation imagenet"
     assert "normalisation cifar10-old 100.0% (misfit " in said, "as right as the truth"
+
+
+@pytest.mark.parametrize("truth", ["cifar10", "cifar10-old", "imagenet"])
+def test_a_network_trained_on_crops_padded_with_black_is_told_by_its_first_batch_norm(truth):
+    """Its statistics are of darker images than those that are shown, so the wrong normalisation fits them as
+    well."""
+    dataset, draw = levels(step=60), torch.Generator().manual_seed(1)
+    reading, said = settle(nearest_centre(dataset, truth, seen=lambda x: crops(x, draw)), dataset)
+    assert reading.words == f"normalisation {truth}" and "times better" in said
+    batch = dataset.train.batch(readings.spread(dataset))[0]
+    with Statistics(reading.loaded.model) as plain, torch.no_grad():
+        reading.loaded.model(batch)
+    assert first_misfit(reading.loaded.model, [batch]) < plain.misfit() / 5
+    assert first_misfit(nn.Flatten(), [batch]) is None, "without batch norms"
+
+
+def test_crops_move_each_image_and_are_black_where_it_left():
+    x = torch.ones(64, 1, 16, 16)
+    moved = crops(x, torch.Generator().manual_seed(0))
+    assert moved.shape == x.shape and set(moved.unique().tolist()) == {0.0, 1.0}
+    rows = moved[:, 0].amax(2)
+    left = (1 - rows).sum(1)  # black rows of each
+    assert left.min() == 0 and left.max() == 2, "up to an eighth of the side"
+    assert torch.equal(crops(x[..., :7, :7], torch.Generator()), x[..., :7, :7]), "no room to move"
+
+
+def test_what_few_images_are_right_under_is_not_called_confirmed():
+    dataset = levels(step=60)
+    loaded = nearest_centre(dataset, "none")
+    labels = dataset.train.labels.clone()
+    labels[torch.arange(len(labels)) % 5 > 1] += 1  # 3 of 5 are wrong whatever the reading
+    split = datasets.Split(dataset.train.images, labels % 4)
+    reading, said = settle(loaded, replace(dataset, train=split, test=split))
+    assert reading.accuracy < 0.5 and "confirmed" not in said and "read as it is" in said
 
 
 def test_readings_that_nothing_tells_apart_are_listed_and_none_is_chosen():
@@ -175,7 +211,7 @@ def test_misfit_is_the_divergence_of_two_gaussians():
 
 
 def misfit(model, dataset):
-    with readings.Statistics(model) as statistics, torch.no_grad():
+    with Statistics(model) as statistics, torch.no_grad():
         for part in torch.linspace(0, 599, 500).long().split(100):
             model(dataset.train.batch(part)[0])
     return statistics.misfit()
@@ -239,7 +275,7 @@ def test_statistics_that_contradict_accuracy_stop_the_choice(monkeypatch):
         """The words of the reading that is taken where that of `words` is right and the first one is not."""
         def run(what, reading, dataset, *, every=1):
             right = torch.full((readings.PROBE,), what == words)[::every]
-            return readings.Reading(what, reading, right, misfits.get(what))
+            return readings.Reading(what, reading, right, misfits.get(what), misfits.get(what))
 
         monkeypatch.setattr(readings, "run", run)
         return settle(loaded, dataset)[0].words
