@@ -133,8 +133,9 @@ def photographs(path: Path) -> tuple[Tensor, ...]:
 
 def row(name: str, net: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Print what the probes say of a network; whether they accuse it."""
-    with torch.no_grad(), frozen(net):
-        right = torch.cat([net(part) for part in x.split(100)]).argmax(1) == y
+    with frozen(net):
+        with torch.no_grad():
+            right = torch.cat([net(part) for part in x.split(100)]).argmax(1) == y
         rows = right.nonzero().flatten()
         few = rows[:checks.PROBE]
         found = gradients.probe(net, x[few], y[few])

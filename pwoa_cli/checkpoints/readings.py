@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pwoa_cli.attacks import parse
+from pwoa_cli.attacks.base import frozen
 from pwoa_cli.checkpoints.batch_norms import Statistics, first_misfit
 from pwoa_cli.checkpoints.model import Loaded, Source, read_as, said
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS, Normalisation, Values, known_for
@@ -21,6 +23,7 @@ from pwoa_cli.data import datasets
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW, gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
+from pwoa_cli.machine.seeds import generator
 from pwoa_cli.networks.build import parts
 
 PROBE = 500  # training images that tell whether model and data belong together
@@ -29,6 +32,7 @@ SURE = 0.95  # accuracy at which the options are right: other activations or pad
 FAR = 5.0  # standard deviations above chance that a model must be
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
 FITS_BETTER = 2.0  # times the misfit of another reading
+ATTACK = "pgd-5"  # under which a robust network holds far better as it was made than otherwise
 SHOWN = 4  # readings in a sentence
 
 
@@ -40,13 +44,15 @@ class Undecided(InputError):
 class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
     of its batch norms' statistics, first: of the first one's (batch_norms.py), None without batch norms.
-    tried: each other way, where none was better."""
+    attacked: (n,) bool, which images hold under attack, where nothing else told. tried: each other way, where
+    none was better."""
 
     words: str
     loaded: Loaded
     hits: Tensor
     misfit: float | None
     first: float | None = None
+    attacked: Tensor | None = None
     tried: str = ""
 
     @property
@@ -58,7 +64,9 @@ class Reading:
         """For people: normalisation cifar10 84.2% (misfit 0.0002, all layers 0.024)."""
         fit = "" if self.misfit is None or self.first is None else (
             f" (misfit {self.first:.2g}, all layers {self.misfit:.2g})")
-        return f"{self.words} {100 * self.accuracy:.1f}%{fit}"
+        held = "" if self.attacked is None else (
+            f" ({100 * self.attacked.double().mean().item():.1f}% under attack)")
+        return f"{self.words} {100 * self.accuracy:.1f}%{fit}{held}"
 
 
 def warn_of_code(source: Source, *, say: Callable[[str], None]) -> None:
@@ -93,6 +101,9 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         return replace(first, tried=_listed(tried))
     even = [r for r in finalists if not is_clearly_better(best.hits, r.hits)]
     left = _told_apart(even)
+    if len(left) > 1 and all(r.first is None for r in left):
+        even = _under_attack(left, dataset)
+        left, first = _holding(even), next((r for r in even if r.words == first.words), first)
     chosen = left[0] if len(left) == 1 else first if first in left else None
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -_score(r)))
     figures = (f"{_how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
@@ -123,6 +134,35 @@ def _told_apart(even: Sequence[Reading]) -> list[Reading]:
     if len({_normalisation(r) for r in left}) > 1:
         return left
     return _fitting(left, {r.words: r.misfit or 0.0 for r in left}, lambda r: r.words)
+
+
+def _under_attack(even: Sequence[Reading], dataset: datasets.Dataset) -> list[Reading]:
+    """Readings with what holds of the images under ATTACK; as they are where no threat is known."""
+    threat = even[0].loaded.threat or dataset.threat
+    if threat is None:
+        return list(even)
+    (norm, eps), attack = threat, parse(ATTACK)[0]
+    shown = [dataset.train.batch(part) for part in spread(dataset).split(100)]
+    tried = []
+    for reading in even:
+        model, draw, held = reading.loaded.model, generator(0, "readings"), []
+        with frozen(model):
+            for x, y in shown:
+                adv = attack.run(model, x, y, eps=eps, norm=norm, generator=draw)
+                with torch.no_grad():
+                    held.append(model(adv).argmax(1) == y)
+        tried.append(replace(reading, attacked=torch.cat(held).cpu()))
+    return tried
+
+
+def _holding(tried: Sequence[Reading]) -> list[Reading]:
+    """Those that hold most often: a network is robust under the normalisation that it was made robust with.
+    All where none stands out."""
+    held = [(r.attacked, r) for r in tried if r.attacked is not None]
+    if not held:
+        return list(tried)
+    best = max((attacked for attacked, _ in held), key=lambda attacked: int(attacked.sum()))
+    return [r for attacked, r in held if not is_clearly_better(best, attacked)]
 
 
 def _how_sure(likeliest: Reading, even: Sequence[Reading]) -> str:

@@ -110,6 +110,17 @@ def test_a_network_trained_on_crops_padded_with_black_is_told_by_its_first_batch
     assert first_misfit(nn.Flatten(), [batch]) is None, "without batch norms"
 
 
+@pytest.mark.parametrize("truth", ["none", "imagenet"])
+def test_a_network_without_batch_norm_is_read_as_it_is_robust(truth):
+    """Classes that lie 60 of 255 apart hold within 24 of 255 where the centres are right, and fall where they
+    are off."""
+    dataset = replace(levels(step=60), threat=("linf", 24 / 255))
+    reading, said = settle(nearest_centre(dataset, truth, norm=False), dataset)
+    assert reading.words == ("as read" if truth == "none" else f"normalisation {truth}")
+    if truth == "imagenet":  # accuracy tells nothing of its relatives
+        assert "% under attack)" in said and reading.attacked.double().mean() > 0.9
+
+
 def test_crops_move_each_image_and_are_black_where_it_left():
     x = torch.ones(64, 1, 16, 16)
     moved = crops(x, torch.Generator().manual_seed(0))
