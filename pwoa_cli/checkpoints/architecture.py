@@ -13,12 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from pwoa_cli.checkpoints import signatures
+from pwoa_cli.checkpoints.heads import HEADS, body_of
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks import families
 from pwoa_cli.networks.families import FAMILIES, MEMBERS, Guess
 
-# how a last layer's name begins
-HEADS = ("fc", "linear", "head", "heads", "classifier", "last_linear", "output", "logits")
 WRITE = "or write it: --arch file.py:fn, where fn() returns the network (docs/checkpoints.md shows how)"
 
 
@@ -153,7 +152,10 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
 
 
 def unknown(state: Mapping[str, Tensor], *, where: str) -> UnknownArchitecture:
-    """The error for a state dict that nothing fits: what it holds, and what to do."""
+    """The error for a state dict that nothing fits: what it holds, and what to do; but for its head, a file
+    that makes it loadable."""
+    if (body := body_of(state)) and (hint := body.hint()):
+        return UnknownArchitecture(f"{where} is {body.words()}.", hint=hint)
     shown = ", ".join(f"{k} {tuple(t.shape)}" for k, t in list(state.items())[:4])
     nearest = ", ".join(f"{name} ({100 * share:.0f}% of the tensors)"
                         for name, share in signatures.near(state))

@@ -40,7 +40,7 @@ def facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     if info["arch"] is None:
         return [("architecture", f"not known. {info['unknown']['why']}"),
-                ("next", info["unknown"]["what_to_do"])]
+                ("next", info["unknown"]["what_to_do"].partition("\n\n")[0])]
     threat, clean = info["threat"], info["clean"]
     lines = [("architecture",
               f"{info['arch']}{info['chosen'] and ' with ' + info['chosen']} from {info['evidence']}")]
@@ -69,6 +69,11 @@ def _history(pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines + ([("report", f"{tables.summary(made)} {tables.caption(made)}")] if made else [])
 
 
+def code(info: Mapping[str, Any]) -> str:
+    """The file to write, where that is what to do: its lines, indented; else ""."""
+    return info["unknown"]["what_to_do"].partition("\n\n")[2] if info["arch"] is None else ""
+
+
 def rows(info: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Layer, shape, weights and sparsity in percent of each."""
     return [(row["name"], "x".join(map(str, row["shape"])), f"{row['total']:,}",
@@ -82,6 +87,7 @@ def markdown(info: Mapping[str, Any]) -> str:
     """The findings as one Markdown document."""
     lines = [f"# {tables.inline(headline(info))}", "",
              *(f"- {label}: {tables.inline(text)}" for label, text in facts(info))]
+    lines += ["", code(info)] * bool(code(info))
     return "\n".join([*lines, "", *tables.markdown_table(HEAD, rows(info))]) + "\n"
 
 
@@ -89,6 +95,7 @@ def table(info: Mapping[str, Any]) -> Any:
     """The findings for a terminal: a rich renderable that holds at 60 columns."""
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     plain = partial(Table, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     findings, weights = plain(show_header=False), plain(header_style="bold")
@@ -101,4 +108,5 @@ def table(info: Mapping[str, Any]) -> Any:
         weights.add_column(heading, justify="right", no_wrap=True)
     for row in rows(info):
         weights.add_row(*map(tables.text_cell, row))
-    return Group(tables.text_cell(headline(info), "bold"), "", findings, "", weights)
+    file = [Text(code(info)), ""] * bool(code(info))
+    return Group(tables.text_cell(headline(info), "bold"), "", findings, "", *file, weights)
