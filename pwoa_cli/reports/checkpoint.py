@@ -108,5 +108,5 @@ def table(info: Mapping[str, Any]) -> Any:
         weights.add_column(heading, justify="right", no_wrap=True)
     for row in rows(info):
         weights.add_row(*map(tables.text_cell, row))
-    file = [Text(code(info)), ""] * bool(code(info))
+    file = [Text(code(info) + "\n")] * bool(code(info))
     return Group(tables.text_cell(headline(info), "bold"), "", findings, "", *file, weights)
