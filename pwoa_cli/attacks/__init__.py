@@ -141,6 +141,12 @@ def _fmn(name: str, steps: int) -> Attack:
     return Attack(f"fmn-{steps}", partial(minimum_norm.fmn, steps=steps), minimum_norm=True, cost=3 * steps)
 
 
+def typed(text: str) -> dict[str, str]:
+    """The name in a report of each attack as it was typed, and of each such name: {"pgd": "pgd-20", ...}."""
+    found = {part.strip(): parse(part)[0].name for part in text.split(",")}
+    return found | {name: name for name in found.values()}
+
+
 def _iterative(name: str, family: str, steps: str | None, restarts: str | None, step: str | None) -> Attack:
     """pgd or cw with what the name says; the canonical name leaves out what is the default."""
     n_steps, n_restarts = int(steps or DEFAULT_STEPS), int(restarts or 1)

@@ -35,6 +35,10 @@ class Console:
         """`warning: TEXT` on stderr, also when quiet."""
         _to_stderr(f"warning: {text}")
 
+    def raw(self, line: str) -> None:
+        """A line on stderr that a program reads: never broken, also when quiet."""
+        _write(sys.stderr, visible(line))
+
     def error(self, error: PwoaError) -> None:
         """`error: MESSAGE` and `hint: HINT` on stderr, also when quiet."""
         _to_stderr(f"error: {error.message}")

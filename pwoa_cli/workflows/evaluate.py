@@ -3,7 +3,7 @@ result.
 
 `pwoa prune` ends with the same measurement.
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.progress import Progress, Say
-from pwoa_cli.reports import schema
+from pwoa_cli.reports import gates, schema
 from pwoa_cli.reports.write import write
 from pwoa_cli.workflows.setup import Subject, data_fields, open_subject, open_teacher
 
@@ -56,6 +56,8 @@ class Request:
     resume: bool = False
     per_class: bool = False
     keep_inputs: bool = False
+    gates: Sequence[gates.Gate] = ()
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def prepare(request: Request, *, say: Say) -> Job:
         other, own = (TEACHER, "pruned") if of_run else ("compared", "model")
         loaded = {other: open_teacher(teacher, subject, device=device, say=say, flag="--compare"),
                   own: subject.loaded}
-    return Job(request, subject, loaded, str(device))
+    checked = gates.resolved(request.gates, attacks.typed(request.attacks), compared=len(loaded) > 1)
+    return Job(replace(request, gates=checked), subject, loaded, str(device))
 
 
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
@@ -182,6 +185,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,
         headings=list(found))
+    if request.gates:
+        result["gates"] = gates.judged(result, request.gates, strict=request.strict)
     return Outcome(result, found, x.index, labels)
 
 
