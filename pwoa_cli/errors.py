@@ -1,6 +1,7 @@
 """Errors that a user can act on: one sentence (what, where, got, expected) and the next command to try."""
 
 
+GATE = 1  # exit code: a figure is beyond the limit of a gate
 UNASKED = 3  # exit code: written, but not what was asked for: unfinished, or no better than guessing
 
 

@@ -5,8 +5,9 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.gates import GateOptions, tell
 from pwoa_cli.cli.run_folder import no_folder, opened
-from pwoa_cli.errors import UNASKED
+from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files import run_folder
 
 GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
@@ -20,7 +21,7 @@ Examples:
   pwoa eval --attacks aa --max-seconds 600 --resume"""
 
 
-@options.with_source
+@options.with_groups
 def evaluate(
     *, model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
         "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its "
@@ -32,11 +33,11 @@ def evaluate(
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
     max_seconds: options.MaxSeconds = None, resume: options.Resume = False,
     save_samples: options.SaveSamples = None,
-    out: options.ReportFolder = None, json: options.Json = False, quiet: options.Quiet = False,
-    dry_run: options.DryRun = False,
+    out: options.ReportFolder = None, gate: GateOptions, json: options.Json = False,
+    quiet: options.Quiet = False, dry_run: options.DryRun = False,
 ) -> None:
     """Measure accuracy under attack."""
-    console = Console(json=json, quiet=quiet)
+    gates, console = gate.parsed(), Console(json=json, quiet=quiet)
     run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")
     jobs: list[Any] = []
 
@@ -53,7 +54,7 @@ def evaluate(
             source.of(model), teacher=source.of_teacher(compare), data=data, norm=norm, eps=eps,
             attacks=attacks, n=n, seed=seed,
             batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
-            keep_inputs=save_samples is not None), say=console.say)
+            keep_inputs=save_samples is not None, gates=gates, strict=gate.strict), say=console.say)
         if dry_run:
             console.result("Everything checked; nothing was attacked.",
                            {"dry_run": True, "out": str(out) if out else None})
@@ -70,5 +71,7 @@ def evaluate(
         workflow.keep(outcome, job, folder=folder, saved=save_samples)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
+    if not tell(console, gate, outcome.result, name=model or "newest run"):
+        raise typer.Exit(GATE)
     if tables.falls_short(outcome.result):
         raise typer.Exit(UNASKED)

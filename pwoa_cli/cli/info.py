@@ -11,7 +11,7 @@ Examples:
   pwoa info model.pt --normalize none"""
 
 
-@options.with_source
+@options.with_groups
 def info(
     *, model: options.Model, source: options.SourceOptions, data: options.InfoData = None,
     json: options.Json = False,

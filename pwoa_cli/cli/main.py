@@ -1,8 +1,8 @@
 """The command line: parse -> request -> workflow -> show. The one place that turns errors into exit codes.
 
-0 done, 2 wrong use or input, 3 written but not what was asked for (unfinished, near chance, an attack without
-gradient), 4 the run broke, 130 interrupted. torch is imported inside the commands, so that --help answers
-at once.
+0 done, 1 a gate failed, 2 wrong use or input, 3 written but not what was asked for (unfinished, near chance,
+an attack without gradient), 4 the run broke, 130 interrupted. torch is imported inside the commands, so that
+--help answers at once.
 """
 import gc
 import os
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pwoa_cli import __version__
-from pwoa_cli.cli import eval, info, options, prune
+from pwoa_cli.cli import eval, info, options, prune, report
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
@@ -44,7 +44,8 @@ def _main(context: typer.Context,
 
 for _command, _name, _examples in ((prune.prune, "prune", prune.EXAMPLES),
                                    (eval.evaluate, "eval", eval.EXAMPLES),
-                                   (info.info, "info", info.EXAMPLES)):
+                                   (info.info, "info", info.EXAMPLES),
+                                   (report.report, "report", report.EXAMPLES)):
     app.command(_name, cls=options.Command, epilog=_examples)(_command)
 
 

@@ -1,7 +1,7 @@
 """The options of the command line: their names, help and the text that they take."""
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,17 +226,20 @@ class SourceOptions:
         return None if path is None else Source(path, trust_pickle=self.trust_pickle)
 
 
-def with_source(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `SourceOptions` in place of its parameter `source`, which gets them
-    together."""
-    shared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-              for f in fields(SourceOptions)]
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of each parameter that is a group of options, such as `SourceOptions`, as
+    options of its own; the parameter gets them together."""
     own = inspect.signature(command).parameters.values()
-    parameters = [one for parameter in own for one in (shared if parameter.name == "source" else [parameter])]
+    groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    parameters = [one for parameter in own for one in (
+        [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+         for f in fields(groups[parameter.name])] if parameter.name in groups else [parameter])]
 
     @wraps(command)
     def gathered(**values: Any) -> None:
-        command(source=SourceOptions(**{p.name: values.pop(p.name) for p in shared}), **values)
+        made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)})
+                for name, group in groups.items()}
+        command(**made, **values)
 
     # what typer makes options of
     gathered.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect

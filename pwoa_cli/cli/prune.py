@@ -5,17 +5,19 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.gates import GateOptions, tell
 from pwoa_cli.cli.run_folder import opened
-from pwoa_cli.errors import UNASKED
+from pwoa_cli.errors import GATE, UNASKED
 
 EXAMPLES = """\b
 Examples:
   pwoa prune model.pt --sparsity 0.9
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
-  pwoa prune model.pt --sparsity 0.5 --structure filter"""
+  pwoa prune model.pt --sparsity 0.5 --structure filter
+  pwoa prune model.pt --sparsity 0.9 --max-drop worst=2"""
 
 
-@options.with_source
+@options.with_groups
 def prune(
     *, model: options.Model, sparsity: options.Sparsity, structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
@@ -25,14 +27,14 @@ def prune(
     data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
     seed: options.Seed = 0, device: options.Device = "auto", out: options.RunFolder = None,
-    json: options.Json = False,
+    gate: GateOptions, json: options.Json = False,
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
     wanted, created = options.parse_sparsity(sparsity), datetime.now()
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
-    console = Console(json=json, quiet=quiet)
+    gates, console = gate.parsed(), Console(json=json, quiet=quiet)
     with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
         console.say("loading torch")
         from pwoa_cli.reports import tables
@@ -42,7 +44,7 @@ def prune(
         job = prepare(Request(
             source.of(model), wanted, structure=structure, recipe=recipe, overrides=overrides,
             teacher=source.of_teacher(teacher), data=data, norm=norm, eps=eps, attacks=attacks, n=n,
-            seed=seed, device=device), say=console.say)
+            seed=seed, device=device, gates=gates, strict=gate.strict), say=console.say)
         if dry_run:
             guess = workflow.time_to_fit(job)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
@@ -55,5 +57,7 @@ def prune(
     console.result(tables.markdown(result), result, table=lambda: tables.table(result))
     own = f"--arch {source.arch} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}{own}--attacks pgd,cw,aa")
+    if not tell(console, gate, result, name=folder.name):
+        raise typer.Exit(GATE)
     if tables.only_guesses(result) or tables.falls_short(result):
         raise typer.Exit(UNASKED)

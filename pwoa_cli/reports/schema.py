@@ -10,11 +10,12 @@ teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import in_points
-from pwoa_cli.files.plain import plain
+from pwoa_cli.files.plain import plain, read_json
 
 SCHEMA_VERSION = 2
 READS = (1, SCHEMA_VERSION)  # 1: a list of names under `unfinished`, which runs do not have
@@ -140,6 +141,21 @@ def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[s
         raise InputError(f"{where}: schema_version {version}, this pwoa reads {known}.",
                          hint="Use the pwoa that wrote it, or prune again.")
     return _check(report, SCHEMA, where)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The report.json of a run or an evaluation, checked. Raises: InputError for a file that is none."""
+    report = read_json(path)
+    if not isinstance(report, dict):
+        raise InputError(f"{path} holds no report.", hint="Name a run's folder, or its report.json.")
+    if "sparsity" in report:
+        return validate(report, where=str(path))
+    shown = {name: DROPS if name == "drop" else SCORES for name in ("results", "teacher", "student", "drop")
+             if name in report}
+    if not shown:
+        raise InputError(f"{path} holds no report: it has no results.",
+                         hint="Name a run's folder, or its report.json.")
+    return _check(report, EVALUATION | shown, str(path))
 
 
 def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.progress import Progress, Say
-from pwoa_cli.reports import gates, schema
+from pwoa_cli.reports import schema
+from pwoa_cli.reports.gates import Gate, judged, resolved
 from pwoa_cli.reports.write import write
 from pwoa_cli.workflows.setup import Subject, data_fields, open_subject, open_teacher
 
@@ -56,7 +57,7 @@ class Request:
     resume: bool = False
     per_class: bool = False
     keep_inputs: bool = False
-    gates: Sequence[gates.Gate] = ()
+    gates: Sequence[Gate] = ()
     strict: bool = False
 
 
@@ -111,7 +112,7 @@ def prepare(request: Request, *, say: Say) -> Job:
         other, own = (TEACHER, "pruned") if of_run else ("compared", "model")
         loaded = {other: open_teacher(teacher, subject, device=device, say=say, flag="--compare"),
                   own: subject.loaded}
-    checked = gates.resolved(request.gates, attacks.typed(request.attacks), compared=len(loaded) > 1)
+    checked = resolved(request.gates, attacks.typed(request.attacks), compared=len(loaded) > 1)
     return Job(replace(request, gates=checked), subject, loaded, str(device))
 
 
@@ -186,7 +187,7 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,
         headings=list(found))
     if request.gates:
-        result["gates"] = gates.judged(result, request.gates, strict=request.strict)
+        result["gates"] = judged(result, request.gates, strict=request.strict)
     return Outcome(result, found, x.index, labels)
 
 

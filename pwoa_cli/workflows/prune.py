@@ -27,7 +27,8 @@ from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.pruning.groups import single
-from pwoa_cli.reports import gates, numbers, schema
+from pwoa_cli.reports import numbers, schema
+from pwoa_cli.reports.gates import judged
 from pwoa_cli.reports.write import write
 from pwoa_cli.training import duration, loop
 from pwoa_cli.training.state import Plan, State
@@ -67,7 +68,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         data=data_fields(subject, n=request.n, seed=request.seed)
         | {"argument": request.data or subject.dataset.name})
     if request.gates:
-        result["gates"] = gates.judged(result, request.gates, strict=request.strict)
+        result["gates"] = judged(result, request.gates, strict=request.strict)
     write(folder, result)
     return result
 

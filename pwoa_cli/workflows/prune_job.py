@@ -21,6 +21,7 @@ from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
 from pwoa_cli.reports import numbers
+from pwoa_cli.reports.gates import Gate, resolved
 from pwoa_cli.training import objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
@@ -51,6 +52,8 @@ class Request:
     n: int = 1000
     seed: int = 0
     device: str = "auto"
+    gates: Sequence[Gate] = ()
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def prepare(request: Request, *, say: Say,
     Raises: InputError for anything that would fail later.
     """
     seconds: dict[str, float] = {}
-    attacks.parse(request.attacks)
+    checked = resolved(request.gates, attacks.typed(request.attacks), compared=True)
+    request = replace(request, gates=checked)
     if request.structure not in STRUCTURES:
         raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
                          hint="For example: --structure filter")

@@ -16,6 +16,8 @@ from pwoa_cli.cli import main
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.workflows import prune_job
 
+COMMANDS = (None, "prune", "eval", "info", "report")
+
 # --- help ---------------------------------------------------------------
 
 def test_help_imports_nothing_heavy():
@@ -41,18 +43,18 @@ def examples(command):
 
 
 @pytest.mark.parametrize("line",
-                         [line for command in (None, "prune", "eval", "info") for line in examples(command)])
+                         [line for command in COMMANDS for line in examples(command)])
 def test_every_example_of_the_help_runs(here, pwoa, line):
     words = shlex.split(line)[1:]
     if words[-1] != "--help":
-        words += [*(TINY if words[0] != "info" else []), *(BUDGET[:4] if words[0] == "prune" else [])]
+        words += {"prune": [*TINY, *BUDGET[:4]], "eval": TINY}.get(words[0], [])
     code, out, err = pwoa(*words)
     assert code == 0, err
     assert json.loads(out) if "--json" in words else out.startswith(("# ", "Usage"))
 
 
 def test_help_shows_the_examples_that_the_test_above_runs(pwoa):
-    for command in (None, "prune", "eval", "info"):
+    for command in COMMANDS:
         _, out, _ = pwoa(*([command] if command else []), "--help")
         assert (len(examples(command)) in (3, 4)
                 and examples(command) == re.findall(r"^    (pwoa .*)$", out, re.M))
