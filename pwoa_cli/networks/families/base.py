@@ -19,7 +19,7 @@ class Guess:
     make(**options) of the family `arch` has these very keys and shapes. input_shape: (C, H, W), None: the
     keys do not tell. evidence: the keys and sizes that it was read from, for people. others: option values
     that the same keys allow as well, likeliest first; each is what to change in `options`, such as
-    {"activation": "silu"}.
+    {"activation": "silu"}; what it changes stands in `options`, so that it can be said and changed back.
     """
 
     arch: str
@@ -27,6 +27,10 @@ class Guess:
     input_shape: tuple[int, int, int] | None
     evidence: str
     others: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        unsaid = {key for other in self.others for key in other} - self.options.keys()
+        assert not unsaid, f"others of {self.arch} change what its options do not say: {unsaid}"
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _identify_style(state: State, style: str) -> Guess | None:
     widths = [s[0] for s in shapes]
     options = {"num_classes": head[0], "in_channels": stem[1], "blocks": blocks, "widths": widths,
                "bottleneck": f"{convs[0].removesuffix(one)}{three}.weight" in state, "style": style,
-               "shortcut": "conv" if projected else padded[0]}
+               "shortcut": "conv" if projected else padded[0], "pool": False}
     if not fits(state, CifarResNet, options):
         return None
     depth = sum(blocks) * (3 if options["bottleneck"] else 2) + 2
