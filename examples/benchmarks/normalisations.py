@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
-    dataset = datasets.load("cifar10", device=torch.device("cpu"), size=None)
+    dataset = datasets.load("cifar10", device=torch.device("cpu"))
     x, y = dataset.train.batch(torch.linspace(0, len(dataset.train) - 1, readings.PROBE).long())
     print("| trained with | on | " + " | ".join(READINGS) + " |\n|---|---|" + "---:|" * len(READINGS))
     for truth in TRUTHS:

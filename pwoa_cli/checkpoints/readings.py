@@ -22,6 +22,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
 from pwoa_cli.networks.build import parts
+from pwoa_cli.progress import Patience
 
 PROBE = 500  # training images that tell whether model and data belong together
 SCREEN = 5  # every fifth of them is shown to every reading
@@ -77,10 +78,12 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
                                          options=loaded.others if first.accuracy < SURE else ())
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
-    for words, options, normalisation in ways:
+    patience = Patience(say)
+    for number, (words, options, normalisation) in enumerate(ways, start=1):
         other = read_as(loaded, options=options, normalisation=normalisation)
         with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
             tried.append(run(words, other, dataset, every=SCREEN))
+        patience.say(f"tried {number} of {len(ways)} other ways: {words}")
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
     leading = max(screened, key=_score)
     finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in screened
@@ -91,8 +94,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     even = [r for r in finalists if not is_clearly_better(best.hits, r.hits)]
     chosen = _decided(even, first)
     listed = _listed([*even, *tried], first=chosen or first)
-    figures = (f"{listed}, right on {len(first.hits)} training images of {dataset.name} (every {SCREEN}th "
-               "for those far behind)")
+    figures = (f"{listed}, right on {len(first.hits)} {dataset.probe_name} of {dataset.name} (every "
+               f"{SCREEN}th for those far behind)")
     if chosen is None or _contradicted(chosen, screened, first):
         why = ("its batch norms' statistics fit another reading than the one that is right most often"
                if chosen else "neither accuracy nor its batch norms' statistics tell")
@@ -183,7 +186,8 @@ def _how(best: Loaded, loaded: Loaded) -> str:
 
 
 def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "") -> Reading:
-    """A reading tried on every `every`-th of PROBE training images that are spread over the set.
+    """A reading tried on every `every`-th of PROBE training images (test images where there are no others)
+    that are spread over the set.
 
     Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the
     model cannot take the images, or does not return finite logits.
@@ -194,11 +198,12 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          f"{dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
-    index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()[::every]
+    probe = dataset.probe
+    index = torch.linspace(0, len(probe) - 1, min(PROBE, len(probe))).long()[::every]
     right = []
     with Statistics(loaded.model) as statistics:
         for part in index.split(100):
-            x, y = dataset.train.batch(part)
+            x, y = probe.batch(part)
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
             right.append(logits.argmax(1) == y)

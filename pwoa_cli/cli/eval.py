@@ -20,13 +20,14 @@ Examples:
   pwoa eval --attacks aa --max-seconds 600 --resume"""
 
 
-@options.with_source
+@options.with_shared
 def evaluate(
     *, model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
         "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its "
         "teacher."))] = "",
     source: options.SourceOptions, compare: options.Compare = None,
-    data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
+    data: options.Data = None, pictures: options.DataOptions,
+    norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.Attacks = "fgsm,pgd,cw",
     n: options.N = 1000, per_class: options.PerClass = False,
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
@@ -50,8 +51,8 @@ def evaluate(
         from pwoa_cli.workflows import evaluate as workflow
 
         job = workflow.prepare(workflow.Request(
-            source.of(model), teacher=source.of_teacher(compare), data=data, norm=norm, eps=eps,
-            attacks=attacks, n=n, seed=seed,
+            source.of(model), teacher=source.of_teacher(compare), data=data, choices=pictures.choices(),
+            norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
             keep_inputs=save_samples is not None), say=console.say)
         if dry_run:

@@ -13,6 +13,7 @@ from pwoa_cli.errors import InputError
 
 if TYPE_CHECKING:
     from pwoa_cli.checkpoints.model import Source
+    from pwoa_cli.data.choices import Choices
 
 
 class Command(TyperCommand):
@@ -119,6 +120,17 @@ Data = Annotated[str | None, _option(
 InfoData = Annotated[str | None, _option(
     "--data", DATA, "Also try it on training images of mnist, cifar10, ..., a folder or an .npz file.",
     metavar="NAME|PATH")]
+ImageSize = Annotated[str | None, _option(
+    "--image-size", DATA, "Size to which pictures of a folder are scaled, 224 or 192x256. Default: the "
+                          "network's or their own.", metavar="N|HxW")]
+ClassMap = Annotated[str | None, _option(
+    "--class-map", DATA, "Class number of each folder: lines FOLDER NUMBER, or JSON.", metavar="FILE")]
+ClassOrder = Annotated[str | None, _option(
+    "--class-order", DATA, "Order of folders whose names are numbers: text (0, 1, 10, 2) or number.",
+    metavar="text|number")]
+LabelsFrom = Annotated[int, _option(
+    "--labels-from", DATA, "Least label of an .npz file, which is class 0.", metavar="N",
+    parser=_whole("--labels-from", 0))]
 Norm = Annotated[str | None, _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2|l1")]
 Eps = Annotated[str | None, _option(
     "--eps", DATA, "Its radius, such as 8/255 or 0.3, for inputs in [0,1]. Default: the file's, else the "
@@ -226,17 +238,54 @@ class SourceOptions:
         return None if path is None else Source(path, trust_pickle=self.trust_pickle)
 
 
-def with_source(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `SourceOptions` in place of its parameter `source`, which gets them
-    together."""
-    shared = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-              for f in fields(SourceOptions)]
+@dataclass(frozen=True)
+class DataOptions:
+    """What a user says of how --data is read: the options of every command that opens a data set."""
+
+    image_size: ImageSize = None
+    class_map: ClassMap = None
+    class_order: ClassOrder = None
+    labels_from: LabelsFrom = 0
+
+    def choices(self) -> "Choices":
+        """Parsed. Raises: InputError naming the option."""
+        from pwoa_cli.data.choices import Choices
+
+        if self.class_order not in (None, "text", "number"):
+            raise InputError(f"--class-order {self.class_order} is neither text nor number.",
+                             hint="--class-order number")
+        return Choices(image_size=parse_size(self.image_size), class_map=self.class_map,
+                       class_order=self.class_order, labels_from=self.labels_from)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """--image-size as (H, W). Raises: InputError."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) for side in sides):
+        raise InputError(f"--image-size {text} is no size of images.",
+                         hint="For example: --image-size 224, or height x width: --image-size 192x256")
+    return int(sides[0]), int(sides[-1])
+
+
+_SHARED = {"source": SourceOptions, "pictures": DataOptions}
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `SourceOptions` and `DataOptions` in place of its parameters `source`
+    and `pictures`, which get them together."""
+    shared = {name: [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+                                       annotation=f.type) for f in fields(kind)]
+              for name, kind in _SHARED.items()}
     own = inspect.signature(command).parameters.values()
-    parameters = [one for parameter in own for one in (shared if parameter.name == "source" else [parameter])]
+    parameters = [one for parameter in own for one in shared.get(parameter.name, [parameter])]
 
     @wraps(command)
     def gathered(**values: Any) -> None:
-        command(source=SourceOptions(**{p.name: values.pop(p.name) for p in shared}), **values)
+        together = {name: kind(**{p.name: values.pop(p.name) for p in shared[name]})
+                    for name, kind in _SHARED.items()}
+        command(**together, **values)
 
     # what typer makes options of
     gathered.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect

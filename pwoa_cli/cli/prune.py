@@ -15,14 +15,15 @@ Examples:
   pwoa prune model.pt --sparsity 0.5 --structure filter"""
 
 
-@options.with_source
+@options.with_shared
 def prune(
     *, model: options.Model, sparsity: options.Sparsity, structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
     source: options.SourceOptions, teacher: options.Teacher = None,
-    data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
+    data: options.Data = None, pictures: options.DataOptions,
+    norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
     seed: options.Seed = 0, device: options.Device = "auto", out: options.RunFolder = None,
     json: options.Json = False,
@@ -41,8 +42,8 @@ def prune(
 
         job = prepare(Request(
             source.of(model), wanted, structure=structure, recipe=recipe, overrides=overrides,
-            teacher=source.of_teacher(teacher), data=data, norm=norm, eps=eps, attacks=attacks, n=n,
-            seed=seed, device=device), say=console.say)
+            teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
+            norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device), say=console.say)
         if dry_run:
             guess = workflow.time_to_fit(job)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {

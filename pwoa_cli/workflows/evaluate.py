@@ -15,6 +15,7 @@ from pwoa_cli import attacks
 from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
+from pwoa_cli.data.choices import Choices, of_report
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, units
@@ -46,6 +47,7 @@ class Request:
     teacher: Source | None = None  # what the model is compared with
     teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
     data: str | None = None
+    choices: Choices = field(default_factory=Choices)
     norm: str | None = None
     eps: str | None = None
     n: int = 1000
@@ -96,7 +98,8 @@ def prepare(request: Request, *, say: Say) -> Job:
     if of_run:
         request = _of_run(request, Path(request.source.path) if request.source.path else run_folder.newest(),
                           say=say)
-    subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps,
+    subject = open_subject(request.source, data=request.data, choices=request.choices,
+                           norm=request.norm, eps=request.eps,
                            device=device, say=say, near_chance="possible" if of_run else "of pruned")
     attacks.check_norm(attacks.parse(request.attacks), subject.norm)
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
@@ -131,6 +134,8 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
     return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")),
                    teacher=teacher, teacher_is_source=is_source, norm=norm, eps=eps,
+                   choices=request.choices if request.data or request.choices != Choices() else
+                   of_report(made["data"].get("choices", {})),
                    data=request.data or made["data"].get("argument", made["data"]["name"]))
 
 

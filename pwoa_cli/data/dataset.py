@@ -1,0 +1,103 @@
+"""A data set in memory or on disk: splits, batches in [0, 1] on the device, and what was inferred of it.
+
+Legend: N images, B batch, C channels, H and W height and width.
+"""
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from pwoa_cli.data import formats
+from pwoa_cli.data.pictures import Framing, ImageFiles, sides
+
+Augment = Literal["none", "crop-flip", "hard"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one part of a data set, in the order of the files.
+
+    images: (N, C, H, W) uint8 0..255 or float32 0..1, or files of them. labels: (N,) int64 on the device of
+    the batches.
+    """
+
+    images: formats.Images
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 in [0, 1] (B, C, H, W) and labels int64 (B,) at `index` (B,) int64, which may be on
+        any device."""
+        device = self.labels.device
+        home = self.images.device if isinstance(self.images, Tensor) else "cpu"
+        x = self.images[index.to(home)].to(device)
+        return x if x.is_floating_point() else x.float() / 255, self.labels[index.to(device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set for image classification; `augment` and `threat` (norm, eps) are its field's conventions.
+
+    train: empty where only test images are there. notes: what was inferred of its images and labels, for
+    people. own_size: (H, W) that all pictures of a folder have. reordered: class numbers in another order
+    that the folders' names allow, by those that were taken. present: class numbers of its test images.
+    size_said: `size_words` of pictures that are decoded already.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    shape: tuple[int, int, int]
+    augment: Augment
+    threat: tuple[str, float] | None
+    where: str
+    notes: tuple[str, ...] = ()
+    own_size: tuple[int, int] | None = None
+    reordered: Tensor | None = None
+    present: tuple[int, ...] = ()
+    size_said: str = ""
+
+    @property
+    def probe(self) -> Split:
+        """The images on which it is settled how a model is read: training images, or test images without
+        those."""
+        return self.train if len(self.train) else self.test
+
+    @property
+    def probe_name(self) -> str:
+        """For people: training images."""
+        return "training images" if len(self.train) else "test images"
+
+    def framed(self, framing: Framing | None, size: tuple[int, int]) -> "Dataset":
+        """The same pictures in another size (H, W); framing None: as they are. Of folders that are not
+        decoded yet."""
+        def again(split: Split) -> Split:
+            assert isinstance(split.images, ImageFiles)
+            return replace(split, images=replace(split.images, size=size, framing=framing))
+
+        return replace(self, shape=(self.shape[0], *size), train=again(self.train), test=again(self.test))
+
+    def is_scaled(self) -> bool:
+        """Whether pictures are scaled or cut."""
+        return isinstance(self.test.images, ImageFiles) and self.test.images.framing is not None
+
+    def size_words(self) -> str:
+        """For people: 64x64, as the pictures are."""
+        files = self.test.images
+        if not isinstance(files, ImageFiles):
+            return self.size_said or sides(self.shape[1:])
+        if files.framing is None:
+            return f"{sides(files.size)}, as the pictures are"
+        own = f"pictures of {sides(self.own_size)}" if self.own_size else "pictures of different sizes"
+        return f"{sides(files.size)}: {own} are {files.framing.words()}"
+
+    def in_other_order(self) -> "Dataset":
+        """The same images with the class numbers of `reordered`."""
+        def again(split: Split) -> Split:
+            assert self.reordered is not None
+            return replace(split, labels=self.reordered.to(split.labels.device)[split.labels])
+
+        return replace(self, train=again(self.train), test=again(self.test))
