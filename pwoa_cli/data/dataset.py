@@ -2,13 +2,18 @@
 
 Legend: N images, B batch, C channels, H and W height and width.
 """
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pwoa_cli.data import formats
 from pwoa_cli.data.pictures import Framing, ImageFiles, sides
+from pwoa_cli.progress import Patience, Say
+
+_DECODED_TOGETHER = 64
 
 Augment = Literal["none", "crop-flip", "hard"]
 
@@ -43,7 +48,8 @@ class Dataset:
     train: empty where only test images are there. notes: what was inferred of its images and labels, for
     people. own_size: (H, W) that all pictures of a folder have. reordered: class numbers in another order
     that the folders' names allow, by those that were taken. present: class numbers of its test images.
-    size_said: `size_words` of pictures that are decoded already.
+    size_said: `size_words` of pictures that are decoded already. shown: the images of the probe that are
+    decoded already.
     """
 
     name: str
@@ -59,12 +65,28 @@ class Dataset:
     reordered: Tensor | None = None
     present: tuple[int, ...] = ()
     size_said: str = ""
+    shown: Split | None = None
 
     @property
     def probe(self) -> Split:
         """The images on which it is settled how a model is read: training images, or test images without
         those."""
-        return self.train if len(self.train) else self.test
+        return self.shown or (self.train if len(self.train) else self.test)
+
+    def probed(self, n: int, *, say: Say) -> "Dataset":
+        """With n images of the probe, spread over it, decoded once for many readings; as it is where they are
+        in memory already, or would need too much of it."""
+        split = self.probe
+        index = torch.linspace(0, len(split) - 1, min(n, len(split))).long()
+        few = isinstance(split.images, ImageFiles) and math.prod((n, *self.shape)) <= formats.SMALL_BYTES // 4
+        if not few:
+            return self
+        patience, parts = Patience(say), []
+        for part in index.split(_DECODED_TOGETHER):
+            parts.append(split.images[part])
+            patience.say(f"decoding pictures: {len(parts) * _DECODED_TOGETHER} of {len(index)} to try it on")
+        images = torch.cat(parts).to(split.labels.device)
+        return replace(self, shown=Split(images, split.labels[index.to(split.labels.device)]))
 
     @property
     def probe_name(self) -> str:
@@ -100,4 +122,5 @@ class Dataset:
             assert self.reordered is not None
             return replace(split, labels=self.reordered.to(split.labels.device)[split.labels])
 
-        return replace(self, train=again(self.train), test=again(self.test))
+        return replace(self, train=again(self.train), test=again(self.test),
+                       shown=self.shown and again(self.shown))

@@ -4,15 +4,12 @@ Small sets live on the device as uint8 and are augmented there, a batch at a tim
 decoded batch by batch. The formats on disk are read by `formats`.
 Legend: N images, B batch, C channels, H and W height and width.
 """
-import contextlib
 import difflib
 import http.client
 import math
 import os
-import socket
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli.data import classes as class_numbers
-from pwoa_cli.data import colours, formats, image_folder, splits
+from pwoa_cli.data import colours, fetching, formats, image_folder, splits
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.dataset import Augment, Dataset, Split
 from pwoa_cli.data.pictures import Framing, ImageFiles
@@ -30,7 +27,6 @@ from pwoa_cli.machine.home import home
 from pwoa_cli.progress import Patience, Say
 
 _DECODED_TOGETHER = 256
-_CONNECT_SECONDS = 20  # a firewall that drops packets would otherwise hold the command for minutes
 
 
 class _Layout(NamedTuple):
@@ -228,7 +224,7 @@ def _find_or_fetch(name: str, *, download: bool, say: Say) -> _Found:
     if download:
         say(f"fetching {name} into {_cache()}")
         try:
-            _download(name)
+            fetching.download(name, kind=KNOWN[name].torchvision, cache=_cache())
             return _require(name, _cache())
         # what torchvision and urllib raise
         except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -236,55 +232,6 @@ def _find_or_fetch(name: str, *, download: bool, say: Say) -> _Found:
     raise InputError("\n".join([f"The data set {name} was not found. Looked in:", *looked]),
                      hint=f"Put it into {_cache()}, name its folder with --data DIR, or set PWOA_DATA=DIR. "
                           f"{_wanted(name)}")
-
-
-# Fetching
-
-def _download(name: str) -> None:
-    """Fetch a known data set into the cache; it appears there whole or not at all.
-
-    Raises: OSError, RuntimeError or HTTPException, as torchvision and urllib do.
-    """
-    target = _cache() / name
-    if target.exists():
-        raise FileExistsError(f"not tried: {target} exists but is incomplete; move it away")
-    _cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=_cache()) as temporary, _quiet_network():
-        fetched = Path(temporary) / name
-        _fetch(KNOWN[name].torchvision, fetched)
-        for archive in fetched.rglob("*.gz"):  # unpacked beside it
-            archive.unlink()
-        if not target.exists():  # else another process was faster
-            fetched.rename(target)
-
-
-def _fetch(kind: str, into: Path) -> None:
-    """torchvision's addresses and MD5 sums. Its CIFAR and SVHN constructors would also unpickle and want
-    scipy."""
-    from torchvision import datasets
-    from torchvision.datasets.utils import download_and_extract_archive, download_url
-
-    dataset = getattr(datasets, kind)
-    if issubclass(dataset, datasets.MNIST):
-        dataset(into, download=True)
-    elif issubclass(dataset, datasets.CIFAR10):
-        download_and_extract_archive(dataset.url, into, filename=dataset.filename, md5=dataset.tgz_md5)
-    else:
-        for split in ("train", "test"):
-            url, file, md5 = dataset.split_list[split]
-            download_url(url, into, file, md5)
-
-
-@contextlib.contextmanager
-def _quiet_network() -> Iterator[None]:
-    """torchvision may print its progress: stdout is for the result. It sets no timeout either."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_CONNECT_SECONDS)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 # Loading
@@ -305,7 +252,7 @@ def load(name_or_path: str, *, device: str | torch.device = "cpu", framing: Fram
     name, where, layout = _resolve(str(name_or_path), download=download, say=say)
     if layout is None and where.is_dir():
         folder = image_folder.read_image_folder(where, framing=framing, channels=channels, classes=classes,
-                                                choices=choices)
+                                                choices=choices, patience=Patience(say))
         made = _dataset(name, where, folder.raw, device, notes=folder.notes)
         return replace(_described(made), own_size=folder.own_size, reordered=folder.reordered)
     choices.check_for_arrays(str(where))
@@ -369,7 +316,7 @@ def decoded(dataset: Dataset, *, say: Say = lambda text: None) -> Dataset:
     if sum(math.prod(images.shape) for images in files) > formats.SMALL_BYTES:
         return dataset
     patience = Patience(say)
-    return replace(dataset, size_said=dataset.size_words(),
+    return replace(dataset, size_said=dataset.size_words(), shown=None,
                    train=_in_memory(dataset.train, "training", patience),
                    test=_in_memory(dataset.test, "test", patience))
 

@@ -16,6 +16,7 @@ from pwoa_cli.data.formats import Raw
 from pwoa_cli.data.pictures import Framing, ImageFiles
 from pwoa_cli.data.splits import Splits
 from pwoa_cli.errors import InputError
+from pwoa_cli.progress import Patience
 
 
 class Folder(NamedTuple):
@@ -29,7 +30,8 @@ class Folder(NamedTuple):
 
 
 def read_image_folder(folder: Path, *, framing: Framing | None = None, channels: int | None = None,
-                      classes: int | None = None, choices: Choices | None = None) -> Folder:
+                      classes: int | None = None, choices: Choices | None = None,
+                      patience: Patience | None = None) -> Folder:
     """The pictures of FOLDER/train/CLASS and FOLDER/test/CLASS (val, valid, ...), hidden ones left out.
 
     Args: framing: of pictures that are not of its size already; None: they are left as they are. channels:
@@ -38,18 +40,19 @@ def read_image_folder(folder: Path, *, framing: Framing | None = None, channels:
     Raises: InputError if there is no test split, the splits' classes differ or are not known, a class is
     empty, the pictures are of different sizes without `framing`, or one cannot be read.
     """
-    choices = choices or Choices()
+    choices, patience = choices or Choices(), patience or Patience(lambda text: None)
     found = splits.find(folder)
     if found is None:
         raise InputError(f"{folder} has no test/CLASS/ or val/CLASS/.")
     names = _class_names(found, mapped=choices.class_map is not None)
     numbers, notes = class_numbers.numbered(names, str(folder), classes=classes, choices=choices)
-    parts = [splits.samples(split, {name: numbers[name] for name in splits.class_folders(split)})
+    parts = [splits.samples(split, {name: numbers[name] for name in splits.class_folders(split)},
+                            patience)
              for split in (found.train, found.test) if split]
     skipped = [Path(path).name for _, hidden in parts for path in hidden]
     hidden = [f"skipped {len(skipped)} hidden pictures ({skipped[0]}, ...)"] if skipped else []
     samples = [pair for labelled, _ in parts for pair in labelled]
-    size, own = _size([path for path, _ in samples], framing)
+    size, own = _size([path for path, _ in samples], framing, patience)
     mode, converted = _mode(samples, channels)
     made = [(ImageFiles(tuple(path for path, _ in part), size, mode, None if own == size else framing),
              torch.tensor([label for _, label in part])) for part, _ in parts]
@@ -86,9 +89,10 @@ def _reordered(names: list[str], choices: Choices, classes: int | None) -> Tenso
     return torch.tensor([by_number.index(name) for name in names])
 
 
-def _size(paths: list[str], framing: Framing | None) -> tuple[tuple[int, int], tuple[int, int] | None]:
+def _size(paths: list[str], framing: Framing | None,
+          patience: Patience) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """((H, W) of the images, of the pictures or None if they differ)."""
-    first, other = pictures.other_size(paths)
+    first, other = pictures.other_size(paths, patience)
     if framing is None and other:
         raise InputError(f"The images differ in size: {paths[0]} is {first}, {other[0]} {other[1]} (H, W).",
                          hint="Say the size that the network was trained with: --image-size 224")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pwoa_cli.data.formats import reading
 from pwoa_cli.errors import InputError
+from pwoa_cli.progress import Patience
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 CROPS_FROM = 128  # networks for smaller images saw them whole; for larger ones 224 of 256 is shown
@@ -142,7 +143,8 @@ def _header(path: str) -> tuple[tuple[int, int], str]:
         return (image.height, image.width), image.mode
 
 
-def other_size(paths: Sequence[str]) -> tuple[tuple[int, int], tuple[str, tuple[int, int]] | None]:
+def other_size(paths: Sequence[str],
+               patience: Patience) -> tuple[tuple[int, int], tuple[str, tuple[int, int]] | None]:
     """((H, W) of the first picture, the first one of another size with its own, or None)."""
     first = _header(paths[0])[0]
     for start in range(0, len(paths), _CHUNK):
@@ -150,6 +152,7 @@ def other_size(paths: Sequence[str]) -> tuple[tuple[int, int], tuple[str, tuple[
         for path, (size, _) in zip(chunk, _pool().map(_header, chunk), strict=True):
             if size != first:
                 return first, (path, size)
+        patience.say(f"comparing sizes of pictures: {start + len(chunk)} of {len(paths)}")
     return first, None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.progress import Patience
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation")
@@ -82,7 +83,8 @@ def _is_picture(name: str) -> bool:
     return not hidden(name) and name.lower().endswith(IMG_EXTENSIONS)
 
 
-def samples(split: Path, numbers: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
+def samples(split: Path, numbers: dict[str, int],
+            patience: Patience) -> tuple[list[tuple[str, int]], list[str]]:
     """((path, class number) of every picture below a split, the pictures that were skipped as hidden).
 
     Args: numbers: of each class folder. Raises: InputError if one holds no picture.
@@ -91,19 +93,20 @@ def samples(split: Path, numbers: dict[str, int]) -> tuple[list[tuple[str, int]]
 
     skipped: list[str] = []
     try:
-        return make_dataset(str(split), numbers, is_valid_file=_seen(split, skipped)), skipped
+        return make_dataset(str(split), numbers, is_valid_file=_seen(split, skipped, patience)), skipped
     except FileNotFoundError as error:
         raise InputError(f"{split}: {str(error).partition(' Supported')[0].rstrip('.')}.",
                          hint="Remove the empty folder, or put its pictures back.") from error
 
 
-def _seen(split: Path, skipped: list[str]) -> Callable[[str], bool]:
+def _seen(split: Path, skipped: list[str], patience: Patience) -> Callable[[str], bool]:
     """Whether a file is a picture that counts; hidden pictures are noted in `skipped`."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     def is_valid(path: str) -> bool:
         if not path.lower().endswith(IMG_EXTENSIONS):
             return False
+        patience.say(f"listing the pictures of {split}")
         inside = os.path.relpath(path, split).split(os.sep)
         if any(hidden(part) for part in inside):
             skipped.append(path)

@@ -8,11 +8,11 @@ import torch
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded
 from pwoa_cli.checkpoints.protocol import framing_of, is_published
-from pwoa_cli.checkpoints.readings import Reading, is_clearly_better, settle
+from pwoa_cli.checkpoints.readings import PROBE, Reading, is_clearly_better, settle
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.dataset import Dataset
-from pwoa_cli.data.pictures import sides, standard
+from pwoa_cli.data.pictures import CROPS_FROM, sides, standard
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks.build import SIZES
 from pwoa_cli.progress import Say
@@ -43,7 +43,9 @@ def ways(loaded: Loaded, data: str, choices: Choices, *, device: torch.device, s
         return [dataset]
     assert own is not None
     as_it_is = dataset.framed(None, own)
-    return [as_it_is, dataset] if own < dataset.shape[1:] else [dataset, as_it_is]
+    # pictures larger than a library's size are made to be cropped; of other sizes nobody would scale them
+    crops = min(dataset.shape[1:]) >= CROPS_FROM and own > dataset.shape[1:]
+    return [dataset, as_it_is] if crops else [as_it_is, dataset]
 
 
 def _channels(loaded: Loaded, sizes: Sequence[tuple[int, int]], *, first: int | None = None) -> int | None:
@@ -80,6 +82,7 @@ def settled(loaded: Loaded, possible: Sequence[Dataset], *, say: Say) -> tuple[D
     for dataset in possible:
         if len(possible) > 1:
             say(f"trying images of {dataset.size_words()}")
+        dataset = dataset.probed(PROBE, say=say)
         try:
             found.append((dataset, settle(loaded, dataset, say=say)))
         except InputError as error:

@@ -1,4 +1,5 @@
 """Image folders: read back equal at once or batch by batch, resized, and broken ones named."""
+import itertools
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from helpers.data_files import equal, pixels, write_folder
 from PIL import Image
 
+from pwoa_cli import progress
 from pwoa_cli.data import datasets, formats
 from pwoa_cli.data.pictures import standard
 from pwoa_cli.errors import InputError
@@ -94,3 +96,23 @@ def test_a_cut_image_in_a_lazy_folder_is_named_when_it_is_read(nowhere, monkeypa
     split.batch(torch.tensor([0, 2]))
     with pytest.raises(InputError, match="cat/1.png cannot be read as an image"):
         split.batch(torch.tensor([1]))
+
+
+def test_the_probe_is_decoded_once_and_holds_what_would_be_chosen_of_the_whole(nowhere):
+    write_folder(nowhere / "pets")
+    loaded = datasets.load(str(nowhere / "pets"))
+    probed = loaded.probed(4, say=lambda text: None)
+    index = torch.linspace(0, 5, 4).long()
+    assert isinstance(probed.probe.images, torch.Tensor) and len(probed.train) == 6
+    for got, expected in zip(probed.probe.batch(torch.arange(4)), loaded.train.batch(index), strict=True):
+        assert torch.equal(got, expected)
+    assert datasets.decoded(probed).probe.images.shape == (6, 3, 8, 8)  # all of them again
+
+
+def test_decoding_is_said_within_5_seconds(nowhere, monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", itertools.count(0, 6).__next__)
+    write_folder(nowhere / "pets")
+    said = []
+    datasets.decoded(datasets.load(str(nowhere / "pets"), say=said.append), say=said.append)
+    assert said[0] == f"listing the pictures of {nowhere / 'pets/train'}"
+    assert "decoding pictures: 6 of 6 training images" in said

@@ -105,6 +105,7 @@ def no_route(*_):
 def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "places", lambda: (tmp_path / "place",))
     monkeypatch.setenv("HOME", str(tmp_path))  # the cache is below it
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # which would know the names of servers
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_route)
     with pytest.raises(InputError) as caught:
         prepare(request(data="mnist"), say=lambda text: None)
