@@ -27,7 +27,7 @@ def evaluate(
         "teacher."))] = "",
     source: options.SourceOptions, compare: options.Compare = None,
     data: options.Data = None, pictures: options.DataOptions,
-    norm: options.Norm = None, eps: options.Eps = None,
+    logits: options.Logits = "all", norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.Attacks = "fgsm,pgd,cw",
     n: options.N = 1000, per_class: options.PerClass = False,
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
@@ -51,8 +51,8 @@ def evaluate(
         from pwoa_cli.workflows import evaluate as workflow
 
         job = workflow.prepare(workflow.Request(
-            source.of(model), teacher=source.of_teacher(compare), data=data, choices=pictures.choices(),
-            norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
+            source.of(model), teacher=source.of_teacher(compare), data=data,
+            choices=pictures.choices(logits=logits), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
             keep_inputs=save_samples is not None), say=console.say)
         if dry_run:

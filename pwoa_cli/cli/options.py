@@ -131,6 +131,9 @@ ClassOrder = Annotated[str | None, _option(
 LabelsFrom = Annotated[int, _option(
     "--labels-from", DATA, "Least label of an .npz file, which is class 0.", metavar="N",
     parser=_whole("--labels-from", 0))]
+Logits = Annotated[str, _option(
+    "--logits", DATA, "Classes among which the model decides: all of its own, or those of the data only.",
+    metavar="all|data")]
 Norm = Annotated[str | None, _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2|l1")]
 Eps = Annotated[str | None, _option(
     "--eps", DATA, "Its radius, such as 8/255 or 0.3, for inputs in [0,1]. Default: the file's, else the "
@@ -247,15 +250,18 @@ class DataOptions:
     class_order: ClassOrder = None
     labels_from: LabelsFrom = 0
 
-    def choices(self) -> "Choices":
+    def choices(self, *, logits: str = "all") -> "Choices":
         """Parsed. Raises: InputError naming the option."""
+        if logits not in ("all", "data"):
+            raise InputError(f"--logits {logits} is neither all nor data.", hint="--logits data")
         from pwoa_cli.data.choices import Choices
 
         if self.class_order not in (None, "text", "number"):
             raise InputError(f"--class-order {self.class_order} is neither text nor number.",
                              hint="--class-order number")
         return Choices(image_size=parse_size(self.image_size), class_map=self.class_map,
-                       class_order=self.class_order, labels_from=self.labels_from)
+                       class_order=self.class_order, labels_from=self.labels_from,
+                       logits=None if logits == "all" else logits)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

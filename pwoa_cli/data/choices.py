@@ -12,13 +12,15 @@ class Choices:
 
     image_size: (H, W) to which the pictures of a folder are scaled. class_map: a file that names the class
     number of each folder. class_order: "text" or "number", of folders whose names are numbers. labels_from:
-    the least label of an .npz file, which becomes class 0.
+    the least label of an .npz file, which becomes class 0. logits: "data" to decide among the classes of
+    the test images only, "all" (or None) among all of the model.
     """
 
     image_size: tuple[int, int] | None = None
     class_map: str | None = None
     class_order: str | None = None
     labels_from: int = 0
+    logits: str | None = None
 
     def check_for_arrays(self, where: str) -> None:
         """Raises: InputError for a choice that is about folders of pictures."""

@@ -116,6 +116,16 @@ class Dataset:
         own = f"pictures of {sides(self.own_size)}" if self.own_size else "pictures of different sizes"
         return f"{sides(files.size)}: {own} are {files.framing.words()}"
 
+    def of_some_classes(self) -> "Dataset":
+        """The test images with the classes that they have numbered from 0; without training images."""
+        device = self.test.labels.device
+        labels = torch.searchsorted(torch.tensor(self.present, device=device), self.test.labels)
+        notes = tuple(note for note in self.notes if not note.endswith(" logits"))
+        said = f"accuracy is over the logits of the {len(self.present)} classes of its test images only"
+        return replace(self, test=replace(self.test, labels=labels), num_classes=len(self.present),
+                       train=Split(self.test.images[torch.arange(0)], labels[:0]), shown=None,
+                       notes=(*notes, said))
+
     def in_other_order(self) -> "Dataset":
         """The same images with the class numbers of `reordered`."""
         def again(split: Split) -> Split:

@@ -14,7 +14,8 @@ from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.dataset import Dataset
 from pwoa_cli.data.pictures import CROPS_FROM, sides, standard
 from pwoa_cli.errors import InputError
-from pwoa_cli.networks.build import SIZES
+from pwoa_cli.networks.build import SIZES, Normalized
+from pwoa_cli.networks.some_classes import SomeClasses
 from pwoa_cli.progress import Say
 
 
@@ -95,6 +96,20 @@ def settled(loaded: Loaded, possible: Sequence[Dataset], *, say: Say) -> tuple[D
         dataset = _noted(dataset, found, lambda other: f"images of {sides(other.shape[1:])}",
                          flag=" (--image-size decides)")
     return _ordered(loaded, dataset, reading, say=say)
+
+
+def of_some_classes(loaded: Loaded, dataset: Dataset) -> Loaded:
+    """The model that decides among the classes of the test images only.
+
+    Raises: InputError if it lacks one of them.
+    """
+    if dataset.present[-1] >= loaded.num_classes:
+        raise InputError(f"{loaded.source} has {loaded.num_classes} classes, the data set {dataset.name} has "
+                         f"class {dataset.present[-1]}.", hint="Leave --logits out.")
+    some = SomeClasses(loaded.model, dataset.present, all_classes=loaded.num_classes)
+    model = Normalized(some, num_classes=len(dataset.present)).eval()
+    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
+    return replace(loaded, model=model.to(device), num_classes=len(dataset.present))
 
 
 def _ordered(loaded: Loaded, dataset: Dataset, reading: Reading, *, say: Say) -> tuple[Dataset, Reading]:

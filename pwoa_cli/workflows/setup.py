@@ -24,6 +24,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.machine.home import home
 from pwoa_cli.networks.build import Normalized
+from pwoa_cli.networks.some_classes import SomeClasses
 from pwoa_cli.progress import Say
 from pwoa_cli.reports.numbers import radius
 from pwoa_cli.workflows import images
@@ -64,7 +65,12 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
     the teacher is right more often with it. Raises: InputError as `load_model`, or if it does not fit the
     subject's images and classes.
     """
-    like = subject.loaded
+    like, some = subject.loaded, subject.loaded.model.net
+    classes = some.all_classes if isinstance(some, SomeClasses) else like.num_classes
+
+    def asked(one: Loaded) -> Loaded:
+        return images.of_some_classes(one, subject.dataset) if isinstance(some, SomeClasses) else one
+
     try:
         teacher = open_model(source, device=device, say=say)
     except InputError as error:
@@ -74,25 +80,25 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
                                   "first.") from error
         again: Loaded | None = None
         with suppress(InputError):
-            again = open_model(replace(source, arch=like.arch, num_classes=like.num_classes), device=device,
+            again = open_model(replace(source, arch=like.arch, num_classes=classes), device=device,
                                say=say)
         if again is None:
             raise  # what the file itself lacks
         teacher = again
-    if teacher.num_classes != like.num_classes:
+    if teacher.num_classes != classes:
         raise InputError(f"{flag} {source.path} has {teacher.num_classes} classes, {like.source} has "
-                         f"{like.num_classes}.",
+                         f"{classes}.",
                          hint="A teacher must know the same classes in the same order.")
-    right = run("as read", teacher, subject.dataset, what=f"{flag} {source.path}").hits
+    right = run("as read", asked(teacher), subject.dataset, what=f"{flag} {source.path}").hits
     if teacher.normalisation.said_by == "nobody" and like.mean is not None:
         other = read_as(teacher, normalisation=like.normalisation)
-        right_so = run("as read", other, subject.dataset).hits
+        right_so = run("as read", asked(other), subject.dataset).hits
         if right_so.sum() >= right.sum():
             say(f"  it is right more often with the normalisation of {like.source} ({_percent(right)} "
                 "without): taken")
             teacher, right = other, right_so
     say(f"  it is right on {_percent(right)} of the same {subject.dataset.probe_name}")
-    return teacher
+    return asked(teacher)
 
 
 def _percent(right: torch.Tensor) -> str:
@@ -123,8 +129,12 @@ def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str
     loaded, dataset = _fitting_data(loaded, data, choices, device=device, say=say, near_chance=near_chance)
     for sentence in outputs(loaded, first_images(dataset)):
         say(sentence)
-    return Subject(loaded, datasets.decoded(dataset, say=say), *_threat(loaded, dataset, asked, eps, say=say),
-                   choices)
+    threat = _threat(loaded, dataset, asked, eps, say=say)
+    dataset = datasets.decoded(dataset, say=say)
+    if choices.logits == "data":
+        loaded, dataset = images.of_some_classes(loaded, dataset), dataset.of_some_classes()
+        say(f"  {dataset.notes[-1]}")
+    return Subject(loaded, dataset, *threat, choices)
 
 
 def first_images(dataset: datasets.Dataset) -> torch.Tensor:
@@ -256,4 +266,5 @@ def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
             "shape": dataset.shape, "images": dataset.size_words(), "inferred": dataset.notes,
             "settled_on": dataset.probe_name,
             "classes": {"model": dataset.num_classes, "in_test_images": len(dataset.present)},
-            "choices": subject.choices.said()}
+            "choices": subject.choices.said()} | (
+                {"class_numbers": dataset.present} if subject.choices.logits == "data" else {})

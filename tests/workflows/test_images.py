@@ -47,12 +47,12 @@ def write(folder, *, names=("0", "1", "2", "3"), channels=1, splits=(("train", 6
     return str(folder)
 
 
-def measured(model, data, **choices):
+def measured(model, data, *, n=20, **choices):
     """(result, what was said) of an evaluation of NAME.pt, a network of NAME.py."""
     said, arch = [], model.replace(".pt", ".py:net")
     job = evaluate.prepare(evaluate.Request(
         Source(model, arch=arch, mean=(), std=()), attacks="fgsm", data=data, choices=Choices(**choices),
-        eps="1/255", n=20), say=said.append)
+        eps="1/255", n=n), say=said.append)
     return evaluate.execute(job, progress=lambda *_: None, say=said.append).result, "\n".join(said)
 
 
@@ -152,6 +152,47 @@ def test_some_of_the_models_classes_by_a_class_map(there):
     assert result["results"]["clean"]["accuracy"] > 0.9
     assert result["data"]["classes"] == {"model": 4, "in_test_images": 2}
     assert "accuracy is over all 4 logits" in said and "classes of the folders from map.csv" in said
+
+
+@pytest.fixture
+def some(there):
+    """grey.pt with a bias to class 0 that costs it a fifth of the images of classes 1 and 3; returns (those
+    images, labels, network)."""
+    x, y = small.images(80, seed=1)
+    x, y = x[np.isin(y, (1, 3))], y[np.isin(y, (1, 3))]
+    np.savez("some.npz", x_test=x, y_test=y)
+    state, scope = torch.load("grey.pt"), {}
+    exec(NET, scope)
+    net, images = scope["net"](), torch.tensor(x).permute(0, 3, 1, 2).float() / 255
+    net.load_state_dict(state)
+    with torch.no_grad():
+        logits = net(images)
+        margin = logits[torch.arange(len(y)), y] - logits[:, 0]
+        net[4].bias[0] += margin.sort().values[8] - 1e-4
+    small.save(net.eval(), "grey.pt")
+    return images, torch.tensor(y), net
+
+
+@pytest.mark.parametrize("logits, columns", [(None, [0, 1, 2, 3]), ("data", [1, 3])])
+def test_accuracy_over_all_logits_or_those_of_the_data_only(some, logits, columns):
+    images, y, net = some
+    with torch.no_grad():
+        expected = (torch.tensor(columns)[net(images)[:, columns].argmax(1)] == y).double().mean().item()
+    assert expected == 0.8 if logits is None else expected > 0.95
+    result, said = measured("grey.pt", "some.npz", logits=logits, n=40)
+    assert result["results"]["clean"]["accuracy"] == expected
+    words = "logits of the 2 classes of its test images only" if logits else "accuracy is over all 4 logits"
+    assert words in said and sum(" logits" in note for note in result["data"]["inferred"]) == 1
+    assert result["data"].get("class_numbers") == ([1, 3] if logits else None)
+
+
+def test_what_a_model_is_compared_with_decides_among_the_same_classes(some):
+    job = evaluate.prepare(evaluate.Request(
+        Source("grey.pt", arch="grey.py:net", mean=(), std=()), attacks="fgsm", data="some.npz", n=40,
+        choices=Choices(logits="data"), eps="1/255", teacher=Source("grey.pt")), say=lambda text: None)
+    x = some[0][:5]
+    assert torch.equal(job.models["compared"](x), job.models["model"](x))
+    assert torch.equal(job.models["model"](x), some[2](x)[:, [1, 3]])
 
 
 def test_a_run_is_evaluated_on_the_images_that_it_was_pruned_on(there):
