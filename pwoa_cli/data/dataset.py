@@ -3,8 +3,9 @@
 Legend: N images, B batch, C channels, H and W height and width.
 """
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Dataset:
     people. own_size: (H, W) that all pictures of a folder have. reordered: class numbers in another order
     that the folders' names allow, by those that were taken. present: class numbers of its test images.
     size_said: `size_words` of pictures that are decoded already. shown: the images of the probe that are
-    decoded already.
+    decoded already. taken: fields of `Choices` that labelled images decided.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Dataset:
     present: tuple[int, ...] = ()
     size_said: str = ""
     shown: Split | None = None
+    taken: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def probe(self) -> Split:
@@ -104,7 +106,8 @@ class Dataset:
 
     def is_scaled(self) -> bool:
         """Whether pictures are scaled or cut."""
-        return isinstance(self.test.images, ImageFiles) and self.test.images.framing is not None
+        own = sides(self.shape[1:])
+        return self.size_words() not in (own, f"{own}, as the pictures are")
 
     def size_words(self) -> str:
         """For people: 64x64, as the pictures are."""
@@ -120,11 +123,10 @@ class Dataset:
         """The test images with the classes that they have numbered from 0; without training images."""
         device = self.test.labels.device
         labels = torch.searchsorted(torch.tensor(self.present, device=device), self.test.labels)
-        notes = tuple(note for note in self.notes if not note.endswith(" logits"))
         said = f"accuracy is over the logits of the {len(self.present)} classes of its test images only"
         return replace(self, test=replace(self.test, labels=labels), num_classes=len(self.present),
                        train=Split(self.test.images[torch.arange(0)], labels[:0]), shown=None,
-                       notes=(*notes, said))
+                       notes=(*self.notes, said))
 
     def in_other_order(self) -> "Dataset":
         """The same images with the class numbers of `reordered`."""

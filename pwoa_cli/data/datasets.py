@@ -254,7 +254,7 @@ def load(name_or_path: str, *, device: str | torch.device = "cpu", framing: Fram
         folder = image_folder.read_image_folder(where, framing=framing, channels=channels, classes=classes,
                                                 choices=choices, patience=Patience(say))
         made = _dataset(name, where, folder.raw, device, notes=folder.notes)
-        return replace(_described(made), own_size=folder.own_size, reordered=folder.reordered)
+        return replace(_described(made, choices), own_size=folder.own_size, reordered=folder.reordered)
     choices.check_for_arrays(str(where))
     raw = layout.read(where) if layout else formats.read_npz(where, channels=channels)
     raw, known, own = _own(raw, name, where, layout, classes=classes, choices=choices)
@@ -262,7 +262,7 @@ def load(name_or_path: str, *, device: str | torch.device = "cpu", framing: Fram
     made = _dataset(name, where, raw, device, notes=(*own, *converted))
     if known:
         made = replace(made, augment=known.augment, threat=known.threat, num_classes=known.num_classes)
-    return _described(made)
+    return _described(made, choices)
 
 
 def _own(raw: formats.Raw, name: str, where: Path, layout: _Layout | None, *, classes: int | None,
@@ -299,13 +299,13 @@ def _dataset(name: str, where: Path, raw: formats.Raw, device: str | torch.devic
                    test=_split(raw.x_test, raw.y_test, device), notes=notes)
 
 
-def _described(dataset: Dataset) -> Dataset:
-    """With the classes that its test images have; that some are missing is said."""
+def _described(dataset: Dataset, choices: Choices) -> Dataset:
+    """That test images have some of the classes only is said, and what accuracy means then."""
     if not 0 < len(dataset.present) < dataset.num_classes:
         return dataset
-    note = (f"its test images are of {len(dataset.present)} of {dataset.num_classes} classes; accuracy is "
-            f"over all {dataset.num_classes} logits")
-    return replace(dataset, notes=(*dataset.notes, note))
+    note = f"its test images are of {len(dataset.present)} of {dataset.num_classes} classes"
+    over = "" if choices.logits == "data" else f"; accuracy is over all {dataset.num_classes} logits"
+    return replace(dataset, notes=(*dataset.notes, note + over))
 
 
 def decoded(dataset: Dataset, *, say: Say = lambda text: None) -> Dataset:

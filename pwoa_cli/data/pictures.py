@@ -107,7 +107,7 @@ def _opened(path: str) -> Iterator[Any]:
                     hint="Convert the pictures to 8 bits, by the range that the network was trained with, or "
                          "save them as floats 0..1 in an .npz file: x / 65535.")
             yield file
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path} is refused: {str(error).rstrip('.')}.",
                          hint="Remove the file, or make it smaller.") from error
 

@@ -32,7 +32,7 @@ from pwoa_cli.machine.environment import environment
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import schema
 from pwoa_cli.reports.write import write
-from pwoa_cli.workflows.setup import Subject, data_fields, open_subject, open_teacher
+from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
 
 TEACHER = "teacher"
 
@@ -182,7 +182,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         models={who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
                 for who, loaded in job.loaded.items()},
         model=request.source.path, environment=environment(device=job.device, seed=request.seed),
-        notes=[*_late(found, job), *notes(found)], findings=findings(found), classes=classes,
+        notes=[*_late(found, job), *data_notes(subject), *notes(found)], findings=findings(found),
+        classes=classes,
         attacks=[attack.name for attack in attacks.parse(request.attacks)],
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,

@@ -1,7 +1,8 @@
 """A data set read for a model: size, channels and classes as it takes them; what is open there is tried on
 labelled images, and said."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -94,7 +95,7 @@ def settled(loaded: Loaded, possible: Sequence[Dataset], *, say: Say) -> tuple[D
     dataset, reading = _best(found)
     if len(found) > 1:
         dataset = _noted(dataset, found, lambda other: f"images of {sides(other.shape[1:])}",
-                         flag=" (--image-size decides)")
+                         flag=" (--image-size decides)", taken={"image_size": dataset.shape[1:]})
     return _ordered(loaded, dataset, reading, say=say)
 
 
@@ -124,7 +125,9 @@ def _ordered(loaded: Loaded, dataset: Dataset, reading: Reading, *, say: Say) ->
     except InputError:
         return dataset, reading
     best, chosen = _best(found)
-    return _noted(best, found, lambda one: words[id(one)], flag=" (--class-order decides)"), chosen
+    order = "number" if best is other else "text"
+    return _noted(best, found, lambda one: words[id(one)], flag=" (--class-order decides)",
+                  taken={"class_order": order}), chosen
 
 
 def _best(found: Sequence[tuple[Dataset, Reading]]) -> tuple[Dataset, Reading]:
@@ -137,11 +140,11 @@ def _best(found: Sequence[tuple[Dataset, Reading]]) -> tuple[Dataset, Reading]:
 
 
 def _noted(chosen: Dataset, found: Sequence[tuple[Dataset, Reading]], words: Callable[[Dataset], str], *,
-           flag: str) -> Dataset:
-    """The one that was chosen, with each one's accuracy among its notes."""
+           flag: str, taken: Mapping[str, Any]) -> Dataset:
+    """The one that was chosen, with each one's accuracy among its notes, and what chooses it again."""
     figures = [f"{words(dataset)} {100 * reading.accuracy:.1f}%" for dataset, reading in found]
     listed = "; ".join(figures)
-    return replace(chosen, notes=(*chosen.notes,
+    return replace(chosen, taken=dict(chosen.taken) | dict(taken), notes=(*chosen.notes,
                                   f"taken: {words(chosen)}{flag}; right on {chosen.probe_name}: {listed}"))
 
 

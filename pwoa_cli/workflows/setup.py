@@ -258,6 +258,13 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
                      hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
 
 
+def data_notes(subject: Subject) -> list[str]:
+    """What a reader of the figures must know of how the images were read, a sentence each."""
+    dataset = subject.dataset
+    size = [f"images of {dataset.size_words()}"] if dataset.is_scaled() else []
+    return [f"{dataset.name}: {note}" for note in (*size, *dataset.notes)]
+
+
 def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
     """What a report says of the samples: size and channels of the images, how pictures were framed, all that
     was inferred, the images on which the reading of the model was settled, and what the user chose."""
@@ -266,5 +273,5 @@ def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
             "shape": dataset.shape, "images": dataset.size_words(), "inferred": dataset.notes,
             "settled_on": dataset.probe_name,
             "classes": {"model": dataset.num_classes, "in_test_images": len(dataset.present)},
-            "choices": subject.choices.said()} | (
+            "choices": subject.choices.said() | dict(dataset.taken)} | (
                 {"class_numbers": dataset.present} if subject.choices.logits == "data" else {})
