@@ -49,17 +49,22 @@ def read_image_folder(folder: Path, *, framing: Framing | None = None, channels:
     parts = [splits.samples(split, {name: numbers[name] for name in splits.class_folders(split)},
                             patience)
              for split in (found.train, found.test) if split]
-    skipped = [Path(path).name for _, hidden in parts for path in hidden]
-    hidden = [f"skipped {len(skipped)} hidden pictures ({skipped[0]}, ...)"] if skipped else []
-    samples = [pair for labelled, _ in parts for pair in labelled]
+    hidden = [*_skipped("hidden pictures", [path for _, unseen, _ in parts for path in unseen]),
+              *_skipped("files that are no pictures", [path for *_, others in parts for path in others])]
+    samples = [pair for labelled, *_ in parts for pair in labelled]
     size, own = _size([path for path, _ in samples], framing, patience)
     mode, converted = _mode(samples, channels)
     made = [(ImageFiles(tuple(path for path, _ in part), size, mode, None if own == size else framing),
-             torch.tensor([label for _, label in part])) for part, _ in parts]
+             torch.tensor([label for _, label in part])) for part, *_ in parts]
     test, train = made[-1], made[0] if found.train else _none_of(made[-1])
     count = classes or max(numbers.values()) + 1
     return Folder(Raw(*train, *test, count), own, _reordered(names, choices, classes),
                   (*found.notes, *hidden, *notes, *converted))
+
+
+def _skipped(what: str, paths: list[str]) -> list[str]:
+    more = ", ..." if len(paths) > 1 else ""
+    return [f"skipped {len(paths)} {what} ({Path(paths[0]).name}{more})"] if paths else []
 
 
 def _none_of(split: tuple[ImageFiles, Tensor]) -> tuple[ImageFiles, Tensor]:

@@ -56,11 +56,14 @@ def find(folder: Path) -> Splits | None:
 
 
 def _best(train: Path | None, tests: list[Path]) -> Path:
-    """The first test split with the training classes; without those the first with several classes."""
-    classes = set(class_folders(train)) if train else set()
-    fitting = [path for path in tests
-               if (set(class_folders(path)) <= classes if train else len(class_folders(path)) > 1)]
-    return (fitting or tests)[0]
+    """The first test split with the training classes, or with some of them; without training images the first
+    with several classes."""
+    if train is None:
+        return next((path for path in tests if len(class_folders(path)) > 1), tests[0])
+    classes = set(class_folders(train))
+    same = [path for path in tests if set(class_folders(path)) == classes]
+    some = [path for path in tests if set(class_folders(path)) < classes]
+    return [*same, *some, *tests][0]
 
 
 def _itself(folder: Path) -> Splits | None:
@@ -84,34 +87,38 @@ def _is_picture(name: str) -> bool:
 
 
 def samples(split: Path, numbers: dict[str, int],
-            patience: Patience) -> tuple[list[tuple[str, int]], list[str]]:
-    """((path, class number) of every picture below a split, the pictures that were skipped as hidden).
+            patience: Patience) -> tuple[list[tuple[str, int]], list[str], list[str]]:
+    """((path, class number) of every picture below a split, pictures that were skipped as hidden, other files
+    that were).
 
     Args: numbers: of each class folder. Raises: InputError if one holds no picture.
     """
     from torchvision.datasets.folder import make_dataset
 
     skipped: list[str] = []
+    others: list[str] = []
     try:
-        return make_dataset(str(split), numbers, is_valid_file=_seen(split, skipped, patience)), skipped
+        made = make_dataset(str(split), numbers, is_valid_file=_seen(split, skipped, others, patience))
+        return made, skipped, others
     except FileNotFoundError as error:
         raise InputError(f"{split}: {str(error).partition(' Supported')[0].rstrip('.')}.",
                          hint="Remove the empty folder, or put its pictures back.") from error
 
 
-def _seen(split: Path, skipped: list[str], patience: Patience) -> Callable[[str], bool]:
-    """Whether a file is a picture that counts; hidden pictures are noted in `skipped`."""
+def _seen(split: Path, skipped: list[str], others: list[str], patience: Patience) -> Callable[[str], bool]:
+    """Whether a file is a picture that counts; hidden pictures are noted in `skipped`, what is neither hidden
+    nor a picture in `others`."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     def is_valid(path: str) -> bool:
-        if not path.lower().endswith(IMG_EXTENSIONS):
-            return False
         patience.say(f"listing the pictures of {split}")
-        inside = os.path.relpath(path, split).split(os.sep)
-        if any(hidden(part) for part in inside):
+        picture = path.lower().endswith(IMG_EXTENSIONS)
+        unseen = any(hidden(part) for part in path[len(str(split)):].split(os.sep))
+        if picture and unseen:
             skipped.append(path)
-            return False
-        return True
+        elif not picture and not unseen:
+            others.append(path)
+        return picture and not unseen
 
     return is_valid
 

@@ -53,9 +53,27 @@ def test_a_split_without_labels_hides_none_with_labels(nowhere, unlabelled):
     assert len(loaded.test) == 4 and [note.startswith("skipped test/: ") for note in loaded.notes] == [True]
 
 
+def test_files_that_are_no_pictures_are_left_out_and_said(nowhere):
+    write_folder(nowhere / "tiny")
+    plain = datasets.load(str(nowhere / "tiny"))
+    for name in ("cat_boxes.txt", "a.gif", ".DS_Store"):
+        (nowhere / "tiny/train/cat" / name).write_bytes(b"0")
+    loaded = datasets.load(str(nowhere / "tiny"))
+    assert loaded.train.images == plain.train.images
+    assert len(loaded.notes) == 1 and loaded.notes[0].startswith("skipped 2 files that are no pictures (")
+
+
+def test_a_split_with_all_classes_wins_over_one_with_some(nowhere):
+    write_folder(nowhere / "pets", test="val")
+    picture(nowhere / "pets/test/cat/0.png")
+    loaded = datasets.load(str(nowhere / "pets"))
+    assert len(loaded.test) == 4 and loaded.notes == ("skipped test/: its folders (cat) are not the classes",)
+
+
 def test_a_labelled_test_split_wins_over_a_labelled_validation_split(nowhere):
     write_folder(nowhere / "pets")
-    picture(nowhere / "pets/val/cat/9.png")
+    for name in ("cat", "dog"):
+        picture(nowhere / "pets/val" / name / "9.png")
     assert len(datasets.load(str(nowhere / "pets")).test) == 4
 
 

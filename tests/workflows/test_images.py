@@ -240,3 +240,10 @@ def test_pictures_are_decoded_once_before_the_epochs(there):
 
 def test_a_file_without_a_name_and_a_size_has_no_framing(there):
     assert protocol.framing_of(load_model(Source("grey.pt", arch="grey.py:net"))) is None
+
+
+def test_grey_arrays_are_pruned_on_in_three_channels(there):
+    small.write_npz("grey.npz", n=128)
+    made, _ = run_in(there / "run", "colour.pt", arch="colour.py:net", data="grey.npz", mean=(), std=())
+    assert made["data"]["shape"] == [3, 8, 8] and made["teacher"]["clean"]["accuracy"] > 0.9
+    assert "grey: grey images are repeated to 3 channels, as the network takes 3" in made["notes"]
