@@ -71,22 +71,22 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     Raises: InputError if the model cannot take the images; Undecided if another reading than the first is
     better and it cannot be told which, with each one's figures.
     """
-    first = run("as read", loaded, dataset)
+    patience = Patience(say)
+    first = run("as read", loaded, dataset, patience=patience)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
     tried, ways = [first], _alternatives(loaded, dataset,
                                          options=loaded.others if first.accuracy < SURE else ())
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
-    patience = Patience(say)
-    for number, (words, options, normalisation) in enumerate(ways, start=1):
+    for words, options, normalisation in ways:
         other = read_as(loaded, options=options, normalisation=normalisation)
         with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
-            tried.append(run(words, other, dataset, every=SCREEN))
-        patience.say(f"tried {number} of {len(ways)} other ways: {words}")
+            tried.append(run(words, other, dataset, every=SCREEN, patience=patience))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
     leading = max(screened, key=_score)
-    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in screened
+    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset, patience=patience)
+                 for r in screened
                  if not is_clearly_better(leading.hits, r.hits)]
     best = max(finalists, key=_score)
     if is_near_chance(best, loaded.num_classes):
@@ -185,7 +185,8 @@ def _how(best: Loaded, loaded: Loaded) -> str:
     return f"Say which, as whoever trained it did: {arch} --normalize {same}".replace("  ", " ")
 
 
-def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "") -> Reading:
+def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "",
+        patience: Patience | None = None) -> Reading:
     """A reading tried on every `every`-th of PROBE training images (test images where there are no others)
     that are spread over the set.
 
@@ -207,6 +208,8 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
             right.append(logits.argmax(1) == y)
+            if patience:
+                patience.say(f"trying {words}: {sum(map(len, right))} of {len(index)} images")
     return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit())
 
 
