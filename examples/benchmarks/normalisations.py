@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
-    dataset = datasets.load("cifar10", device=torch.device("cpu"), size=None)
+    dataset = datasets.load("cifar10", device=torch.device("cpu"))
     x, y = dataset.train.batch(readings.spread(dataset))
     print("| trained with | on | " + " | ".join(READINGS) + " |\n|---|---|" + "---:|" * len(READINGS))
     for truth in TRUTHS:

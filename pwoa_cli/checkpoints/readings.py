@@ -25,6 +25,7 @@ from pwoa_cli.evaluation.checks import LOW, gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
 from pwoa_cli.machine.seeds import generator
 from pwoa_cli.networks.build import parts
+from pwoa_cli.progress import Patience
 
 PROBE = 500  # training images that tell whether model and data belong together
 SCREEN = 5  # every fifth of them is shown to every reading
@@ -81,7 +82,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     Raises: InputError if the model cannot take the images; Undecided if another reading than the first is
     better and it cannot be told which, with each one's figures.
     """
-    first = run("as read", loaded, dataset)
+    patience = Patience(say)
+    first = run("as read", loaded, dataset, patience=patience)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
     tried, ways = [first], _alternatives(loaded, dataset,
@@ -91,10 +93,11 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     for words, options, normalisation in ways:
         other = read_as(loaded, options=options, normalisation=normalisation)
         with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
-            tried.append(run(words, other, dataset, every=SCREEN))
+            tried.append(run(words, other, dataset, every=SCREEN, patience=patience))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
     leading = max(screened, key=_score)
-    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in screened
+    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset, patience=patience)
+                 for r in screened
                  if not is_clearly_better(leading.hits, r.hits)]
     best = max(finalists, key=_score)
     if is_near_chance(best, loaded.num_classes):
@@ -107,7 +110,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     chosen = left[0] if len(left) == 1 else first if first in left else None
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -_score(r)))
     figures = (f"{_how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
-               f"{len(first.hits)} training images of {dataset.name} (every {SCREEN}th for those far behind)")
+               f"{len(first.hits)} {dataset.probe_name} of {dataset.name} (every {SCREEN}th for those far "
+               "behind)")
     if chosen is None or _contradicted(chosen, screened, first):
         why = ("its batch norms' statistics fit another reading than the one that is right most often"
                if chosen else "neither accuracy nor its batch norms' statistics tell; likeliest first")
@@ -142,7 +146,7 @@ def _under_attack(even: Sequence[Reading], dataset: datasets.Dataset) -> list[Re
     if threat is None:
         return list(even)
     (norm, eps), attack = threat, parse(ATTACK)[0]
-    shown = [dataset.train.batch(part) for part in spread(dataset).split(100)]
+    shown = [dataset.probe.batch(part) for part in spread(dataset).split(100)]
     tried = []
     for reading in even:
         model, draw, held = reading.loaded.model, generator(0, "readings"), []
@@ -248,8 +252,10 @@ def _how(best: Loaded, loaded: Loaded) -> str:
     return f"Say which, as whoever trained it did: {arch} --normalize {same}".replace("  ", " ")
 
 
-def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "") -> Reading:
-    """A reading tried on every `every`-th of PROBE training images that are spread over the set.
+def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "",
+        patience: Patience | None = None) -> Reading:
+    """A reading tried on every `every`-th of PROBE training images (test images where there are no others)
+    that are spread over the set.
 
     Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the
     model cannot take the images, or does not return finite logits.
@@ -260,21 +266,23 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          f"{dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
-    index = spread(dataset)[::every]
+    probe, index = dataset.probe, spread(dataset)[::every]
     right = []
     with Statistics(loaded.model) as statistics:
         for part in index.split(100):
-            x, y = dataset.train.batch(part)
+            x, y = probe.batch(part)
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
             right.append(logits.argmax(1) == y)
-    first = first_misfit(loaded.model, (dataset.train.batch(part)[0] for part in spread(dataset).split(100)))
+            if patience:
+                patience.say(f"trying {words}: {sum(map(len, right))} of {len(index)} images")
+    first = first_misfit(loaded.model, (dataset.probe.batch(part)[0] for part in spread(dataset).split(100)))
     return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(), first)
 
 
 def spread(dataset: datasets.Dataset) -> Tensor:
-    """The indices of PROBE training images that are spread over the set, (n,) long."""
-    return torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()
+    """The indices of PROBE images that are spread over those that a model is tried on, (n,) long."""
+    return torch.linspace(0, len(dataset.probe) - 1, min(PROBE, len(dataset.probe))).long()
 
 
 def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:

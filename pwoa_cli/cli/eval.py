@@ -27,13 +27,14 @@ def evaluate(
         "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its "
         "teacher."))] = "",
     source: options.SourceOptions, compare: options.Compare = None,
-    data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
+    data: options.Data = None, pictures: options.DataOptions,
+    logits: options.Logits = "all", norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.Attacks = "fgsm,pgd,cw",
-    n: options.N = 1000, per_class: options.PerClass = False,
+    n: options.N = 1000, per_class: options.PerClass = False, gate: GateOptions,
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
     max_seconds: options.MaxSeconds = None, resume: options.Resume = False,
     save_samples: options.SaveSamples = None,
-    out: options.ReportFolder = None, gate: GateOptions, json: options.Json = False,
+    out: options.ReportFolder = None, json: options.Json = False,
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
 ) -> None:
     """Measure accuracy under attack."""
@@ -51,8 +52,8 @@ def evaluate(
         from pwoa_cli.workflows import evaluate as workflow
 
         job = workflow.prepare(workflow.Request(
-            source.of(model), teacher=source.of_teacher(compare), data=data, norm=norm, eps=eps,
-            attacks=attacks, n=n, seed=seed,
+            source.of(model), teacher=source.of_teacher(compare), data=data,
+            choices=pictures.choices(logits=logits), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
             keep_inputs=save_samples is not None, gates=gates, strict=gate.strict), say=console.say)
         if dry_run:

@@ -14,6 +14,7 @@ Examples:
 @options.with_groups
 def info(
     *, model: options.Model, source: options.SourceOptions, data: options.InfoData = None,
+    pictures: options.DataOptions,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -23,7 +24,7 @@ def info(
     from pwoa_cli.workflows import info as workflow
 
     with no_folder():
-        found = workflow.describe(source.of(model), data=data, say=console.say)
+        found = workflow.describe(source.of(model), data=data, choices=pictures.choices(), say=console.say)
     console.result(checkpoint.markdown(found), found, table=lambda: checkpoint.table(found))
     if found["arch"] is not None and not found["pruned"]:
         console.say(f"next: pwoa prune {model} --sparsity 0.9")

@@ -5,6 +5,7 @@ an attack without gradient), 4 the run broke, 130 interrupted. torch is imported
 --help answers at once.
 """
 import gc
+import io
 import os
 import signal
 import sys
@@ -69,6 +70,9 @@ def main() -> None:
     """Run the command line, and turn what went wrong into a sentence and an exit code."""
     # `kill` and CI time limits end a run as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name that it cannot encode must not cost the result
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(prog_name="pwoa", standalone_mode=False))
     except Interrupted as stop:

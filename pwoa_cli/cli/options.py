@@ -13,6 +13,7 @@ from pwoa_cli.errors import InputError
 
 if TYPE_CHECKING:
     from pwoa_cli.checkpoints.model import Source
+    from pwoa_cli.data.choices import Choices
 
 
 class Command(TyperCommand):
@@ -119,6 +120,20 @@ Data = Annotated[str | None, _option(
 InfoData = Annotated[str | None, _option(
     "--data", DATA, "Also try it on training images of mnist, cifar10, ..., a folder or an .npz file.",
     metavar="NAME|PATH")]
+ImageSize = Annotated[str | None, _option(
+    "--image-size", DATA, "Size to which pictures of a folder are scaled, 224 or 192x256. Default: the "
+                          "network's or their own.", metavar="N|HxW")]
+ClassMap = Annotated[str | None, _option(
+    "--class-map", DATA, "Class number of each folder: lines FOLDER NUMBER, or JSON.", metavar="FILE")]
+ClassOrder = Annotated[str | None, _option(
+    "--class-order", DATA, "Order of folders whose names are numbers: text (0, 1, 10, 2) or number.",
+    metavar="text|number")]
+LabelsFrom = Annotated[int, _option(
+    "--labels-from", DATA, "Least label of an .npz file, which is class 0.", metavar="N",
+    parser=_whole("--labels-from", 0))]
+Logits = Annotated[str, _option(
+    "--logits", DATA, "Classes among which the model decides: all of its own, or those of the data only.",
+    metavar="all|data")]
 Norm = Annotated[str | None, _option("--norm", DATA, "Norm of the threat model.", metavar="linf|l2|l1")]
 Eps = Annotated[str | None, _option(
     "--eps", DATA, "Its radius, such as 8/255 or 0.3, for inputs in [0,1]. Default: the file's, else the "
@@ -224,6 +239,40 @@ class SourceOptions:
         from pwoa_cli.checkpoints.model import Source
 
         return None if path is None else Source(path, trust_pickle=self.trust_pickle)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a user says of how --data is read: the options of every command that opens a data set."""
+
+    image_size: ImageSize = None
+    class_map: ClassMap = None
+    class_order: ClassOrder = None
+    labels_from: LabelsFrom = 0
+
+    def choices(self, *, logits: str = "all") -> "Choices":
+        """Parsed. Raises: InputError naming the option."""
+        if logits not in ("all", "data"):
+            raise InputError(f"--logits {logits} is neither all nor data.", hint="--logits data")
+        from pwoa_cli.data.choices import Choices
+
+        if self.class_order not in (None, "text", "number"):
+            raise InputError(f"--class-order {self.class_order} is neither text nor number.",
+                             hint="--class-order number")
+        return Choices(image_size=parse_size(self.image_size), class_map=self.class_map,
+                       class_order=self.class_order, labels_from=self.labels_from,
+                       logits=None if logits == "all" else logits)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """--image-size as (H, W). Raises: InputError."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) for side in sides):
+        raise InputError(f"--image-size {text} is no size of images.",
+                         hint="For example: --image-size 224, or height x width: --image-size 192x256")
+    return int(sides[0]), int(sides[-1])
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -24,10 +24,11 @@ def prune(
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
     source: options.SourceOptions, teacher: options.Teacher = None,
-    data: options.Data = None, norm: options.Norm = None, eps: options.Eps = None,
+    data: options.Data = None, pictures: options.DataOptions,
+    norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
-    seed: options.Seed = 0, device: options.Device = "auto", out: options.RunFolder = None,
-    gate: GateOptions, json: options.Json = False,
+    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", out: options.RunFolder = None,
+    json: options.Json = False,
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
@@ -43,8 +44,9 @@ def prune(
 
         job = prepare(Request(
             source.of(model), wanted, structure=structure, recipe=recipe, overrides=overrides,
-            teacher=source.of_teacher(teacher), data=data, norm=norm, eps=eps, attacks=attacks, n=n,
-            seed=seed, device=device, gates=gates, strict=gate.strict), say=console.say)
+            teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
+            norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
+            strict=gate.strict), say=console.say)
         if dry_run:
             guess = workflow.time_to_fit(job)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {

@@ -4,63 +4,29 @@ Small sets live on the device as uint8 and are augmented there, a batch at a tim
 decoded batch by batch. The formats on disk are read by `formats`.
 Legend: N images, B batch, C channels, H and W height and width.
 """
-import contextlib
 import difflib
 import http.client
+import math
 import os
-import socket
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pwoa_cli.data import formats, image_folder
+from pwoa_cli.data import classes as class_numbers
+from pwoa_cli.data import colours, fetching, formats, image_folder, splits
+from pwoa_cli.data.choices import Choices
+from pwoa_cli.data.dataset import Augment, Dataset, Split
+from pwoa_cli.data.pictures import Framing, ImageFiles
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine.home import home
+from pwoa_cli.progress import Patience, Say
 
-Augment = Literal["none", "crop-flip", "hard"]
-_CONNECT_SECONDS = 20  # a firewall that drops packets would otherwise hold the command for minutes
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and labels of one part of a data set, in the order of the files.
-
-    images: (N, C, H, W) uint8 0..255 or float32 0..1, or files of them. labels: (N,) int64 on the device of
-    the batches.
-    """
-
-    images: formats.Images
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images float32 in [0, 1] (B, C, H, W) and labels int64 (B,) at `index` (B,) int64, which may be on
-        any device."""
-        device = self.labels.device
-        home = self.images.device if isinstance(self.images, Tensor) else "cpu"
-        x = self.images[index.to(home)].to(device)
-        return x if x.is_floating_point() else x.float() / 255, self.labels[index.to(device)]
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set for image classification; `augment` and `threat` (norm, eps) are its field's conventions."""
-
-    name: str
-    train: Split
-    test: Split
-    num_classes: int
-    shape: tuple[int, int, int]
-    augment: Augment
-    threat: tuple[str, float] | None
-    where: str
+_DECODED_TOGETHER = 256
 
 
 class _Layout(NamedTuple):
@@ -124,14 +90,22 @@ def candidates(shape: tuple[int, ...] | None, num_classes: int, *,
 def places() -> tuple[Path, ...]:
     """Folders that are searched for a known name, in order: $PWOA_DATA, the cache, examples/data here and in
     the source."""
-    folders = [Path(os.environ["PWOA_DATA"]).expanduser()] if os.environ.get("PWOA_DATA") else []
+    folders = [_expanded(os.environ["PWOA_DATA"])] if os.environ.get("PWOA_DATA") else []
     folders += [_cache(), Path("examples/data").absolute(),
                 Path(__file__).resolve().parents[2] / "examples" / "data"]
     return tuple(dict.fromkeys(folders))
 
 
+def _expanded(text: str) -> Path:
+    """A path with ~ replaced, where the home folder is known."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def _cache() -> Path:
-    return Path.home() / ".cache" / "pwoa" / "data"
+    return (home() or Path(tempfile.gettempdir())) / ".cache" / "pwoa" / "data"
 
 
 def locate(name: str, folder: Path | None = None) -> Path | None:
@@ -183,12 +157,12 @@ class _Found(NamedTuple):
     layout: _Layout | None  # None: the user's own .npz or image folder
 
 
-def _resolve(text: str, *, download: bool) -> _Found:
+def _resolve(text: str, *, download: bool, say: Say) -> _Found:
     """What a name or path means: a known name wins over a folder of that name here (write ./mnist for the
     folder)."""
     if name := known_name(text):
-        return _find_or_fetch(name, download=download)
-    path = Path(text).expanduser()
+        return _find_or_fetch(name, download=download, say=say)
+    path = _expanded(text)
     name = known_name(path.name)
     if path.is_dir():
         return _in_folder(path)
@@ -234,22 +208,23 @@ def _in_folder(folder: Path) -> _Found:
                          hint=f"Say which one: --data {folder / next(iter(there))}")
     for name, found in there.items():
         return _Found(name, *found)
-    if image_folder.image_folder_splits(folder):
+    if splits.find(folder):
         return _Found(folder.name, folder, None)
     partial = [f"{name}: {why}" for name in KNOWN if (why := _why_not(name, folder)) != "not there"]
     raise InputError(f"{folder} holds no known data set, nor train/CLASS/ and test/CLASS/ (or val/CLASS/) "
-                     "with images.",
+                     "with pictures.",
                      hint="\n".join([*partial, _NAMES]))
 
 
-def _find_or_fetch(name: str, *, download: bool) -> _Found:
+def _find_or_fetch(name: str, *, download: bool, say: Say) -> _Found:
     for place in places():
         if found := _find(name, place):
             return _Found(name, *found)
     looked = [f"  {place} ({_why_not(name, place)})" for place in places()]
     if download:
+        say(f"fetching {name} into {_cache()}")
         try:
-            _download(name)
+            fetching.download(name, kind=KNOWN[name].torchvision, cache=_cache())
             return _require(name, _cache())
         # what torchvision and urllib raise
         except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -259,92 +234,103 @@ def _find_or_fetch(name: str, *, download: bool) -> _Found:
                           f"{_wanted(name)}")
 
 
-# Fetching
-
-def _download(name: str) -> None:
-    """Fetch a known data set into the cache; it appears there whole or not at all.
-
-    Raises: OSError, RuntimeError or HTTPException, as torchvision and urllib do.
-    """
-    target = _cache() / name
-    if target.exists():
-        raise FileExistsError(f"not tried: {target} exists but is incomplete; move it away")
-    _cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=_cache()) as temporary, _quiet_network():
-        fetched = Path(temporary) / name
-        _fetch(KNOWN[name].torchvision, fetched)
-        for archive in fetched.rglob("*.gz"):  # unpacked beside it
-            archive.unlink()
-        if not target.exists():  # else another process was faster
-            fetched.rename(target)
-
-
-def _fetch(kind: str, into: Path) -> None:
-    """torchvision's addresses and MD5 sums. Its CIFAR and SVHN constructors would also unpickle and want
-    scipy."""
-    from torchvision import datasets
-    from torchvision.datasets.utils import download_and_extract_archive, download_url
-
-    dataset = getattr(datasets, kind)
-    if issubclass(dataset, datasets.MNIST):
-        dataset(into, download=True)
-    elif issubclass(dataset, datasets.CIFAR10):
-        download_and_extract_archive(dataset.url, into, filename=dataset.filename, md5=dataset.tgz_md5)
-    else:
-        for split in ("train", "test"):
-            url, file, md5 = dataset.split_list[split]
-            download_url(url, into, file, md5)
-
-
-@contextlib.contextmanager
-def _quiet_network() -> Iterator[None]:
-    """torchvision may print its progress: stdout is for the result. It sets no timeout either."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_CONNECT_SECONDS)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 # Loading
 
-def load(name_or_path: str, *, device: str | torch.device = "cpu", size: tuple[int, int] | None = None,
-         download: bool = True) -> Dataset:
+def load(name_or_path: str, *, device: str | torch.device = "cpu", framing: Framing | None = None,
+         channels: int | None = None, classes: int | None = None, choices: Choices | None = None,
+         download: bool = True, say: Say = lambda text: None) -> Dataset:
     """Read a data set: a known name, a folder that holds one (or DIR/NAME), an .npz file or an image folder.
 
-    Args: size: (H, W) to which an image folder's files are scaled and cropped; arrays keep their size, so
-    compare `shape` with the model. download: fetch a known data set that is in none of `places()`.
+    A folder's pictures are decoded when they are asked for: `decoded` keeps them in memory.
+    Args: framing: how an image folder's pictures become images of the model's size; arrays keep their size,
+    so compare `shape` with the model. channels, classes: of the model, None: the data's own. choices: what
+    the user says. download: fetch a known data set that is in none of `places()`.
     Raises: InputError if it is unknown, missing (with every place searched), ambiguous, broken or not what it
     should be.
     """
-    name, where, layout = _resolve(str(name_or_path), download=download)
+    choices = choices or Choices()
+    name, where, layout = _resolve(str(name_or_path), download=download, say=say)
     if layout is None and where.is_dir():
-        raw = image_folder.read_image_folder(where, size=size)
-    else:
-        raw = (layout.read if layout else formats.read_npz)(where)
-    channels, height, width = raw.x_train.shape[1:]
-    shape = (channels, height, width)
+        folder = image_folder.read_image_folder(where, framing=framing, channels=channels, classes=classes,
+                                                choices=choices, patience=Patience(say))
+        made = _dataset(name, where, folder.raw, device, notes=folder.notes)
+        return replace(_described(made, choices), own_size=folder.own_size, reordered=folder.reordered)
+    choices.check_for_arrays(str(where))
+    raw = layout.read(where) if layout else formats.read_npz(where, channels=channels)
+    raw, known, own = _own(raw, name, where, layout, classes=classes, choices=choices)
+    raw, converted = colours.fitted(raw, channels)
+    made = _dataset(name, where, raw, device, notes=(*own, *converted))
+    if known:
+        made = replace(made, augment=known.augment, threat=known.threat, num_classes=known.num_classes)
+    return _described(made, choices)
+
+
+def _own(raw: formats.Raw, name: str, where: Path, layout: _Layout | None, *, classes: int | None,
+         choices: Choices) -> tuple[formats.Raw, _Known | None, tuple[str, ...]]:
+    """(arrays with labels from 0, the known data set that they are, what is said); the user's own file has
+    as many classes as the model, if its labels are among those."""
     known = KNOWN.get(name)
+    shape = tuple(raw.x_test.shape[1:])
     if known and (shape != known.shape or raw.num_classes > known.num_classes):
         if layout:
             raise InputError(f"{where} has images {shape} in {raw.num_classes} classes, "
                              f"expected {known.shape} in {known.num_classes} for {name}.")
         known = None  # the user's own file with a familiar name
-    return Dataset(name=name, where=str(where), shape=shape,
-                   num_classes=known.num_classes if known else raw.num_classes,
-                   augment=known.augment if known else "none", threat=known.threat if known else None,
+    if known and not choices.labels_from:
+        return raw, known, () if len(raw.y_train) else ("only test images are there",)
+    y_train, y_test = (class_numbers.from_zero(y, str(where), first=choices.labels_from)
+                       for y in (raw.y_train, raw.y_test))
+    count = raw.num_classes - choices.labels_from
+    least = min(int(y.min()) for y in (y_train, y_test) if len(y))
+    class_numbers.check_range(least, count - 1, str(where), classes=classes)
+    kept = classes if classes is not None and count <= classes else count
+    notes = [f"labels count from {choices.labels_from}"] if choices.labels_from else []
+    notes += [] if len(y_train) else ["only test images are there"]
+    return raw._replace(y_train=y_train, y_test=y_test, num_classes=kept), None, tuple(notes)
+
+
+def _dataset(name: str, where: Path, raw: formats.Raw, device: str | torch.device, *,
+             notes: tuple[str, ...]) -> Dataset:
+    channels, height, width = raw.x_test.shape[1:]
+    return Dataset(name=name, where=str(where), shape=(channels, height, width), num_classes=raw.num_classes,
+                   augment="none", threat=None,
+                   present=class_numbers.present([raw.y_test], classes=raw.num_classes),
                    train=_split(raw.x_train, raw.y_train, device),
-                   test=_split(raw.x_test, raw.y_test, device))
+                   test=_split(raw.x_test, raw.y_test, device), notes=notes)
+
+
+def _described(dataset: Dataset, choices: Choices) -> Dataset:
+    """That test images have some of the classes only is said, and what accuracy means then."""
+    if not 0 < len(dataset.present) < dataset.num_classes:
+        return dataset
+    note = f"its test images are of {len(dataset.present)} of {dataset.num_classes} classes"
+    over = "" if choices.logits == "data" else f"; accuracy is over all {dataset.num_classes} logits"
+    return replace(dataset, notes=(*dataset.notes, note + over))
+
+
+def decoded(dataset: Dataset, *, say: Say = lambda text: None) -> Dataset:
+    """The data set with its pictures in memory if they need no more than SMALL_BYTES there; else as it is."""
+    files = [split.images for split in (dataset.train, dataset.test)]
+    if not all(isinstance(images, ImageFiles) for images in files):
+        return dataset
+    if sum(math.prod(images.shape) for images in files) > formats.SMALL_BYTES:
+        return dataset
+    patience = Patience(say)
+    return replace(dataset, size_said=dataset.size_words(), shown=None,
+                   train=_in_memory(dataset.train, "training", patience),
+                   test=_in_memory(dataset.test, "test", patience))
+
+
+def _in_memory(split: Split, what: str, patience: Patience) -> Split:
+    images = torch.empty(tuple(split.images.shape), dtype=torch.uint8)
+    for start in range(0, len(split), _DECODED_TOGETHER):
+        index = torch.arange(start, min(start + _DECODED_TOGETHER, len(split)))
+        images[index] = split.images[index]
+        patience.say(f"decoding pictures: {start + len(index)} of {len(split)} {what} images")
+    return _split(images, split.labels, split.labels.device)
 
 
 def _split(images: formats.Images, labels: Tensor, device: str | torch.device) -> Split:
     if isinstance(images, Tensor) and images.nbytes <= formats.SMALL_BYTES:
         images = images.to(device)
     return Split(images, labels.to(device))
-
-
-# Order, choice and augmentation of samples
-
-

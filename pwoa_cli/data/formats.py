@@ -52,7 +52,8 @@ class Images(Protocol):
 
 
 class Raw(NamedTuple):
-    """Train and test images (N, C, H, W), with labels (N,) int64 in 0..num_classes - 1."""
+    """Train and test images (N, C, H, W), with labels (N,) int64 in 0..num_classes - 1. Only test images:
+    N is 0 in train."""
 
     x_train: Images
     y_train: Tensor
@@ -74,9 +75,9 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 # Arrays: from whatever shape and type a file has to (N, C, H, W) and (N,)
 
-def _images(array: np.ndarray, what: str) -> Tensor:
+def _images(array: np.ndarray, what: str, channels: int | None = None) -> Tensor:
     """Tensor (N, C, H, W) of images NHW, NHWC or NCHW, uint8 or float in 0..1 (kept: rounding to uint8 moves
-    pixels)."""
+    pixels). channels: of the network, where they may be others than 1 or 3."""
     if array.ndim not in (3, 4) or not array.size:
         raise InputError(f"{what} has shape {array.shape}, expected images (N,H,W), (N,H,W,C) or (N,C,H,W).")
     if array.dtype.kind == "f":
@@ -84,7 +85,7 @@ def _images(array: np.ndarray, what: str) -> Tensor:
     elif array.dtype != np.uint8:
         raise InputError(f"{what} has dtype {array.dtype}, expected uint8 0..255 or floats 0..1.",
                          hint="Save it as uint8.")
-    array = array[:, None] if array.ndim == 3 else _channels_first(array, what)
+    array = array[:, None] if array.ndim == 3 else _channels_first(array, what, channels)
     return torch.from_numpy(np.require(array, requirements=["C", "W", "O"]))
 
 
@@ -99,12 +100,14 @@ def _unit_range(array: np.ndarray, what: str) -> np.ndarray:
     return array
 
 
-def _channels_first(array: np.ndarray, what: str) -> np.ndarray:
-    first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+def _channels_first(array: np.ndarray, what: str, channels: int | None) -> np.ndarray:
+    wanted = (channels,) if channels in (array.shape[1], array.shape[3]) else (1, 3)
+    first, last = array.shape[1] in wanted, array.shape[3] in wanted
     if first == last:
-        problem = "could be (N,H,W,C) or (N,C,H,W)" if first else "has neither 1 nor 3 channels"
+        wish = "1 nor 3" if channels in (None, 1, 3) else f"1, 3 nor the network's {channels}"
+        problem = "could be (N,H,W,C) or (N,C,H,W)" if first else f"has neither {wish} channels"
         raise InputError(f"{what} has shape {array.shape}, which {problem}.",
-                         hint="Save it as (N,C,H,W) with C 1 or 3.")
+                         hint="Save it as (N,C,H,W) with the channels of the network.")
     return array if first else array.transpose(0, 3, 1, 2)
 
 
@@ -113,8 +116,10 @@ def _labels(array: np.ndarray, what: str) -> Tensor:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise InputError(f"{what} has shape {array.shape}, expected class numbers (N,).",
-                         hint="From one-hot: y.argmax(1).")
+        raise InputError(f"{what} has shape {array.shape}, expected class numbers (N,){_several(array)}.",
+                         hint="From one-hot: y.argmax(1)." if _is_one_hot(array) else
+                         "Robust accuracy is that of one class an image: save the class of each image, and "
+                         "leave out the images that have none or several.")
     if array.dtype.kind not in "iu":
         raise InputError(f"{what} has dtype {array.dtype}, expected integer class numbers from 0.")
     if array.size and int(array.min()) < 0:
@@ -122,16 +127,29 @@ def _labels(array: np.ndarray, what: str) -> Tensor:
     return torch.from_numpy(np.require(array.astype(np.int64), requirements=["C", "W", "O"]))
 
 
-def from_arrays(arrays: dict[str, np.ndarray], where: Path) -> Raw:
-    """Validated `Raw` of the four ARRAYS; images NHW, NHWC or NCHW, uint8 or float in 0..1.
+def _is_one_hot(array: np.ndarray) -> bool:
+    return bool(array.ndim == 2 and np.isin(array, (0, 1)).all() and (array.sum(1) == 1).all())
 
+
+def _several(array: np.ndarray) -> str:
+    """What rows of labels are, if not one-hot."""
+    if array.ndim != 2 or _is_one_hot(array) or not np.isin(array, (0, 1)).all():
+        return ""
+    least, most = int(array.sum(1).min()), int(array.sum(1).max())
+    return f", and it is not one-hot: rows hold {least} to {most} classes"
+
+
+def from_arrays(arrays: dict[str, np.ndarray], where: Path, *, channels: int | None = None) -> Raw:
+    """Validated `Raw` of the ARRAYS, of which the training ones may be missing; images NHW, NHWC or NCHW,
+    uint8 or float in 0..1.
+
+    Args: channels: of the network, where they may be others than 1 or 3.
     Raises: InputError naming `where`, the array, what it is and what was expected.
     """
-    x_train, x_test = (_images(arrays[key], f"{where}: {key}") for key in ("x_train", "x_test"))
-    y_train, y_test = (_labels(arrays[key], f"{where}: {key}") for key in ("y_train", "y_test"))
-    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if len(x) != len(y):
-            raise InputError(f"{where}: x_{split} has {len(x)} images but y_{split} has {len(y)} labels.")
+    x_test, y_test = _labelled("test", arrays, where, channels)
+    if "x_train" not in arrays:
+        return Raw(x_test[:0], y_test[:0], x_test, y_test, int(y_test.max()) + 1)
+    x_train, y_train = _labelled("train", arrays, where, channels)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise InputError(f"{where}: training images are {tuple(x_train.shape[1:])}, test images "
                          f"{tuple(x_test.shape[1:])}.")
@@ -140,9 +158,21 @@ def from_arrays(arrays: dict[str, np.ndarray], where: Path) -> Raw:
     return Raw(x_train, y_train, x_test, y_test, int(max(y_train.max(), y_test.max())) + 1)
 
 
-def read_npz(path: Path) -> Raw:
-    """The arrays x_train, y_train, x_test, y_test of an .npz file (no pickled objects).
+def _labelled(split: str, arrays: dict[str, np.ndarray], where: Path,
+              channels: int | None) -> tuple[Tensor, Tensor]:
+    """Images and labels of one split."""
+    x = _images(arrays[f"x_{split}"], f"{where}: x_{split}", channels)
+    y = _labels(arrays[f"y_{split}"], f"{where}: y_{split}")
+    if len(x) != len(y):
+        raise InputError(f"{where}: x_{split} has {len(x)} images but y_{split} has {len(y)} labels.")
+    return x, y
 
+
+def read_npz(path: Path, *, channels: int | None = None) -> Raw:
+    """The arrays x_train, y_train, x_test, y_test of an .npz file (no pickled objects); the first two may be
+    missing together.
+
+    Args: channels: of the network, where they may be others than 1 or 3.
     Raises: InputError naming the array that is missing or wrong, or the file if it is broken.
     """
     # np.load(path) would leave a broken file open
@@ -153,11 +183,12 @@ def read_npz(path: Path) -> Raw:
         with np.load(file, allow_pickle=False) as archive:
             there = list(archive.files)
             arrays = {key: archive[key] for key in ARRAYS if key in there}
-    missing = [key for key in ARRAYS if key not in arrays]
+    only_test = "x_train" not in arrays and "y_train" not in arrays
+    missing = [key for key in ARRAYS if key not in arrays and not (only_test and key.endswith("train"))]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(there) or 'nothing'}.",
                          hint="Expected np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...).")
-    return from_arrays(arrays, path)
+    return from_arrays(arrays, path, channels=channels)
 
 
 # IDX: MNIST and Fashion-MNIST. torchvision's MNIST class unpacks .gz beside the archive; here nothing is

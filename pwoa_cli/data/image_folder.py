@@ -1,149 +1,119 @@
-"""FOLDER/train/CLASS/*.png and FOLDER/test or FOLDER/val: images that are decoded when they are asked for.
+"""FOLDER/train/CLASS/*.png and FOLDER/test or FOLDER/val: labelled pictures that are decoded when they are
+asked for.
 
 Legend: N images, B batch, C channels, H and W height and width.
 """
-import functools
-import math
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pwoa_cli.data import formats
-from pwoa_cli.data.formats import Raw, reading
+from pwoa_cli.data import classes as class_numbers
+from pwoa_cli.data import pictures, splits
+from pwoa_cli.data.choices import Choices
+from pwoa_cli.data.formats import Raw
+from pwoa_cli.data.pictures import Framing, ImageFiles
+from pwoa_cli.data.splits import Splits
 from pwoa_cli.errors import InputError
+from pwoa_cli.progress import Patience
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files that are decoded when they are asked for: files[index] is uint8 (B, C, H, W), on the
-    CPU."""
+class Folder(NamedTuple):
+    """What a folder of pictures holds. own_size: (H, W) of all pictures, None if they differ. reordered:
+    class numbers in the order of numbers, by those in the order of text; None where that is no question."""
 
-    paths: tuple[str, ...]
-    size: tuple[int, int]
-    mode: str  # "L" or "RGB"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W), as of a tensor."""
-        return len(self.paths), 1 if self.mode == "L" else 3, *self.size
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        chosen = [self.paths[i] for i in index.tolist()]
-        images = torch.empty(len(chosen), *self.shape[1:], dtype=torch.uint8)
-        decode = functools.partial(_decode, size=self.size, mode=self.mode)
-        for row, image in enumerate(_pool().map(decode, chosen)):
-            images[row] = image
-        return images
+    raw: Raw
+    own_size: tuple[int, int] | None
+    reordered: Tensor | None
+    notes: tuple[str, ...]
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    # Pillow decodes without the GIL
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="decode")
+def read_image_folder(folder: Path, *, framing: Framing | None = None, channels: int | None = None,
+                      classes: int | None = None, choices: Choices | None = None,
+                      patience: Patience | None = None) -> Folder:
+    """The pictures of FOLDER/train/CLASS and FOLDER/test/CLASS (val, valid, ...), hidden ones left out.
 
-
-def _decode(path: str, *, size: tuple[int, int], mode: str) -> Tensor:
-    """(C, H, W) uint8: the image scaled until it covers `size`, then cut to it about the centre."""
-    from PIL import Image
-    from torchvision.transforms import functional
-
-    with reading(Path(path), "an image"), Image.open(path) as file:
-        if file.mode.startswith(("I", "F")):
-            raise ValueError(f"pixels of mode {file.mode}, expected 8 bits a channel")
-        image = file.convert(mode)
-    if (image.height, image.width) != size:
-        scale = max(size[0] / image.height, size[1] / image.width)
-        image = functional.resize(image,
-                                  [max(1, round(image.height * scale)), max(1, round(image.width * scale))])
-        image = functional.center_crop(image, list(size))
-    return torch.from_numpy(np.array(image)).reshape(*size, -1).permute(2, 0, 1)
-
-
-def image_folder_splits(folder: Path) -> tuple[Path, Path] | None:
-    """FOLDER/train and FOLDER/test (or FOLDER/val), if both hold folders."""
-    def holds_folders(path: Path) -> bool:
-        return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
-
-    tests = [folder / name for name in ("test", "val") if holds_folders(folder / name)]
-    return (folder / "train", tests[0]) if tests and holds_folders(folder / "train") else None
-
-
-def read_image_folder(folder: Path, *, size: tuple[int, int] | None = None) -> Raw:
-    """FOLDER/train/CLASS/*.png|jpg|... and FOLDER/test or FOLDER/val; classes are numbered in the order of
-    their names.
-
-    Images are 1-channel if the first one of every class is grey, otherwise RGB; scaled and centre-cropped to
-    `size` (H, W), or left as they are if it is None. Up to SMALL_BYTES in all are decoded now, otherwise
-    batch by batch.
-    Raises: InputError if there are no two splits, their classes differ, a class is empty, the images are of
-    different sizes while `size` is None, or one cannot be decoded.
+    Args: framing: of pictures that are not of its size already; None: they are left as they are. channels:
+    1, 3 or 4 of the images; None: 1 if the first one of every class is grey, otherwise 3. classes: of the
+    model.
+    Raises: InputError if there is no test split, the splits' classes differ or are not known, a class is
+    empty, the pictures are of different sizes without `framing`, or one cannot be read.
     """
-    splits = image_folder_splits(folder)
-    if splits is None:
-        raise InputError(f"{folder} has no train/CLASS/ beside test/CLASS/ or val/CLASS/.")
-    classes, (train, test) = _class_names(splits), [_samples(split) for split in splits]
-    paths = [path for path, _ in train + test]
-    size, mode = size or _common_size(paths), _common_mode(train + test)
-    x_train, x_test = (ImageFiles(tuple(path for path, _ in samples), size, mode)
-                       for samples in (train, test))
-    y_train, y_test = (torch.tensor([label for _, label in samples]) for samples in (train, test))
-    if math.prod(x_train.shape) + math.prod(x_test.shape) > formats.SMALL_BYTES:
-        return Raw(x_train, y_train, x_test, y_test, len(classes))
-    decoded_train, decoded_test = (files[torch.arange(len(files))] for files in (x_train, x_test))
-    return Raw(decoded_train, y_train, decoded_test, y_test, len(classes))
+    choices, patience = choices or Choices(), patience or Patience(lambda text: None)
+    found = splits.find(folder)
+    if found is None:
+        raise InputError(f"{folder} has no test/CLASS/ or val/CLASS/.")
+    names = _class_names(found, mapped=choices.class_map is not None)
+    numbers, notes = class_numbers.numbered(names, str(folder), classes=classes, choices=choices)
+    parts = [splits.samples(split, {name: numbers[name] for name in splits.class_folders(split)},
+                            patience)
+             for split in (found.train, found.test) if split]
+    hidden = [*_skipped("hidden pictures", [path for _, unseen, _ in parts for path in unseen]),
+              *_skipped("files that are no pictures", [path for *_, others in parts for path in others])]
+    samples = [pair for labelled, *_ in parts for pair in labelled]
+    size, own = _size([path for path, _ in samples], framing, patience)
+    mode, converted = _mode(samples, channels)
+    made = [(ImageFiles(tuple(path for path, _ in part), size, mode, None if own == size else framing),
+             torch.tensor([label for _, label in part])) for part, *_ in parts]
+    test, train = made[-1], made[0] if found.train else _none_of(made[-1])
+    count = classes or max(numbers.values()) + 1
+    return Folder(Raw(*train, *test, count), own, _reordered(names, choices, classes),
+                  (*found.notes, *hidden, *notes, *converted))
 
 
-def _class_names(splits: tuple[Path, Path]) -> list[str]:
-    from torchvision.datasets.folder import find_classes
+def _skipped(what: str, paths: list[str]) -> list[str]:
+    more = ", ..." if len(paths) > 1 else ""
+    return [f"skipped {len(paths)} {what} ({Path(paths[0]).name}{more})"] if paths else []
 
-    train, test = (find_classes(split)[0] for split in splits)
-    for split, extra in zip(splits, (set(train) - set(test), set(test) - set(train)), strict=True):
-        if extra:
-            raise InputError(f"{splits[0]} has {len(train)} classes and {splits[1]} {len(test)}: "
+
+def _none_of(split: tuple[ImageFiles, Tensor]) -> tuple[ImageFiles, Tensor]:
+    files, labels = split
+    return ImageFiles((), files.size, files.mode, files.framing), labels[:0]
+
+
+def _class_names(found: Splits, *, mapped: bool) -> list[str]:
+    """Of all splits; they must have the same ones, but where a map says what each is."""
+    test = splits.class_folders(found.test)
+    train = splits.class_folders(found.train) if found.train else test
+    if mapped:
+        return sorted({*train, *test})
+    for split, extra in ((found.train, set(train) - set(test)), (found.test, set(test) - set(train))):
+        if extra and split:
+            raise InputError(f"{found.train} has {len(train)} classes and {found.test} {len(test)}: "
                              f"only {split.name} has {', '.join(sorted(extra)[:5])}.",
                              hint="Both need the same folders, one a class.")
     return train
 
 
-def _samples(split: Path) -> list[tuple[str, int]]:
-    """(path, class number) of every image below a split."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-    try:
-        return make_dataset(split, find_classes(split)[1], extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise InputError(f"{split}: {error}") from error
+def _reordered(names: list[str], choices: Choices, classes: int | None) -> Tensor | None:
+    open_question = not choices.class_map and not choices.class_order and classes in (None, len(names))
+    if not open_question or not class_numbers.ordered_differently(names):
+        return None
+    by_number = sorted(names, key=int)
+    return torch.tensor([by_number.index(name) for name in names])
 
 
-def _header(path: str) -> tuple[tuple[int, int], str]:
-    """((H, W), mode) of an image, without decoding it."""
-    from PIL import Image
-
-    with reading(Path(path), "an image"), Image.open(path) as image:
-        return (image.height, image.width), image.mode
-
-
-def _common_size(paths: list[str]) -> tuple[int, int]:
-    sizes = [size for size, _ in _pool().map(_header, paths)]
-    other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
-    if other is not None:
-        raise InputError(f"The images differ in size: {paths[0]} is {sizes[0]}, {paths[other]} "
-                         f"{sizes[other]} (H, W).",
-                         hint="They are resized where the model's input size is known; otherwise make them "
-                              "equal.")
-    return sizes[0]
+def _size(paths: list[str], framing: Framing | None,
+          patience: Patience) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """((H, W) of the images, of the pictures or None if they differ)."""
+    first, other = pictures.other_size(paths, patience)
+    if framing is None and other:
+        raise InputError(f"The images differ in size: {paths[0]} is {first}, {other[0]} {other[1]} (H, W).",
+                         hint="Say the size that the network was trained with: --image-size 224")
+    return framing.size if framing else first, None if other else first
 
 
-def _common_mode(samples: list[tuple[str, int]]) -> str:
-    """"L" if the first image of every class is grey: a single grey file among colour ones (as in ImageNet)
-    says nothing."""
+def _mode(samples: list[tuple[str, int]], channels: int | None) -> tuple[str, tuple[str, ...]]:
+    """(Pillow's mode, what is said of it). A single grey file among colour ones (as in ImageNet) says
+    nothing."""
+    if channels not in (None, *pictures.MODES):
+        raise InputError(f"The network takes images of {channels} channels; picture files are read as 1, 3 "
+                         "or 4.", hint="Save them as arrays (N,C,H,W) in an .npz file: --data FILE.npz")
     first = {label: path for path, label in reversed(samples)}
-    return "L" if all(mode in ("1", "L", "LA") for _, mode in _pool().map(_header, first.values())) else "RGB"
+    own = pictures.common_channels(list(first.values()))
+    words = {1: "grey pictures are", 3: "pictures in colour are"}
+    to = {1: "made grey", 3: "repeated to 3 channels", 4: "read with their alpha channel"}
+    notes = () if channels in (None, own) else (f"{words[own]} {to[channels or own]}, as the network takes "
+                                                f"{channels}",)
+    return pictures.MODES[channels or own], notes

@@ -16,6 +16,7 @@ from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
+from pwoa_cli.data.choices import Choices, of_report
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, units
@@ -32,7 +33,7 @@ from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import schema
 from pwoa_cli.reports.gates import Gate, judged, resolved
 from pwoa_cli.reports.write import write
-from pwoa_cli.workflows.setup import Subject, data_fields, open_subject, open_teacher
+from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
 
 TEACHER = "teacher"
 
@@ -47,6 +48,7 @@ class Request:
     teacher: Source | None = None  # what the model is compared with
     teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
     data: str | None = None
+    choices: Choices = field(default_factory=Choices)
     norm: str | None = None
     eps: str | None = None
     n: int = 1000
@@ -99,7 +101,8 @@ def prepare(request: Request, *, say: Say) -> Job:
     if of_run:
         request = _of_run(request, Path(request.source.path) if request.source.path else run_folder.newest(),
                           say=say)
-    subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps,
+    subject = open_subject(request.source, data=request.data, choices=request.choices,
+                           norm=request.norm, eps=request.eps,
                            device=device, say=say, near_chance="possible" if of_run else "of pruned")
     attacks.check_norm(attacks.parse(request.attacks), subject.norm)
     samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
@@ -135,6 +138,8 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
     return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")),
                    teacher=teacher, teacher_is_source=is_source, norm=norm, eps=eps,
+                   choices=request.choices if request.data or request.choices != Choices() else
+                   of_report(made["data"].get("choices", {})),
                    data=request.data or made["data"].get("argument", made["data"]["name"]))
 
 
@@ -181,7 +186,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         models={who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
                 for who, loaded in job.loaded.items()},
         model=request.source.path, environment=environment(device=job.device, seed=request.seed),
-        notes=[*_late(found, job), *notes(found)], findings=findings(found), classes=classes,
+        notes=[*_late(found, job), *data_notes(subject), *notes(found)], findings=findings(found),
+        classes=classes,
         attacks=[attack.name for attack in attacks.parse(request.attacks)],
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,

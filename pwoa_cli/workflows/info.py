@@ -12,34 +12,38 @@ from torch import Tensor
 
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model
-from pwoa_cli.checkpoints.readings import Undecided, is_near_chance, outputs, settle, warn_of_code
+from pwoa_cli.checkpoints.readings import Undecided, is_near_chance, outputs, warn_of_code
 from pwoa_cli.checkpoints.state_dict import read_state_dict
-from pwoa_cli.data import datasets
+from pwoa_cli.data.choices import Choices
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import plain, read_json
 from pwoa_cli.machine.memory import one_thread
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import SIZES, public_name
 from pwoa_cli.reports import schema
+from pwoa_cli.workflows import images
+from pwoa_cli.workflows.setup import first_images, say_of_data
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 # what a pruned file says
 PRUNED = ("recipe", "source", "source_sha256", "data", "norm", "eps", "seed", "pwoa_version")
 
 
-def describe(source: Source, *, data: str | None = None, say: Callable[[str], None]) -> dict[str, Any]:
+def describe(source: Source, *, data: str | None = None, choices: Choices | None = None,
+             say: Callable[[str], None]) -> dict[str, Any]:
     """Everything that a checkpoint says of itself: the JSON object of `pwoa info`.
 
     Args: data: a data set on whose training images the model is tried, and what its file leaves open is
-    settled.
+    settled. choices: what the user says of how it is read.
     Raises: InputError if it cannot be read. An architecture that is not known is a finding: `arch` is null
     then, `unknown` says why and what to do, and `layers` are the matrices in the file.
     """
     with one_thread() if data is None else nullcontext():
-        return _described(source, data, say=say)
+        return _described(source, data, choices or Choices(), say=say)
 
 
-def _described(source: Source, data: str | None, *, say: Callable[[str], None]) -> dict[str, Any]:
+def _described(source: Source, data: str | None, choices: Choices, *,
+               say: Callable[[str], None]) -> dict[str, Any]:
     warn_of_code(source, say=say)
     about = {"source": source.path,
              "file_bytes": os.path.getsize(source.path) if os.path.isfile(source.path) else None}
@@ -49,12 +53,16 @@ def _described(source: Source, data: str | None, *, say: Callable[[str], None]) 
         return plain(about | _of_no_architecture(source, error))
     accuracy, x = None, None
     if data is not None:
-        dataset = datasets.load(data, device=torch.device("cpu"), size=loaded.default_size)
-        x = dataset.train.batch(torch.arange(2))[0]
+        possible = images.ways(loaded, data, choices, device=torch.device("cpu"), say=say)
+        x = first_images(possible[0])
         try:
-            reading = settle(loaded, dataset, say=say)
+            dataset, reading = images.settled(loaded, possible, say=say)
+            x = first_images(dataset)
+            say_of_data(dataset, say=say)
             loaded, accuracy = reading.loaded, {"data": data, "images": len(reading.hits),
                                                 "accuracy": reading.accuracy,
+                                                "of": dataset.probe_name, "read": dataset.size_words(),
+                                                "inferred": dataset.notes,
                                                 "near_chance": is_near_chance(reading, loaded.num_classes)}
         except Undecided as error:  # a finding too
             loaded = replace(loaded, settled=f"{error.message} {error.hint}")

@@ -34,7 +34,7 @@ from pwoa_cli.training import duration, loop
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.workflows.prune_job import Job, timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin
-from pwoa_cli.workflows.setup import data_fields
+from pwoa_cli.workflows.setup import data_fields, data_notes
 
 # --- the run ---------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
         environment=machine, recipe=asdict(job.plan.recipe),
-        notes=[*job_notes(job), *lowered, *notes(scores)],
+        notes=[*job_notes(job), *data_notes(subject), *lowered, *notes(scores)],
         findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
         data=data_fields(subject, n=request.n, seed=request.seed)
         | {"argument": request.data or subject.dataset.name})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pwoa_cli import attacks
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.data import datasets
+from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
@@ -46,6 +47,7 @@ class Request:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     teacher: Source | None = None
     data: str | None = None
+    choices: Choices = field(default_factory=Choices)
     norm: str | None = None
     eps: str | None = None
     attacks: str = "fgsm,pgd-10,pgd-20,cw"
@@ -87,8 +89,9 @@ def prepare(request: Request, *, say: Say,
     read_recipe(request.recipe, overrides=request.overrides)
     device = device_named(request.device)
     with timed(seconds, "load"):
-        subject = open_subject(request.source, data=request.data, norm=request.norm, eps=request.eps,
-                               device=device, say=say)
+        subject = open_subject(request.source, data=request.data, choices=request.choices,
+                               norm=request.norm, eps=request.eps, device=device, say=say)
+        _check_training(subject.dataset)
         if change_data:
             subject = replace(subject, dataset=change_data(subject.dataset))
         attacks.check_norm(attacks.parse(request.attacks), subject.norm)
@@ -114,6 +117,14 @@ def prepare(request: Request, *, say: Say,
         say(LOGITS_ALONE)
     return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)),
                seconds)
+
+
+def _check_training(dataset: datasets.Dataset) -> None:
+    """Raises: InputError if only test images are there."""
+    if not len(dataset.train):
+        raise InputError(f"{dataset.where} holds no training images, and pruning trains.",
+                         hint="Add train/CLASS/*.png beside it, or x_train and y_train to the file; pwoa "
+                              "eval needs none.")
 
 
 def _some(names: Sequence[str], most: int = 9) -> str:

@@ -1,8 +1,7 @@
 """What a command works on: a model, the data that fits it and the threat it was trained against; inferred
 things are said."""
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -20,22 +19,27 @@ from pwoa_cli.checkpoints.readings import (
     warn_of_code,
 )
 from pwoa_cli.data import datasets
+from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW
+from pwoa_cli.machine.home import home
 from pwoa_cli.networks.build import Normalized
+from pwoa_cli.networks.some_classes import SomeClasses
 from pwoa_cli.progress import Say
 from pwoa_cli.reports.numbers import radius
+from pwoa_cli.workflows import images
 
 
 @dataclass(frozen=True)
 class Subject:
     """A model on its device in eval mode, its data set, and the threat model (norm, eps in units of inputs in
-    [0,1])."""
+    [0,1]). choices: what the user said of the data."""
 
     loaded: Loaded
     dataset: datasets.Dataset
     norm: str
     eps: float
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def model(self) -> Normalized:
@@ -61,7 +65,12 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
     the teacher is right more often with it. Raises: InputError as `load_model`, or if it does not fit the
     subject's images and classes.
     """
-    like = subject.loaded
+    like, some = subject.loaded, subject.loaded.model.net
+    classes = some.all_classes if isinstance(some, SomeClasses) else like.num_classes
+
+    def asked(one: Loaded) -> Loaded:
+        return images.of_some_classes(one, subject.dataset) if isinstance(some, SomeClasses) else one
+
     try:
         teacher = open_model(source, device=device, say=say)
     except InputError as error:
@@ -71,25 +80,25 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
                                   "first.") from error
         again: Loaded | None = None
         with suppress(InputError):
-            again = open_model(replace(source, arch=like.arch, num_classes=like.num_classes), device=device,
+            again = open_model(replace(source, arch=like.arch, num_classes=classes), device=device,
                                say=say)
         if again is None:
             raise  # what the file itself lacks
         teacher = again
-    if teacher.num_classes != like.num_classes:
+    if teacher.num_classes != classes:
         raise InputError(f"{flag} {source.path} has {teacher.num_classes} classes, {like.source} has "
-                         f"{like.num_classes}.",
+                         f"{classes}.",
                          hint="A teacher must know the same classes in the same order.")
-    right = run("as read", teacher, subject.dataset, what=f"{flag} {source.path}").hits
+    right = run("as read", asked(teacher), subject.dataset, what=f"{flag} {source.path}").hits
     if teacher.normalisation.said_by == "nobody" and like.mean is not None:
         other = read_as(teacher, normalisation=like.normalisation)
-        right_so = run("as read", other, subject.dataset).hits
+        right_so = run("as read", asked(other), subject.dataset).hits
         if right_so.sum() >= right.sum():
             say(f"  it is right more often with the normalisation of {like.source} ({_percent(right)} "
                 "without): taken")
             teacher, right = other, right_so
-    say(f"  it is right on {_percent(right)} of the same training images")
-    return teacher
+    say(f"  it is right on {_percent(right)} of the same {subject.dataset.probe_name}")
+    return asked(teacher)
 
 
 def _percent(right: torch.Tensor) -> str:
@@ -97,32 +106,44 @@ def _percent(right: torch.Tensor) -> str:
 
 
 def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device,
-                 say: Say,
+                 say: Say, choices: Choices | None = None,
                  near_chance: Literal["refused", "of pruned", "possible"] = "refused") -> Subject:
     """Model, data and threat of one command; everything that can be wrong with them is found here, before any
     work.
 
     Args: data: --data, None: the known data set on this machine on which the model is right most often.
-    norm, eps: as typed, None: from the file, else the convention of the data set. near_chance: what such a
+    norm, eps: as typed, None: from the file, else the convention of the data set. choices: what the user says
+    of how the data is read. near_chance: what such a
     model is; "possible" where it was pruned on this very data, "of pruned" where that holds if the file is a
     pruned one.
     Raises: InputError if model and data do not belong together or the threat cannot be known.
     """
+    choices = choices or Choices()
     asked = norm and parse_norm(norm)  # a typing mistake is told before a large file is read
     if eps is not None:
         parse_eps(eps, norm=asked or "l2")  # the file may say l2, where more is possible
     try:
         loaded = open_model(source, device=device, say=say)
     except UnknownArchitecture as error:
-        loaded = _candidate(source, error, data, device=device, say=say)
-    loaded, dataset = _fitting_data(loaded, data, device=device, say=say, near_chance=near_chance)
-    for sentence in outputs(loaded, dataset.train.batch(torch.arange(2))[0]):
+        loaded = _candidate(source, error, data, choices, device=device, say=say)
+    loaded, dataset = _fitting_data(loaded, data, choices, device=device, say=say, near_chance=near_chance)
+    for sentence in outputs(loaded, first_images(dataset)):
         say(sentence)
-    return Subject(loaded, dataset, *_threat(loaded, dataset, asked, eps, say=say))
+    threat = _threat(loaded, dataset, asked, eps, say=say)
+    dataset = datasets.decoded(dataset, say=say)
+    if choices.logits == "data":
+        loaded, dataset = images.of_some_classes(loaded, dataset), dataset.of_some_classes()
+        say(f"  {dataset.notes[-1]}")
+    return Subject(loaded, dataset, *threat, choices)
 
 
-def _candidate(source: Source, error: UnknownArchitecture, data: str | None, *, device: torch.device,
-               say: Say) -> Loaded:
+def first_images(dataset: datasets.Dataset) -> torch.Tensor:
+    """Two images (2, C, H, W), or one of a set of one."""
+    return dataset.probe.batch(torch.arange(min(2, len(dataset.probe))))[0]
+
+
+def _candidate(source: Source, error: UnknownArchitecture, data: str | None, choices: Choices, *,
+               device: torch.device, say: Say) -> Loaded:
     """The one of several networks with the same keys that is right on clearly more training images; else the
     error is raised."""
     def quiet(_: str) -> None: ...
@@ -131,7 +152,7 @@ def _candidate(source: Source, error: UnknownArchitecture, data: str | None, *, 
     for name in error.candidates:
         with suppress(InputError):
             loaded = open_model(replace(source, arch=name), device=device, say=quiet)
-            readings[name] = _tried(loaded, data, device=device, say=quiet)[1]
+            readings[name] = _tried(loaded, data, choices, device=device, say=quiet)[1]
     best = max(readings, key=lambda name: readings[name].accuracy, default=None)
     others = [reading for name, reading in readings.items() if name != best]
     if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for other in others):
@@ -141,30 +162,36 @@ def _candidate(source: Source, error: UnknownArchitecture, data: str | None, *, 
     return open_model(replace(source, arch=best), device=device, say=say)
 
 
-def _tried(loaded: Loaded, data: str | None, *, device: torch.device,
+def _tried(loaded: Loaded, data: str | None, choices: Choices, *, device: torch.device,
            say: Say) -> tuple[datasets.Dataset, Reading]:
     """The data set that was named or that fits best, and the reading of the model that is right on it."""
     if data is None:
-        return _guess_data(loaded, loaded.default_size, device=device, say=say)
-    dataset = datasets.load(data, device=device, size=loaded.default_size)
-    return dataset, settle(loaded, dataset, say=say)
+        choices.check_for_arrays("a known data set")
+        return _guess_data(loaded, device=device, say=say)
+    return images.settled(loaded, images.ways(loaded, data, choices, device=device, say=say), say=say)
 
 
-def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say: Say,
+def _fitting_data(loaded: Loaded, data: str | None, choices: Choices, *, device: torch.device, say: Say,
                   near_chance: str) -> tuple[Loaded, datasets.Dataset]:
     """The data set that was named or that fits best, and the reading of the model that is right on it.
 
     Raises: InputError if the model is near chance on it and may not be.
     """
-    dataset, reading = _tried(loaded, data, device=device, say=say)
-    right = f"right on {100 * reading.accuracy:.1f}% of {len(reading.hits)} training images"
+    dataset, reading = _tried(loaded, data, choices, device=device, say=say)
+    right = f"right on {100 * reading.accuracy:.1f}% of {len(reading.hits)} {dataset.probe_name}"
     say(f"data set: {dataset.name} from {short_path(dataset.where)}, {len(dataset.train)} training and "
         f"{len(dataset.test)} test images; the model is {right}")
+    say_of_data(dataset, say=say)
     hint = ("Another data set (--data), or the normalisation that the model was trained with (--normalize, "
             "or --mean and --std)?")
     meant = near_chance == "possible" or near_chance == "of pruned" and "recipe" in loaded.extra
     if is_near_chance(reading, loaded.num_classes) and not meant:
         tried = reading.tried and f"; other readings, {reading.tried}"
+        if dataset.is_scaled():
+            tried += f"; images of {dataset.size_words()}"
+            hint += " Or the size that it was trained with: --image-size N"
+        if dataset.reordered is not None:
+            tried += "; its folders are numbers, and both orders, of text and of number, were tried"
         raise InputError(f"{loaded.source} is {right} of {dataset.name}, near chance "
                          f"({100 / loaded.num_classes:.1f}%){tried}.", hint=hint)
     if reading.accuracy < LOW and not meant:
@@ -172,14 +199,20 @@ def _fitting_data(loaded: Loaded, data: str | None, *, device: torch.device, say
     return reading.loaded, dataset
 
 
+def say_of_data(dataset: datasets.Dataset, *, say: Say) -> None:
+    """Size of the images, and what else was inferred of them, a line each."""
+    say(f"  images of {dataset.size_words()}")
+    for note in dataset.notes:
+        say(f"  {note}")
+
+
 def short_path(path: str) -> str:
     """A path with ~ for the home folder: shorter, and without the user's name in reports."""
-    home = str(Path.home())
-    return "~" + path.removeprefix(home) if path.startswith(home + "/") else path
+    folder = home()
+    return f"~{path.removeprefix(str(folder))}" if folder and path.startswith(f"{folder}/") else path
 
 
-def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.device,
-                say: Say) -> tuple[datasets.Dataset, Reading]:
+def _guess_data(loaded: Loaded, *, device: torch.device, say: Say) -> tuple[datasets.Dataset, Reading]:
     """The fitting known data set with the highest clean accuracy among those that are here (or the first,
     downloaded)."""
     fitting = datasets.candidates(loaded.input_shape, loaded.num_classes,
@@ -193,7 +226,7 @@ def _guess_data(loaded: Loaded, size: tuple[int, int] | None, *, device: torch.d
     here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
     tried, refused = {}, None
     for name in here:
-        dataset = datasets.load(name, device=device, size=size)
+        dataset = datasets.load(name, device=device, say=say)
         try:
             tried[name] = dataset, settle(loaded, dataset, say=say)
         except InputError as error:  # a model of three channels and a set of one; another may fit
@@ -225,6 +258,20 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
                      hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
 
 
+def data_notes(subject: Subject) -> list[str]:
+    """What a reader of the figures must know of how the images were read, a sentence each."""
+    dataset = subject.dataset
+    size = [f"images of {dataset.size_words()}"] if dataset.is_scaled() else []
+    return [f"{dataset.name}: {note}" for note in (*size, *dataset.notes)]
+
+
 def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
-    """What a report says of the samples."""
-    return {"name": subject.dataset.name, "where": short_path(subject.dataset.where), "n": n, "seed": seed}
+    """What a report says of the samples: size and channels of the images, how pictures were framed, all that
+    was inferred, the images on which the reading of the model was settled, and what the user chose."""
+    dataset = subject.dataset
+    return {"name": dataset.name, "where": short_path(dataset.where), "n": n, "seed": seed,
+            "shape": dataset.shape, "images": dataset.size_words(), "inferred": dataset.notes,
+            "settled_on": dataset.probe_name,
+            "classes": {"model": dataset.num_classes, "in_test_images": len(dataset.present)},
+            "choices": subject.choices.said() | dict(dataset.taken)} | (
+                {"class_numbers": dataset.present} if subject.choices.logits == "data" else {})

@@ -9,7 +9,9 @@ import safetensors.torch
 import timm
 import torch
 
+from pwoa_cli.checkpoints import protocol
 from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.data.pictures import Framing
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import state_sha256
@@ -104,3 +106,12 @@ def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monk
     measured = evaluate.execute(again, progress=lambda *_: None, say=lambda text: None).result
     assert list(again.models) == ["teacher", "pruned"]
     assert measured["teacher"] == made["teacher"] and measured["student"] == made["student"]
+
+
+def test_pictures_are_framed_as_the_weights_were_published(cache):
+    """Without crop_pct and interpolation in a config, timm takes 0.875 and bicubic."""
+    made = protocol.framing_of(load_model("hf-hub:someone/robust"))
+    assert made == Framing((96, 96), (109, 109), "bicubic", by="as published: timm on hf-hub:someone/robust")
+    config = timm.get_pretrained_cfg(NAME)
+    made = protocol.framing_of(load_model(f"timm:{NAME}"))
+    assert made.scaled[0] == int(160 / config.crop_pct) and made.interpolation == config.interpolation

@@ -2,6 +2,7 @@
 
 Oracle: networks whose right reading is known, as they were made so.
 """
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from helpers import small_models as small
 from torch import nn
 
+from pwoa_cli import progress
 from pwoa_cli.checkpoints import readings
 from pwoa_cli.checkpoints.batch_norms import Statistics, crops, first_misfit
 from pwoa_cli.checkpoints.model import Source, load_model
@@ -284,7 +286,7 @@ def test_statistics_that_contradict_accuracy_stop_the_choice(monkeypatch):
 
     def chosen(loaded, words, misfits):
         """The words of the reading that is taken where that of `words` is right and the first one is not."""
-        def run(what, reading, dataset, *, every=1):
+        def run(what, reading, dataset, *, every=1, patience=None):
             right = torch.full((readings.PROBE,), what == words)[::every]
             return readings.Reading(what, reading, right, misfits.get(what), misfits.get(what))
 
@@ -322,3 +324,11 @@ def test_a_reading_that_gives_no_finite_logits_is_left_out(monkeypatch):
     monkeypatch.setitem(readings.NORMALISATIONS, "half", ((0.5,), (1e-38,)))
     reading, said = settle(loaded, dataset)
     assert reading.loaded.model is loaded.model and "normalisation half" not in said and "confirmed" in said
+
+
+def test_readings_that_take_long_are_not_tried_in_silence(monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", itertools.count(0, 7).__next__)  # 7 s at every look
+    dataset, said = levels(), []
+    readings.settle(nearest_centre(dataset, "cifar10"), dataset, say=said.append)
+    assert said[0] == "trying as read: 100 of 500 images"
+    assert any(line.startswith("trying normalisation ") for line in said)

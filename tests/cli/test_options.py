@@ -17,7 +17,8 @@ def test_help_holds_in_a_narrow_terminal(pwoa, monkeypatch, command, columns):
 
 def test_help_groups_options_and_shows_defaults(pwoa):
     _, out, _ = pwoa("prune", "--help")
-    assert re.findall(r"^(\w.*):$", out, re.M) == ["Arguments", "Pruning", "Model", "Data and attacks", "Run"]
+    assert re.findall(r"^(\w.*):$", out, re.M) == ["Arguments", "Pruning", "Model", "Data and attacks",
+                                                  "Gates", "Run"]
     words = " ".join(out.split())
     for default in ("unstructured", "default", "fgsm,pgd-10,pgd-20,cw", "1000", "0", "auto"):
         assert f"[default: {default}]" in words

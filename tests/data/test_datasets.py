@@ -3,8 +3,10 @@ import ast
 import functools
 import hashlib
 import http.server
+import socket
 import tarfile
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,27 @@ def test_a_failed_download_is_said_and_leaves_nothing(nowhere, name, capfd):
     assert "examples/data" in error.value.message
     assert list((nowhere / "home/.cache/pwoa/data").iterdir()) == []
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name, asked", [("mnist", 2), ("cifar10", 1), ("svhn", 1)])
+def test_no_network_is_said_at_the_first_refusal(nowhere, monkeypatch, name, asked):
+    """A name that cannot be resolved may take a resolver 10 s: each server is asked for once."""
+    from torchvision import datasets as public
+    names = []
+
+    def unknown(host, *_, **__):
+        names.append(host)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.delenv(proxy)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    said = []
+    with pytest.raises(InputError, match=r"the network \(no network: .*: Temporary failure in name res"):
+        datasets.load(name, say=said.append)
+    assert len(names) == len(set(names)) == min(asked, len(public.MNIST.mirrors))
+    assert len(said) == 1 and said[0].startswith(f"fetching {name} into ")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
