@@ -120,6 +120,11 @@ def _read_trusted(path: Path, *, torch_made: bool) -> Any:
         missing = isinstance(error, ImportError | AttributeError)
         what = ("needs code that cannot be imported here" if missing
                 else f"raises {type(error).__name__} when it is read")
+        if missing and "__main__" in str(error):
+            raise InputError(f"{path} holds a whole network, of a class of the script that saved it "
+                             f"(__main__): {str(error).partition(' on <')[0][:80]}.",
+                             hint="Save its tensors there, torch.save(model.state_dict(), 'new.pt'), and "
+                                  "name the class: --arch script.py:fn") from error
         raise InputError(f"{path} {what}: {str(error)[:120]}.",
                          hint="Run where its classes can be imported: PYTHONPATH=FOLDER pwoa ... Or save "
                               "its tensors there: torch.save(model.state_dict(), 'new.pt')") from error

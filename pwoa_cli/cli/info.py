@@ -1,5 +1,7 @@
 """`pwoa info`: parse -> source -> workflow -> show."""
 
+import shlex
+
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import no_folder
@@ -27,4 +29,6 @@ def info(
         found = workflow.describe(source.of(model), data=data, choices=pictures.choices(), say=console.say)
     console.result(checkpoint.markdown(found), found, table=lambda: checkpoint.table(found))
     if found["arch"] is not None and not found["pruned"]:
-        console.say(f"next: pwoa prune {model} --sparsity 0.9")
+        on = f" --data {shlex.quote(data)}" if data else ""
+        console.say(f"next: pwoa prune {shlex.quote(model)} --sparsity 0.9{options.typed(source)}{on}"
+                    f"{options.typed(pictures)}")

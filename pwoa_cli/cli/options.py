@@ -1,5 +1,6 @@
 """The options of the command line: their names, help and the text that they take."""
 import inspect
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -273,6 +274,17 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"--image-size {text} is no size of images.",
                          hint="For example: --image-size 224, or height x width: --image-size 192x256")
     return int(sides[0]), int(sides[-1])
+
+
+def typed(group: Any) -> str:
+    """What of a group of options was said, as it can be typed again: " --arch net.py:fn --num-classes 4"; ""
+    for nothing."""
+    words: list[str] = []
+    for f in fields(group):
+        value = getattr(group, f.name)
+        if value != f.default:
+            words += ["--" + f.name.replace("_", "-")] + [shlex.quote(str(value))] * (value is not True)
+    return "".join(f" {word}" for word in words)
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

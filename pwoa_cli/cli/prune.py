@@ -1,4 +1,5 @@
 """`pwoa prune`: parse -> request -> workflow -> show."""
+import shlex
 from datetime import datetime
 
 import typer
@@ -57,8 +58,9 @@ def prune(
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
     console.result(tables.markdown(result), result, table=lambda: tables.table(result))
-    own = f"--arch {source.arch} " if source.arch and ".py" in source.arch else ""
-    console.say(f"wrote {folder}\nnext: pwoa eval {f'{folder} ' if out else ''}{own}--attacks pgd,cw,aa")
+    run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
+    own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
+    console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")
     if not tell(console, gate, result, name=folder.name):
         raise typer.Exit(GATE)
     if tables.only_guesses(result) or tables.falls_short(result):

@@ -178,7 +178,8 @@ def test_class_that_cannot_be_imported_is_named(monkeypatch):
         read_state_dict("m.pt", trust_pickle=True)
     assert "PYTHONPATH" in caught.value.hint
     script = in_pickle(Path("m.pt").read_bytes(), b"cmine\n", b"c__main__\n")
-    assert "cannot be imported here: Can't get attribute 'Net'" in refused(script, trust_pickle=True)
+    assert "of a class of the script that saved it (__main__): Can't get attribute 'Net'." in refused(
+        script, trust_pickle=True)
 
 
 def test_plain_pickles():
