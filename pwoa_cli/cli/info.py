@@ -5,6 +5,7 @@ import shlex
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import no_folder
+from pwoa_cli.files.run_folder import model_of
 
 EXAMPLES = """\b
 Examples:
@@ -26,7 +27,8 @@ def info(
     from pwoa_cli.workflows import info as workflow
 
     with no_folder():
-        found = workflow.describe(source.of(model), data=data, choices=pictures.choices(), say=console.say)
+        found = workflow.describe(source.of(model_of(model)), data=data, choices=pictures.choices(),
+                                  say=console.say)
     console.result(checkpoint.markdown(found), found, table=lambda: checkpoint.table(found))
     if found["arch"] is not None and not found["pruned"]:
         on = f" --data {shlex.quote(data)}" if data else ""

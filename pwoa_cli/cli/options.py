@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.files.run_folder import model_of
 
 if TYPE_CHECKING:
     from pwoa_cli.checkpoints.model import Source
@@ -145,8 +146,8 @@ Attacks = Annotated[str, _option(
     "--attacks", DATA,
     "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast, fmn, cw-l2, or a "
     "plug-in.", metavar="A,B")]
-N = Annotated[int, _option("--n", DATA, "Test samples, stratified by class.", metavar="N",
-                           parser=_whole("--n", 1))]
+N = Annotated[int, typer.Option("--samples", "--n", rich_help_panel=DATA, metavar="N",
+                                help="Test samples, stratified by class.", parser=_whole("--samples", 1))]
 PassBatch = Annotated[int | None, _option(
     "--batch-size", RUN,
     "Most images in one pass; results do not depend on it. Default: what fits into memory.", metavar="B",
@@ -239,7 +240,7 @@ class SourceOptions:
         """Another checkpoint, of which only its file speaks; None for None."""
         from pwoa_cli.checkpoints.model import Source
 
-        return None if path is None else Source(path, trust_pickle=self.trust_pickle)
+        return None if path is None else Source(model_of(path), trust_pickle=self.trust_pickle)
 
 
 @dataclass(frozen=True)

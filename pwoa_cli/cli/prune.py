@@ -7,8 +7,10 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
+from pwoa_cli.cli.replay import Config, expected, said
 from pwoa_cli.cli.run_folder import opened
 from pwoa_cli.errors import GATE, UNASKED
+from pwoa_cli.files.run_folder import model_of
 
 EXAMPLES = """\b
 Examples:
@@ -20,7 +22,8 @@ Examples:
 
 @options.with_groups
 def prune(
-    *, model: options.Model, sparsity: options.Sparsity, structure: options.Structure = "unstructured",
+    *, context: typer.Context, model: options.Model, sparsity: options.Sparsity,
+    structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
@@ -28,7 +31,8 @@ def prune(
     data: options.Data = None, pictures: options.DataOptions,
     norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
-    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", out: options.RunFolder = None,
+    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", config: Config = None,
+    out: options.RunFolder = None,
     json: options.Json = False,
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
 ) -> None:
@@ -44,10 +48,10 @@ def prune(
         from pwoa_cli.workflows.prune_job import Request, prepare
 
         job = prepare(Request(
-            source.of(model), wanted, structure=structure, recipe=recipe, overrides=overrides,
+            source.of(model_of(model)), wanted, structure=structure, recipe=recipe, overrides=overrides,
             teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
             norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
-            strict=gate.strict), say=console.say)
+            strict=gate.strict, command=said(context), sha256=expected(context, config)), say=console.say)
         if dry_run:
             guess = workflow.time_to_fit(job)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
@@ -57,7 +61,8 @@ def prune(
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
-    console.result(tables.markdown(result), result, table=lambda: tables.table(result))
+    where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
+    console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
     own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")

@@ -112,6 +112,12 @@ def _remove_empty(*folders: Path) -> None:
             folder.rmdir()
 
 
+def model_of(path: str) -> str:
+    """The model of a run, where a path is a run's folder; else the path itself."""
+    inside = os.path.join(path, FINISHED[0])
+    return inside if os.path.isdir(path) and os.path.isfile(inside) else path
+
+
 def newest(root: Path = ROOT) -> Path:
     """The finished run under `root` that started last, by the time in its report, else in its name.
 

@@ -55,7 +55,8 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
           teacher: Mapping[str, Mapping], student: Mapping[str, Mapping], seconds: Mapping[str, float],
           environment: Mapping[str, Any], recipe: Mapping[str, Any], data: Mapping[str, Any],
           drop: Mapping[str, Mapping] | None = None, notes: Sequence[str] = (),
-          findings: Sequence[Mapping[str, Any]] = (), attacks: Sequence[str] = ()) -> dict[str, Any]:
+          findings: Sequence[Mapping[str, Any]] = (), attacks: Sequence[str] = (),
+          command: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The report.json of a pruning run, checked by `validate`.
 
     Args: created: start of the run. model: source, sha256, arch, num_classes. target: wanted sparsity.
@@ -63,7 +64,7 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
     file_bytes, limit_bytes. macs: dense, nonzero. teacher, student: {attack: score}. seconds: {phase: s}.
     recipe: name and fields. data: name, where, n, seed. drop: paired differences where they are known, else
     `drops(teacher, student)`. findings: what may be wrong with the figures (check, unreliable, text, models);
-    the sentences are among the notes. attacks: those asked for.
+    the sentences are among the notes. attacks: those asked for. command: what was typed.
     """
     total, nonzero = sum(layer["total"] for layer in layers), sum(layer["nonzero"] for layer in layers)
     return validate(plain({
@@ -75,7 +76,8 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
         "size": size, "macs": macs, "teacher": teacher, "student": student,
         "drop": drops(teacher, student) if drop is None else drop, "seconds": seconds,
         "environment": environment,
-        "recipe": recipe, "data": data, "notes": notes, "findings": findings, "attacks": list(attacks)}))
+        "recipe": recipe, "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
+        "command": dict(command or {})}))
 
 
 def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Mapping],

@@ -26,6 +26,7 @@ from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinishe
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
+from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
@@ -129,6 +130,10 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     made = schema.validate(read_json(folder / "report.json"), where=str(folder / "report.json"))
     say(f"run: {folder}")
     model = made["model"]
+    if model.get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):
+        raise InputError(f"{folder} is of two runs: its model.safetensors is not the one that its "
+                         "report.json is of.",
+                         hint=f"Measure the file by itself: pwoa eval {folder / 'model.safetensors'}")
     # the very file that was pruned is read as it was then, --arch, --mean, --std, --entry and --keep included
     is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
     teacher = request.teacher or _same_file(model.get("teacher", model["source"]),

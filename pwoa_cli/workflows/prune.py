@@ -20,6 +20,7 @@ from pwoa_cli.errors import PwoaError
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.results import to_json
 from pwoa_cli.files import sparse
+from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.metrics import MetricsLog
 from pwoa_cli.files.plain import write_toml
 from pwoa_cli.machine.environment import environment
@@ -59,7 +60,8 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     result = schema.build(
         created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity,
         structure=request.structure, size=size,
-        model=origin(job), layers=layer_rows(job, student), macs=layers.macs(student, x[:1]),
+        model=origin(job) | {"file_sha256": file_sha256(folder / "model.safetensors")},
+        command=request.command, layers=layer_rows(job, student), macs=layers.macs(student, x[:1]),
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
         environment=machine, recipe=asdict(job.plan.recipe),

@@ -38,7 +38,8 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 @dataclass(frozen=True)
 class Request:
     """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1). eps as typed
-    ("8/255")."""
+    ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's must be,
+    None for any."""
 
     source: Source
     sparsity: float
@@ -56,6 +57,8 @@ class Request:
     device: str = "auto"
     gates: Sequence[Gate] = ()
     strict: bool = False
+    command: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ def prepare(request: Request, *, say: Say,
         subject = open_subject(request.source, data=request.data, choices=request.choices,
                                norm=request.norm, eps=request.eps, device=device, say=say)
         _check_training(subject.dataset)
+        if request.sha256 not in (None, subject.loaded.sha256):
+            raise InputError(f"{request.source.path} is not the file that --config is of: its SHA-256 "
+                             "differs.",
+                             hint="Fetch that file again, or name another: pwoa prune MODEL --config FILE")
         if change_data:
             subject = replace(subject, dataset=change_data(subject.dataset))
         attacks.check_norm(attacks.parse(request.attacks), subject.norm)

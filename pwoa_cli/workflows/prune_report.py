@@ -25,7 +25,8 @@ def config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
             "attacks": request.attacks,
             "n": request.n, "seed": request.seed, "hidden_layers": public_names(job.plan.hidden),
             "weights": public_names(job.plan.weights), "steps": job.plan.steps, "eval_block": BLOCK,
-            "recipe": asdict(job.plan.recipe), "environment": dict(environment)}
+            "command": dict(request.command), "recipe": asdict(job.plan.recipe),
+            "environment": dict(environment)}
 
 
 def origin(job: Job) -> dict[str, Any]:

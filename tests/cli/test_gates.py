@@ -36,6 +36,7 @@ def test_prune_and_report_judge_the_same_figures(here, pwoa):
     assert code == 1 and json.loads(Path("o/report.json").read_text())["gates"] == made["gates"]
     assert [gate["passed"] for gate in made["gates"]] == [True, False]
     code, out, _ = pwoa("report", "o", *gates, "--json")
+    assert made.pop("run") == {"folder": "o", "model": "o/model.safetensors"}
     assert code == 1 and json.loads(out) == made
     code, out, _ = pwoa("report", "o/report.json", "--min", "fgsm=0")
     assert code == 0 and out.startswith("# model.pt pruned to 90% sparsity")

@@ -16,7 +16,7 @@ from pwoa_cli.cli import main
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.workflows import prune_job
 
-COMMANDS = (None, "prune", "eval", "info", "report")
+COMMANDS = (None, "prune", "eval", "info", "report", "runs")
 
 # --- help ---------------------------------------------------------------
 
@@ -50,13 +50,13 @@ def test_every_example_of_the_help_runs(here, pwoa, line):
         words += {"prune": [*TINY, *BUDGET[:4]], "eval": TINY}.get(words[0], [])
     code, out, err = pwoa(*words)
     assert code == 0, err
-    assert json.loads(out) if "--json" in words else out.startswith(("# ", "Usage"))
+    assert json.loads(out) if "--json" in words else out.startswith(("# ", "Usage", "| run |"))
 
 
 def test_help_shows_the_examples_that_the_test_above_runs(pwoa):
     for command in COMMANDS:
         _, out, _ = pwoa(*([command] if command else []), "--help")
-        assert (len(examples(command)) in (3, 4)
+        assert (len(examples(command)) in (2, 3, 4)
                 and examples(command) == re.findall(r"^    (pwoa .*)$", out, re.M))
 
 

@@ -1,0 +1,80 @@
+"""The runs in a folder, a line each: model, sparsity, clean and worst case, size, date, state."""
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.files import run_folder
+from pwoa_cli.reports import numbers, schema, tables
+
+HEAD = ("run", "model", "zeros", "clean", "worst case", "file", "date", "state")
+
+
+def listed(root: Path) -> list[dict[str, Any]]:
+    """Every run under a folder, oldest first; of one that is not finished only folder and state are known.
+
+    Raises: InputError if the folder is none.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder of runs.", hint="Make one: pwoa prune model.pt --sparsity 0.9")
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+               and any((path / name).exists() for name in ("config.toml", "report.json"))]
+    return sorted(map(_entry, folders), key=lambda entry: (entry["created"] or "", entry["folder"]))
+
+
+def _entry(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"folder": str(folder), "model": None, "sparsity": None, "clean": None,
+                             "worst_case": None, "file_bytes": None, "created": None}
+    if not all((folder / name).is_file() for name in run_folder.FINISHED):
+        return found | {"state": "unfinished"}
+    try:
+        report = schema.validate(schema.read(folder / "report.json"))
+    except InputError as error:
+        return found | {"state": f"broken: {error.message}"}
+    doubt = any(f["unreliable"] for f in report.get("findings", []))
+    state = "near chance" if tables.only_guesses(report) else "unreliable" if doubt else "finished"
+    return {"folder": str(folder), "model": report["model"]["source"],
+            "sparsity": report["sparsity"]["achieved"], "clean": _of(report, "clean"),
+            "worst_case": _of(report, WORST), "file_bytes": report["size"]["file_bytes"],
+            "created": report["created"], "state": state}
+
+
+def _of(report: Mapping[str, Any], name: str) -> dict[str, float] | None:
+    """Accuracy of teacher and pruned; of the only attack where there is no other worst case."""
+    scores = report["student"]
+    if name == WORST and name not in scores:
+        name = next((attack for attack in scores if attack != "clean"), name)
+    both = [report[who].get(name) for who in ("teacher", "student")]
+    return None if None in both else {"teacher": both[0]["accuracy"], "pruned": both[1]["accuracy"]}
+
+
+def rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Cells of HEAD."""
+    def arrow(pair: Mapping[str, float] | None) -> str:
+        return f"{100 * pair['teacher']:.1f} -> {100 * pair['pruned']:.1f}" if pair else "-"
+
+    return [(Path(e["folder"]).name, Path(e["model"]).name if e["model"] else "-",
+             f"{numbers.percent_of_weights(e['sparsity'])}%" if e["sparsity"] is not None else "-",
+             arrow(e["clean"]), arrow(e["worst_case"]),
+             numbers.size(e["file_bytes"]) if e["file_bytes"] is not None else "-",
+             (e["created"] or "-")[:16].replace("T", " "), e["state"]) for e in entries]
+
+
+def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A table, or the sentence that there is none."""
+    return "\n".join(tables.markdown_table(HEAD, rows(entries))) + "\n" if entries else "no run there\n"
+
+
+def table(entries: Sequence[Mapping[str, Any]]) -> Any:
+    """For a terminal: a block a run, as eight columns do not fit into 60."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    for row in rows(entries):
+        for label, cell in zip(HEAD, row, strict=True):
+            shown.add_row(label, tables.text_cell(cell, "bold" if label == "run" else ""))
+        shown.add_row("", "")
+    return shown if entries else tables.text_cell("no run there")

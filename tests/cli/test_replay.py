@@ -1,0 +1,72 @@
+"""--config: an earlier run again, to the byte; what is typed wins; what cannot be is refused."""
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from helpers.cli_world import PRUNE
+
+
+def bytes_of(folder):
+    return Path(folder, "model.safetensors").read_bytes()
+
+
+def test_a_run_is_given_again_to_the_byte(here, pwoa):
+    more = ["--set", "cutmix=0.5", "--set", "lr=2e-3", "--seed", "7", "--normalize", "none"]
+    assert pwoa(*PRUNE, *more, "--out", "a")[0] == 0
+    code, out, err = pwoa("prune", "--config", "a/config.toml", "--out", "b", "--json")
+    assert code == 0, err
+    assert bytes_of("a") == bytes_of("b")
+    one, two = (json.loads(Path(name, "report.json").read_text()) for name in "ab")
+    assert one["command"] == two["command"] and one["command"]["settings"] == ["cutmix=0.5", "lr=2e-3"]
+    assert one["command"]["model"] == "model.pt" and "out" not in one["command"]
+    for report in (one, two):
+        del report["created"], report["seconds"]
+    assert one == two
+    assert tomllib.loads(Path("a/config.toml").read_text())["command"] == one["command"]
+
+
+def test_what_is_typed_wins(here, pwoa):
+    assert pwoa(*PRUNE, "--out", "a")[0] == 0
+    shutil.copy("model.pt", "other.pt")
+    code, out, err = pwoa("prune", "other.pt", "--config", "a/config.toml", "--sparsity", "0.5", "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert made["sparsity"]["target"] == 0.5 and made["model"]["source"] == "other.pt"
+    assert made["command"]["sparsity"] == "0.5"
+
+
+def test_another_file_under_the_old_name_is_refused(here, pwoa):
+    assert pwoa(*PRUNE, "--out", "a")[0] == 0
+    shutil.copy("pruned.safetensors", "model.pt")
+    code, _, err = pwoa("prune", "--config", "a/config.toml", "--out", "b")
+    assert code == 2 and "is not the file that --config is of" in err and not Path("b").exists()
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ('[command]\nsparsty = "0.9"', "Did you mean sparsity?"), ("x = 1", "no table [command]"),
+    ("x = ", "is not TOML"), ("[command]\nmodel = {a = 1}", "model is a dict"),
+    ('[command]\nout = "x"', "'out' is no option"), (None, "cannot be read")])
+def test_configs_that_are_none(here, pwoa, content, said):
+    if content is not None:
+        Path("c.toml").write_text(content)
+    code, out, err = pwoa("prune", "--config", "c.toml")
+    assert code == 2 and said in err and not out and "Traceback" not in err
+
+
+def test_a_config_may_be_written_by_hand(here, pwoa):
+    lines = ['[command]', 'model = "model.pt"', "sparsity = 0.9", 'data = "tiny.npz"', 'eps = "0.5"',
+             "n = 20", "epochs = 0.1", "batch_size = 16", 'attacks = "fgsm"']
+    Path("c.toml").write_text("\n".join(lines))
+    assert pwoa("prune", "--config", "c.toml", "--out", "b")[0] == 0
+    assert pwoa(*PRUNE, "--out", "a")[0] == 0
+    assert bytes_of("a") == bytes_of("b")
+
+
+def test_a_folder_of_two_runs_is_refused(here, pwoa):
+    assert pwoa(*PRUNE, "--out", "a")[0] == 0
+    assert pwoa("prune", "--config", "a/config.toml", "--sparsity", "0.5", "--out", "b")[0] == 0
+    shutil.copy("b/model.safetensors", "a/model.safetensors")
+    code, _, err = pwoa("eval", "a", "--n", "20", "--attacks", "fgsm")
+    assert code == 2 and "is of two runs" in err
