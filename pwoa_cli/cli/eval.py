@@ -16,7 +16,7 @@ GOES_ON = "What the attacks finished is kept: the same command with --resume goe
 EXAMPLES = """\b
 Examples:
   pwoa eval --attacks pgd,cw,aa
-  pwoa eval model.pt --attacks fgsm,pgd,cw,aa --n 1000
+  pwoa eval model.pt --attacks pgd,cw,aa --samples 500
   pwoa eval pruned.safetensors --compare model.pt --json
   pwoa eval --attacks aa --max-seconds 600 --resume"""
 

@@ -42,7 +42,7 @@ def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
     total = len(labels)
     if not 1 <= n <= total:
         raise InputError(f"{n} samples were asked for, but the data has {total}: expected 1..{total}.",
-                         hint=f"--n {total}")
+                         hint=f"--samples {total}")
     counts = torch.bincount(labels)
     quota, remainder = n * counts // total, n * counts % total
     quota[remainder.argsort(descending=True, stable=True)[:n - int(quota.sum())]] += 1

@@ -28,7 +28,8 @@ def test_the_same_word_in_every_command(pwoa):
     model = ["--arch", "--num-classes", "--normalize", "--mean", "--std", "--entry", "--keep",
              "--trust-pickle",
              "--data", "--json", "--quiet"]
-    every = [*model, "--norm", "--eps", "--attacks", "--n", "--batch-size", "--seed", "--device", "--out",
+    every = [*model, "--norm", "--eps", "--attacks", "--samples", "--batch-size", "--seed", "--device",
+             "--out",
              "--dry-run"]
     own = {"prune": [*every, "--teacher", "--recipe", "--sparsity", "--epochs"],
            "eval": [*every, "--compare"],
