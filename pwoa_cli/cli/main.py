@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pwoa_cli import __version__
-from pwoa_cli.cli import eval, info, options, prune, report, runs
+from pwoa_cli.cli import doctor, eval, info, options, prune, report, runs
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
@@ -47,7 +47,8 @@ for _command, _name, _examples in ((prune.prune, "prune", prune.EXAMPLES),
                                    (eval.evaluate, "eval", eval.EXAMPLES),
                                    (info.info, "info", info.EXAMPLES),
                                    (report.report, "report", report.EXAMPLES),
-                                   (runs.runs, "runs", runs.EXAMPLES)):
+                                   (runs.runs, "runs", runs.EXAMPLES),
+                                   (doctor.doctor, "doctor", doctor.EXAMPLES)):
     app.command(_name, cls=options.Command, epilog=_examples)(_command)
 
 

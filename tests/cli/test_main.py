@@ -16,7 +16,7 @@ from pwoa_cli.cli import main
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.workflows import prune_job
 
-COMMANDS = (None, "prune", "eval", "info", "report", "runs")
+COMMANDS = (None, "prune", "eval", "info", "report", "runs", "doctor")
 
 # --- help ---------------------------------------------------------------
 
