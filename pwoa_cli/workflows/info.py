@@ -62,7 +62,8 @@ def _described(source: Source, data: str | None, *, say: Callable[[str], None]) 
     return plain(about | {
         "sha256": loaded.sha256, "arch": loaded.arch, "arch_options": loaded.arch_options,
         "evidence": loaded.evidence,
-        "chosen": loaded.chosen(), "same_keys": loaded.others, "settled": loaded.settled,
+        "chosen": loaded.chosen(), "same_keys": [loaded.changed(other) for other in loaded.others],
+        "settled": loaded.settled,
         "num_classes": loaded.num_classes,
         "input_shape": loaded.input_shape, "default_size": loaded.default_size,
         "normalisation": {"mean": loaded.mean, "std": loaded.std, "said_by": loaded.normalisation.said_by,

@@ -37,7 +37,7 @@ def test_resnet20_of_vanilla_adversarial_training_is_named_from_its_keys():
     assert (loaded.arch, loaded.num_classes, loaded.default_size) == ("cifar-resnet", 10, (32, 32))
     assert loaded.arch_options == {"num_classes": 10, "in_channels": 3, "blocks": [3, 3, 3],
                                    "widths": [16, 32, 64], "bottleneck": False, "shortcut": "pad-end",
-                                   "style": "stage_ab"}
+                                   "style": "stage_ab", "pool": False}
     assert accuracy(loaded.model, "cifar10", 1000) == pytest.approx(0.880, abs=0.008)
 
 
