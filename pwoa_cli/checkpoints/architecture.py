@@ -70,17 +70,21 @@ def identify(state: Mapping[str, Tensor], *, where: str) -> Architecture | None:
     Raises: InputError if several different networks fit, with what tells them apart.
     """
     guess = families.identify(state)
-    if guess:
-        return _of_family(guess, guess.options, guess.evidence, guess.others)
-    answer = signatures.lookup(state)
-    return _of_library(answer, where) if answer else None
+    # torchvision's AlexNet and VGG are chains as well
+    answer = signatures.lookup(state) if guess is None or FAMILIES[guess.arch].general else None
+    if answer:
+        return _of_library(answer, where)
+    return _of_family(guess, guess.options, guess.evidence, guess.others) if guess else None
 
 
 def _of_family(guess: Guess, options: dict[str, Any], evidence: str,
                others: tuple[dict[str, Any], ...] = ()) -> Architecture:
     if FAMILIES[guess.arch].any_size and guess.input_shape:
         return Architecture(guess.arch, options, None, evidence, others, made_for=guess.input_shape[1:])
-    return Architecture(guess.arch, options, guess.input_shape, evidence, others)
+    shape = guess.input_shape
+    if shape and options.get("size") not in (None, shape[1]):  # --arch FAMILY:size=32
+        shape = (shape[0], options["size"], options["size"])
+    return Architecture(guess.arch, options, shape, evidence, others)
 
 
 def _of_library(answer: signatures.Answer, where: str) -> Architecture:
@@ -107,8 +111,8 @@ def of_user(arch: str, state: Mapping[str, Tensor], *, num_classes: int | None, 
     file.py:fn.
     """
     name, chosen = _parse(arch)
-    guess = families.identify(state) if is_own(name) else None
     family, fixed = MEMBERS.get(name, ("", {}))
+    guess = FAMILIES[family].identify(state) if family else None
     if guess and guess.arch == family and all(guess.options[k] == v for k, v in fixed.items()):
         return _of_family(guess, guess.options | chosen, f"--arch {arch}, sizes from {guess.evidence}")
     if is_file(name):  # its own default first
@@ -144,9 +148,11 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value  # relu, pad-end
-        if any(type(v) in (int, float) and v < 1
+        least = 0 if key in ("paddings", "geometry") else 1
+        if any(type(v) in (int, float) and v < least
                for v in (options[key] if isinstance(options[key], list) else [options[key]])):
-            raise InputError(f"--arch {arch}: {key} is {value}, expected numbers of at least 1.",
+            raise InputError(f"--arch {arch}: {key} is {value}, expected numbers of at least "
+                             f"{least}.",
                              hint="Leave it out: sizes are read from the file.")
     return name, options
 

@@ -23,6 +23,8 @@ from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
 
+SHOWN = 4  # of the readings that the keys allow as well
+
 
 @dataclass(frozen=True)
 class Source:
@@ -86,14 +88,21 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was inferred, and from what, a line each."""
-        choice = f" with {self.chosen()}" if self.others else ""
-        opened = tuple(f"others with the same keys: {said(other)}" for other in self.others)
+        choice = f" with {self.chosen()}" if self.chosen() else ""
+        opened = [f"others with the same keys: {said(self.changed(other))}" for other in self.others]
+        if len(opened) > SHOWN:
+            opened[SHOWN:] = [f"and {len(opened) - SHOWN} more with the same keys"]
         return (*self.unwrapped, f"architecture: {self.arch}{choice} from {self.evidence}", *opened,
                 f"normalisation: {self.normalisation.words()}", *([self.settled] if self.settled else []))
 
+    def changed(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        """What one of `others` changes in the options that were taken."""
+        return {key: value for key, value in other.items() if self.arch_options[key] != value}
+
     def chosen(self) -> str:
         """The options that were taken where the keys allow others, for people."""
-        return said({key: self.arch_options[key] for other in self.others for key in other})
+        open_keys = dict.fromkeys(key for other in self.others for key in other)
+        return said({key: self.arch_options[key] for key in open_keys if self.arch_options[key] != []})
 
 
 def said(options: Mapping[str, Any]) -> str:
@@ -340,7 +349,8 @@ def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) ->
     fits = numbers | {
         "arch": isinstance(arch, str),
         "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
-            isinstance(arch, str) and is_own(arch) or all(type(v) in hub.PLAIN for v in options.values())),
+            _elements_fit(arch, options, state) if isinstance(arch, str) and is_own(arch)
+            else all(type(v) in hub.PLAIN for v in options.values())),
         "input_shape": numbers["input_shape"] and len(fields["input_shape"] or "chw") == 3,
         "default_size": numbers["default_size"] and len(fields["default_size"] or "hw") == 2}
     for key in [k for k, good in fits.items() if not good]:
@@ -359,3 +369,14 @@ def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     largest = max((side for t in state.values() for side in t.shape), default=0)
     sizes = [n for values in numbers.values() for n in values]
     return sum(numbers.get("blocks", [])) <= len(state) and all(0 <= n <= max(largest, 64) for n in sizes)
+
+
+def _elements_fit(arch: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether a network of ours has about as many elements as the file: sizes that are each in it can still
+    give a product that no memory holds. One that cannot be built is for `_build_for` to tell."""
+    try:
+        with torch.device("meta"):
+            own = build(arch, options).state_dict()
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError):
+        return True
+    return sum(t.numel() for t in own.values()) <= 2 * sum(t.numel() for t in state.values()) + 2**20

@@ -29,9 +29,9 @@ from pwoa_cli.progress import Patience
 
 PROBE = 500  # training images that tell whether model and data belong together
 SCREEN = 5  # every fifth of them is shown to every reading
-SURE = 0.95  # accuracy at which the options are right: other activations or paddings are far from it
 FAR = 5.0  # standard deviations above chance that a model must be
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
+SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
 FITS_BETTER = 2.0  # times the misfit of another reading
 ATTACK = "pgd-5"  # under which a robust network holds far better as it was made than otherwise
 SHOWN = 4  # readings in a sentence
@@ -83,6 +83,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     better and it cannot be told which, with each one's figures.
     """
     patience = Patience(say)
+    loaded = _of_their_size(loaded, dataset)
     first = run("as read", loaded, dataset, patience=patience)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
@@ -127,6 +128,15 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         settled = f"confirmed: {figures}"
     say(settled)
     return replace(chosen, loaded=replace(chosen.loaded, settled=settled))
+
+
+def _of_their_size(loaded: Loaded, dataset: datasets.Dataset) -> Loaded:
+    """The first reading for images of the data's size, if the keys allow one: the others cannot take them."""
+    side = dataset.shape[-1]
+    if loaded.input_shape is None or loaded.input_shape[-1] == side:
+        return loaded
+    fitting = next((other for other in loaded.others if other.get("size") == side), None)
+    return read_as(loaded, options=fitting) if fitting else loaded
 
 
 def _told_apart(even: Sequence[Reading]) -> list[Reading]:
@@ -231,8 +241,10 @@ def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
     if loaded.normalisation.said_by == "nobody":
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody"))
                            for n in _names(dataset)]
-    return [(", ".join(part for part in (said(changed), name) if part), changed, normalisation)
-            for changed, (name, normalisation) in list(product([{}, *options], normalisations))[1:]]
+    side = dataset.shape[-1]  # a reading for images of another size cannot be tried on these
+    options = [other for other in options if other.get("size", side) == side]
+    return [(", ".join(part for part in (said(loaded.changed(other)), name) if part), other, normalisation)
+            for other, (name, normalisation) in list(product([{}, *options], normalisations))[1:]]
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:

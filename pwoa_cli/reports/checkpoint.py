@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from pwoa_cli.checkpoints.model import said
+from pwoa_cli.checkpoints.model import SHOWN, said
 from pwoa_cli.reports import numbers, tables
 
 
@@ -44,8 +44,12 @@ def _identity(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     threat, clean = info["threat"], info["clean"]
     lines = [("architecture",
               f"{info['arch']}{info['chosen'] and ' with ' + info['chosen']} from {info['evidence']}")]
-    for other in map(said, info["same_keys"]):
+    others = [said(other) for other in info["same_keys"]]
+    for other in others[:SHOWN]:
         lines.append(("or", f"{other}: the same keys (--arch {info['arch']}:{other.replace(' ', '')})"))
+    if len(others) > SHOWN:
+        lines.append(("or", f"{len(others) - SHOWN} more readings of the same keys (--json lists them; "
+                            "--data tries them)"))
     lines.append(("normalisation", info["normalisation"]["words"]))
     if clean:
         doubt = ": near chance, so the data or the reading is wrong" if clean["near_chance"] else ""

@@ -89,7 +89,20 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
         raise InputError(f"{flag} {source.path} has {teacher.num_classes} classes, {like.source} has "
                          f"{classes}.",
                          hint="A teacher must know the same classes in the same order.")
+    if teacher.others and _same_shapes(teacher, like):  # what was decided for the subject holds for it
+        teacher = read_as(teacher, options=like.arch_options)
     right = run("as read", asked(teacher), subject.dataset, what=f"{flag} {source.path}").hits
+    if teacher.arch != like.arch and source.arch is None:  # its keys may be of several networks
+        with suppress(InputError):
+            other = load_model(replace(source, arch=like.arch, num_classes=classes))
+            other = replace(other, model=other.model.to(device))
+            right_so = run("as read", asked(other), subject.dataset).hits
+            if right_so.sum() >= right.sum():
+                say(f"  it is right as often as {like.arch}, the architecture of {like.source}: taken")
+                teacher, right = other, right_so
+    if teacher.others and not _same_shapes(teacher, like) and not isinstance(some, SomeClasses):
+        settled = settle(teacher, subject.dataset, say=say)
+        teacher, right = settled.loaded, settled.hits
     if teacher.normalisation.said_by == "nobody" and like.mean is not None:
         other = read_as(teacher, normalisation=like.normalisation)
         right_so = run("as read", asked(other), subject.dataset).hits
@@ -99,6 +112,12 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
             teacher, right = other, right_so
     say(f"  it is right on {_percent(right)} of the same {subject.dataset.probe_name}")
     return asked(teacher)
+
+
+def _same_shapes(one: Loaded, other: Loaded) -> bool:
+    """Whether two models are of one architecture and size."""
+    shapes = [{name: t.shape for name, t in loaded.model.net.state_dict().items()} for loaded in (one, other)]
+    return one.arch == other.arch and shapes[0] == shapes[1]
 
 
 def _percent(right: torch.Tensor) -> str:

@@ -35,6 +35,10 @@ SMALL = {
     "lenet5": [{"widths": [3, 4], "hidden": 6}],
     "smallcnn": [{"widths": [2, 2, 3, 3], "hidden": [5, 6]}],
     "convex-net": [{"widths": [2, 3], "kernels": [4, 4], "hidden": [5]}],
+    "plain": [{"convs": ["conv1", "conv2", "conv3"], "widths": [3, 4, 5], "kernels": [3, 3, 3],
+               "strides": [1, 1, 1], "paddings": [1, 1, 1], "pools": [2, 2, 1], "side": 7, "heads": ["fc"],
+               "hidden": [], "norms": ["bn1", "bn2", "bn3"]},
+              {"widths": [3, 4], "hidden": [20]}],
     "cifar-vgg": [{"stages": [[4], [6, 6], [8]], "side": 4},
                   {"stages": [[4], [6, 6], [8]], "side": 4, "batch_norm": True}],
 }

@@ -64,21 +64,21 @@ def test_unwrapped_layers_of_a_file(here, pwoa):
 
 def test_a_file_of_no_known_architecture_says_what_to_do_and_doing_it_works(here, pwoa):
     Path("mine.py").write_text("from torch import nn\ndef net(num_classes=4):\n"
-                               "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), "
-                               "nn.Linear(16, num_classes))\n")
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(),
-                              torch.nn.Linear(16, 4))
+                               "    return nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 16), "
+                               "nn.ReLU(), nn.Linear(16, num_classes))\n")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(64), torch.nn.Linear(64, 16),
+                              torch.nn.ReLU(), torch.nn.Linear(16, 4))
     torch.save(net.state_dict(), "mine.pt")
     code, out, err = pwoa("info", "mine.pt")
     assert code == 0 and not err and "an architecture that pwoa does not know" in out
     assert ("- next: Name it: --arch resnet18 (any timm or torchvision name), "
             "or write it: --arch file.py:fn") in out
-    assert "| 1.weight | 16x64 | 1,024 | 0 |" in out
+    assert "| 2.weight | 16x64 | 1,024 | 0 |" in out
     code, out, _ = pwoa("info", "mine.pt", "--arch", "mine.py:net")
     assert code == 0 and "# mine.pt: mine.py:net, 4 classes" in out
     code, _, err = pwoa("prune", "mine.pt", "--sparsity", "0.9")
     assert code == 2
-    assert "is of no architecture that pwoa knows by its keys: 4 tensors, first 1.weight (16, 64)" in err
+    assert "is of no architecture that pwoa knows by its keys: 6 tensors, first 1.weight (64,)" in err
 
 
 def test_clean_accuracy_where_data_is_named(here, pwoa):

@@ -11,6 +11,7 @@ from torch import nn
 
 from pwoa_cli.networks.families.base import Family, Guess, State
 from pwoa_cli.networks.families.deepmind import DM_PREACT, DM_WIDE
+from pwoa_cli.networks.families.plain import PLAIN
 from pwoa_cli.networks.families.preact import PREACT
 from pwoa_cli.networks.families.resnet import RESNET
 from pwoa_cli.networks.families.small import CONVEX, LENET, SMALL_CNN
@@ -18,8 +19,8 @@ from pwoa_cli.networks.families.vgg import VGG
 from pwoa_cli.networks.families.wide import WIDE
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (
-    # each takes exactly its own keys and shapes
-    RESNET, PREACT, WIDE, DM_WIDE, DM_PREACT, VGG, LENET, SMALL_CNN, CONVEX)}
+    # each takes exactly its own keys and shapes, but the last: any chain's
+    RESNET, PREACT, WIDE, DM_WIDE, DM_PREACT, VGG, LENET, SMALL_CNN, CONVEX, PLAIN)}
 # every name of ours: its family, and the options that it fixes
 MEMBERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},

@@ -41,7 +41,7 @@ class Family:
     identify: state dict -> Guess; None where the keys are another family's. keys: those that identify it, for
     people. origin: whose checkpoints have them. members: public names of sizes, {name: the options that it
     fixes}. any_size: takes images of any size, so that a guess of theirs is what the public ones were trained
-    on.
+    on. general: takes what is of no published network: asked last, behind the libraries' own.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Family:
     origin: str
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     any_size: bool = False
+    general: bool = False
 
 
 def shape(state: State, key: str) -> tuple[int, ...]:

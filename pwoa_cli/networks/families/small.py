@@ -13,6 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits, sizes
+from pwoa_cli.networks.families.chain import chained
+from pwoa_cli.networks.families.geometry import Slot, fitting, side_after
+
+MORE = (8, 16, 64, 96, 128, 224)  # sides of images that are not of MNIST or CIFAR
+LIMIT = 16  # geometries of a LeNet beyond those of the known ones
 
 # --- LeNet ---------------------------------------------------------------
 
@@ -25,6 +30,12 @@ def lenet_side(size: int, *, kernel: int, padded: bool | str, pools: int = 2) ->
     return (side - second) // 2
 
 
+def _lenet_steps(kernel: int, padded: bool | str, pools: int) -> list[int]:
+    """Strides, paddings and pools of both convolutions. Raises: KeyError for an unknown padding."""
+    first, second = {True: (1, 1), False: (0, 0), "first": (1, 0)}[padded]
+    return [1, 1, first * (kernel // 2), second * (kernel // 2), 2 if pools == 2 else 1, 2]
+
+
 class LeNet(nn.Module):
     """Two convolutions and two or three linear layers with ReLU, the small MNIST networks of the field.
 
@@ -32,26 +43,33 @@ class LeNet(nn.Module):
     have hidden 1024, kernel 5; LeCun's LeNet-5 is widths (6, 16), hidden (120, 84), kernel 5, padded "first".
     Args: in_channels, size: input (B, in_channels, size, size) in [0,1]; hidden: widths of the linear layers
     but the last, a number for one; kernel: odd; padded: keep the size in convolutions, or in the "first"
-    alone; pools: 2x2 max pools behind each convolution (2), or behind the second alone (1); convs, heads: key
-    prefixes of the convolutions and linear layers.
+    alone; pools: 2x2 max pools behind each convolution (2), or behind the second alone (1); geometry:
+    strides, paddings and pools (side of the pool, of stride 2; 1: none) of the two convolutions, six numbers
+    that win over padded and pools; (): none; convs, heads: key prefixes of the convolutions and linear
+    layers. Raises: ValueError for a geometry of another length.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1, size: int = 28,
                  widths: Sequence[int] = (32, 64),
                  hidden: int | Sequence[int] = 200, kernel: int = 3, padded: bool | str = True,
-                 pools: int = 2,
+                 pools: int = 2, geometry: Sequence[int] = (),
                  convs: Sequence[str] = ("conv1", "conv2"), heads: Sequence[str] = ("linear1", "linear2")):
         super().__init__()
         self.order: list[str] = []
-        paddings = [kernel // 2 if padded else 0, kernel // 2 if padded is True else 0]
+        steps = list(geometry) or _lenet_steps(kernel, padded, pools)
+        if len(steps) != 6:
+            raise ValueError(f"geometry is {dashed(steps)}, expected two strides, two paddings, two pools")
+        side = size
         for i, (name,
                 (inside, width)) in enumerate(zip(convs, pairwise((in_channels, *widths)), strict=True)):
-            self._add(name, nn.Conv2d(inside, width, kernel, padding=paddings[i]))
+            stride, padding, pool = steps[i::2]
+            self._add(name, nn.Conv2d(inside, width, kernel, stride, padding))
             self._add(f"relu{i + 1}", nn.ReLU())
-            if i or pools == 2:
-                self._add(f"pool{i + 1}", nn.MaxPool2d(2))
+            if pool > 1:
+                self._add(f"pool{i + 1}", nn.MaxPool2d(pool, 2))
+            side = side_after(side, kernel=kernel, stride=stride, padding=padding, pool=pool)
         self._add("flatten", nn.Flatten())
-        features = widths[1] * lenet_side(size, kernel=kernel, padded=padded, pools=pools) ** 2
+        features = widths[1] * side ** 2
         between = [features, *([hidden] if isinstance(hidden, int) else hidden), num_classes]
         for i, (name, (inside, outside)) in enumerate(zip(heads, pairwise(between), strict=True)):
             self._add(name, nn.Linear(inside, outside))
@@ -72,18 +90,6 @@ class LeNet(nn.Module):
 _OWN = re.compile(r"relu[0-9]|pool[0-9]|flatten|order|[0-9]+")
 
 
-def _chain(state: State, names: Sequence[str]) -> list[str]:
-    """Names of layers in the order in which one reads what the other makes; [] if there is none. Keys may be
-    sorted."""
-    order = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part
-                                            for part in re.split("([0-9]+)", name)])
-    shapes = {name: state[f"{name}.weight"].shape for name in names}
-    for way in (list(names), order, order[::-1]):
-        if all(shapes[b][1] == shapes[a][0] for a, b in pairwise(way)):
-            return way
-    return []
-
-
 def _lenet_fields(channels: int, kernel: int, side: int) -> list[tuple[int, bool | str, int]]:
     """(size of the images, padded, pools) that leave `side` pixels: sizes of MNIST and CIFAR, likeliest
     first, else up to 512."""
@@ -93,6 +99,22 @@ def _lenet_fields(channels: int, kernel: int, side: int) -> list[tuple[int, bool
     known.sort(key=lambda field: field[0] != (28 if channels == 1 else 32))
     fitting = [(s, p, n) for s, p, n in known if lenet_side(s, kernel=kernel, padded=p, pools=n) == side]
     return fitting or [(4 * side, True, 2)] * (4 * side <= 512)
+
+
+def _geometries(options: dict[str, Any], pixels: int,
+                fields: Sequence[tuple[int, bool | str, int]]) -> list[dict[str, Any]]:
+    """The options themselves, and what else leaves as many pixels, likeliest first: the paddings and pools of
+    LeNets of the same size, then strides and what a chain of any origin may have, for other sizes as well."""
+    size = options["size"]
+    base = {"size": size, "padded": options["padded"], "pools": options["pools"], "geometry": []}
+    own = [base | {"padded": padded, "pools": pools} for side, padded, pools in fields[1:] if side == size]
+    seen = [(side, _lenet_steps(options["kernel"], padded, pools)) for side, padded, pools in fields
+            if side == size]
+    slots = [Slot(options["kernel"], width) for width in options["widths"]]
+    more = fitting(slots, pixels, (size, *(s for s in (28, 32) if s != size)), limit=10 * LIMIT)
+    found = [(g.size, [*g.strides, *g.paddings, *g.pools]) for g in more if g.end == "flatten"][:LIMIT]
+    return [base, *own, *(base | {"size": side, "geometry": steps} for side, steps in found
+                          if (side, steps) not in seen)]
 
 
 def _lenet_layers(state: State) -> tuple[list[str], list[str]] | None:
@@ -110,7 +132,7 @@ def _lenet_layers(state: State) -> tuple[list[str], list[str]] | None:
         return None
     if any(_OWN.fullmatch(name) or hasattr(nn.Module(), name) for name in firsts):
         return None
-    convs, heads = _chain(state, convs), _chain(state, heads)
+    convs, heads = chained(state, convs), chained(state, heads)
     return (convs, heads) if convs and heads else None
 
 
@@ -129,19 +151,19 @@ def _identify_lenet(state: State) -> Guess | None:
     options = {"num_classes": linear[-1][0], "in_channels": conv1[1], "size": size,
                "widths": [conv1[0], conv2[0]],
                "hidden": hidden[0] if len(hidden) == 1 else hidden, "kernel": kernel, "padded": padded,
-               "pools": pools,
+               "pools": pools, "geometry": [],
                "convs": convs, "heads": heads}
     if not fits(state, LeNet, options):
         return None
+    ways = _geometries(options, side, fields)
+    if size not in (28, 32, *MORE) and len(ways) > 1:  # four times what is left: no known data has that size
+        ways = [*ways[1:], ways[0]]
+    options.update(ways[0])
+    differing = [key for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]
+    others = tuple({key: way[key] for key in differing} for way in ways[1:])
+    size = options["size"] = int(ways[0]["size"])
     evidence = _lenet_evidence(options, linear, fields)
-    return Guess("lenet5", options, (conv1[1], size, size), evidence, _same_size(fields))
-
-
-def _same_size(fields: Sequence[tuple[int, bool | str, int]]) -> tuple[dict[str, Any], ...]:
-    """Other ways to pad and pool images of the same size; other sizes would need other images, so they are
-    only said."""
-    return tuple({"padded": padded, "pools": pools} for size, padded, pools in fields[1:]
-                 if size == fields[0][0])
+    return Guess("lenet5", options, (conv1[1], size, size), evidence, others)
 
 
 def _dashed_linear(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -32,6 +32,12 @@ def test_lenet_is_conv_relu_pool_twice_and_two_linear_layers():
     torch.testing.assert_close(net(x), F.linear(h, w["linear2.weight"], w["linear2.bias"]))
 
 
+def loaded(net, again):
+    """A network with the weights of another."""
+    again.load_state_dict(net.state_dict())
+    return again
+
+
 FC = {"heads": ["fc1", "fc2"]}
 PUBLIC = {  # repository: options, parameters by hand or as published
     "advertorch": ({}, 648_226),
@@ -72,8 +78,12 @@ def test_lenets_are_read_back_and_give_equal_logits(
                "heads": ["f1", "l2.fc", "f3"][:2 if hidden == 6 else 3]}
     net, x = LeNet(**options).eval(), torch.rand(2, in_channels, size, size)
     guess = LENET.identify(net.state_dict())
-    assert guess.options == options
-    assert all(torch.equal(again(x), net(x)) for _, again in guesses(LENET, net))
+    assert guess.options == options | {"geometry": []}
+    x32 = torch.rand(2, in_channels, 32, 32)
+    for change, again in guesses(LENET, net):
+        images = x if change.get("size", size) == size else x32[..., :change["size"], :change["size"]]
+        assert again(images).shape == (2, num_classes)
+        assert change or torch.equal(again(x), net(x))
     assert live_parameters(net, x) == {n for n, _ in net.named_parameters()}
 
 
@@ -99,9 +109,29 @@ def test_what_the_width_of_a_linear_layer_leaves_open_is_said():
         "the keys conv1, conv2, fc1, fc2, fc3: 1-6-16 5x5, 400-120-84-10; by the 400: "
         "28x28 images, only the first convolution padded, 2 pools, "
         "or 32x32 images, convolutions without padding, 2 pools")
-    assert guess.others == (), "images of another size cannot be tried on the same data"
+    assert {"size": 32, "geometry": [1, 1, 0, 0, 2, 2]} in guess.others, "for data of that size"
     one = LENET.identify(meta(LeNet, kernel=1).state_dict())
-    assert (one.options["padded"], one.others) == (True, ({"padded": False, "pools": 2},))
+    first = {"padded": False, "geometry": []}
+    assert one.options["padded"] is True and one.others[0] | first == one.others[0]
+
+
+@pytest.mark.parametrize(("steps", "size"), [
+    ([2, 2, 1, 1, 1, 1], 28), ([2, 2, 1, 1, 1, 1], 32), ([1, 1, 0, 0, 2, 1], 28), ([2, 1, 1, 1, 1, 2], 32)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_geometries_of_other_networks_with_these_keys_are_offered(steps, size, kernel):
+    net = LeNet(geometry=steps, size=size, kernel=kernel, widths=(3, 4), hidden=5)
+    w, x = net.state_dict(), torch.rand(2, 1, size, size)
+    h = x
+    for i in (1, 2):
+        h = F.conv2d(h, w[f"conv{i}.weight"], w[f"conv{i}.bias"], stride=steps[i - 1],
+                     padding=steps[i + 1]).relu()
+        h = F.max_pool2d(h, steps[i + 3])
+    h = F.linear(h.flatten(1), w["linear1.weight"], w["linear1.bias"]).relu()
+    torch.testing.assert_close(net(x), F.linear(h, w["linear2.weight"], w["linear2.bias"]))
+    guess = LENET.identify(net.state_dict())
+    read = [guess.options | change for change in ({}, *guess.others)]
+    assert any(torch.equal(net(x), loaded(net, LeNet(**options))(x)) for options in read
+               if options["size"] == size)
 
 
 @pytest.mark.parametrize("change", [
