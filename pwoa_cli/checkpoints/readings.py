@@ -7,11 +7,12 @@ does not contradict.
 """
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,6 +29,7 @@ SCREEN = 5  # every fifth of them is shown to every reading
 FAR = 5.0  # standard deviations above chance that a model must be
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
+MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
 FITS_BETTER = 2.0  # times the misfit of another reading
 SHOWN = 4  # readings in a sentence
 
@@ -39,13 +41,15 @@ class Undecided(InputError):
 @dataclass(frozen=True)
 class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
-    of its batch norms' statistics, None without batch norms. tried: each other way, where none was better."""
+    of its batch norms' statistics, None without batch norms. tried: each other way, where none was better.
+    losses: (n,), as `tempered` gives them."""
 
     words: str
     loaded: Loaded
     hits: Tensor
     misfit: float | None
     tried: str = ""
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def accuracy(self) -> float:
@@ -74,8 +78,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     first = run("as read", loaded, dataset)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
-    tried, ways = [first], _alternatives(loaded, dataset,
-                                         options=loaded.others if first.accuracy < SURE else ())
+    tried, ways = [first], _alternatives(loaded, dataset, together=first.accuracy < SURE)
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
     for words, options, normalisation in ways:
@@ -89,7 +92,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     best = max(finalists, key=_score)
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
-    even = [r for r in finalists if not is_clearly_better(best.hits, r.hits)]
+    even = _told_apart([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first, dataset)
     chosen = _decided(even, first)
     listed = _listed([*even, *tried], first=chosen or first)
     figures = (f"{listed}, right on {len(first.hits)} training images of {dataset.name} (every {SCREEN}th "
@@ -120,7 +123,7 @@ def _of_their_size(loaded: Loaded, dataset: datasets.Dataset) -> Loaded:
 
 def _decided(even: Sequence[Reading], first: Reading) -> Reading | None:
     """One of readings that are right about equally often: the one that fits far better, else the first, else
-    the only one."""
+    the only one; of several normalisations of the same options that of the first."""
     misfits = [(r.misfit, r) for r in even if r.misfit is not None]
     if len(misfits) == len(even):
         least, fitting = min(misfits, key=lambda pair: pair[0])
@@ -128,7 +131,49 @@ def _decided(even: Sequence[Reading], first: Reading) -> Reading | None:
             return fitting
     if first in even:
         return first
-    return even[0] if len(even) == 1 else None
+    same = [r for r in even if r.loaded.normalisation == first.loaded.normalisation]
+    chosen = same if len({_key(r) for r in even}) == 1 else even
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _told_apart(even: Sequence[Reading], first: Reading, dataset: datasets.Dataset) -> list[Reading]:
+    """Without readings whose options are clearly worse on more images than others that are even with them:
+    less often right, or less sure of the right class and not more often right. One reading stands for all
+    normalisations of its options. The first is not given up for a loss alone, nor an activation for another:
+    networks that were trained for a short time are surer with smoother ones."""
+    by_options = {_key(r): r for r in sorted(even, key=_score)}
+    leading = sorted(by_options.values(), key=_score)[-TIED:]
+    if len(leading) == 1:
+        return list(even)
+    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE) for r in leading}
+    worse = {key for key, r in again.items() for other in again.values()
+             if is_clearly_better(other.hits, r.hits)
+             or key != _key(first) and _activation(other) == _activation(r)
+             and _score(other) >= _score(r) and is_clearly_less(other.losses, r.losses)}
+    return [r for r in even if _key(r) not in worse]
+
+
+def _key(reading: Reading) -> str:
+    return str(reading.loaded.arch_options)
+
+
+def _activation(reading: Reading) -> object:
+    return reading.loaded.arch_options.get("activation")
+
+
+def tempered(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image, (B,), at the temperature that suits the logits (B, K) best (Guo et al.
+    2017): robust networks are less sure than they could be, and another reading must not gain by scale."""
+    losses = [F.cross_entropy(logits.double() / t, labels, reduction="none")
+              for t in torch.logspace(-1.5, 1.5, 31).tolist()]
+    return min(losses, key=lambda loss: loss.mean().item())
+
+
+def is_clearly_less(less: Tensor, more: Tensor) -> bool:
+    """Whether a loss is significantly less on the same images (paired, normal approximation)."""
+    difference = more - less
+    n = len(difference)
+    return n > 1 and difference.mean().item() > CLEAR * difference.std().item() / n ** 0.5
 
 
 def _contradicted(chosen: Reading, screened: Sequence[Reading], first: Reading) -> bool:
@@ -165,16 +210,19 @@ def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
 
 
 def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
-                  options: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], Normalisation]]:
-    """(words, options, normalisation) of every combination but the one that was read."""
+                  together: bool) -> list[tuple[str, dict[str, Any], Normalisation]]:
+    """(words, options, normalisation) of every combination but the one that was read; if not `together`, of
+    those that change one of both."""
     normalisations = [("", loaded.normalisation)]
     if loaded.normalisation.said_by == "nobody":
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody"))
                            for n in _names(dataset)]
     side = dataset.shape[-1]  # a reading for images of another size cannot be tried on these
-    options = [other for other in options if other.get("size", side) == side]
+    options = [other for other in loaded.others if other.get("size", side) == side]
+    ways = [way for way in list(product([{}, *options], normalisations))[1:]
+            if together or not way[0] or not way[1][0]]
     return [(", ".join(part for part in (said(loaded.changed(other)), name) if part), other, normalisation)
-            for other, (name, normalisation) in list(product([{}, *options], normalisations))[1:]]
+            for other, (name, normalisation) in ways]
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:
@@ -194,8 +242,9 @@ def _how(best: Loaded, loaded: Loaded) -> str:
     return f"Say which, as whoever trained it did: {arch} --normalize {same}".replace("  ", " ")
 
 
-def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "") -> Reading:
-    """A reading tried on every `every`-th of PROBE training images that are spread over the set.
+def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, images: int = PROBE,
+        what: str = "") -> Reading:
+    """A reading tried on every `every`-th of so many training images that are spread over the set.
 
     Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the
     model cannot take the images, or does not return finite logits.
@@ -206,15 +255,18 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          f"{dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
-    index = torch.linspace(0, len(dataset.train) - 1, min(PROBE, len(dataset.train))).long()[::every]
-    right = []
+    index = torch.linspace(0, len(dataset.train) - 1, min(images, len(dataset.train))).long()[::every]
+    right, losses = [], []
     with Statistics(loaded.model) as statistics:
         for part in index.split(100):
             x, y = dataset.train.batch(part)
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
             right.append(logits.argmax(1) == y)
-    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit())
+            losses.append((logits, y))
+    all_logits, labels = map(torch.cat, zip(*losses, strict=True))
+    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(),
+                   losses=tempered(all_logits, labels).cpu())
 
 
 class Statistics:
