@@ -7,11 +7,12 @@ instead of the first one only if it is clearly better, and if the other witness 
 """
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwoa_cli.attacks import parse
@@ -32,6 +33,7 @@ SCREEN = 5  # every fifth of them is shown to every reading
 FAR = 5.0  # standard deviations above chance that a model must be
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
+MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
 FITS_BETTER = 2.0  # times the misfit of another reading
 ATTACK = "pgd-5"  # under which a robust network holds far better as it was made than otherwise
 SHOWN = 4  # readings in a sentence
@@ -46,7 +48,7 @@ class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
     of its batch norms' statistics, first: of the first one's (batch_norms.py), None without batch norms.
     attacked: (n,) bool, which images hold under attack, where nothing else told. tried: each other way, where
-    none was better."""
+    none was better. losses: (n,), as `tempered` gives them."""
 
     words: str
     loaded: Loaded
@@ -55,6 +57,7 @@ class Reading:
     first: float | None = None
     attacked: Tensor | None = None
     tried: str = ""
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def accuracy(self) -> float:
@@ -87,8 +90,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     first = run("as read", loaded, dataset, patience=patience)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return first
-    tried, ways = [first], _alternatives(loaded, dataset,
-                                         options=loaded.others if first.accuracy < SURE else ())
+    tried, ways = [first], _alternatives(loaded, dataset, together=first.accuracy < SURE)
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
     for words, options, normalisation in ways:
@@ -103,12 +105,13 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     best = max(finalists, key=_score)
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
-    even = [r for r in finalists if not is_clearly_better(best.hits, r.hits)]
+    even = _of_better_options([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first,
+                              dataset)
     left = _told_apart(even)
     if len(left) > 1 and all(r.first is None for r in left):
         even = _under_attack(left, dataset)
         left, first = _holding(even), next((r for r in even if r.words == first.words), first)
-    chosen = left[0] if len(left) == 1 else first if first in left else None
+    chosen = _chosen(left, first)
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -_score(r)))
     figures = (f"{_how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
                f"{len(first.hits)} {dataset.probe_name} of {dataset.name} (every {SCREEN}th for those far "
@@ -137,6 +140,15 @@ def _of_their_size(loaded: Loaded, dataset: datasets.Dataset) -> Loaded:
         return loaded
     fitting = next((other for other in loaded.others if other.get("size") == side), None)
     return read_as(loaded, options=fitting) if fitting else loaded
+
+
+def _chosen(left: Sequence[Reading], first: Reading) -> Reading | None:
+    """One of readings that nothing tells apart: the only one, else the first, else of several normalisations
+    of the same options that of the first."""
+    if len(left) == 1 or first in left:
+        return left[0] if len(left) == 1 else first
+    same = [r for r in left if _normalisation(r) == _normalisation(first)]
+    return same[0] if len({_key(r) for r in left}) == 1 and len(same) == 1 else None
 
 
 def _told_apart(even: Sequence[Reading]) -> list[Reading]:
@@ -199,6 +211,46 @@ def _normalisation(reading: Reading) -> tuple[Values, Values]:
     return reading.loaded.normalisation.mean, reading.loaded.normalisation.std
 
 
+def _of_better_options(even: Sequence[Reading], first: Reading, dataset: datasets.Dataset) -> list[Reading]:
+    """Without readings whose options are clearly worse on more images than others that are even with them:
+    less often right, or less sure of the right class and not more often right. One reading stands for all
+    normalisations of its options. The first is not given up for a loss alone, nor an activation for another:
+    networks that were trained for a short time are surer with smoother ones."""
+    by_options = {_key(r): r for r in sorted(even, key=_score)}
+    leading = sorted(by_options.values(), key=_score)[-TIED:]
+    if len(leading) == 1:
+        return list(even)
+    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE) for r in leading}
+    worse = {key for key, r in again.items() for other in again.values()
+             if is_clearly_better(other.hits, r.hits)
+             or key != _key(first) and _activation(other) == _activation(r)
+             and _score(other) >= _score(r) and is_clearly_less(other.losses, r.losses)}
+    return [r for r in even if _key(r) not in worse]
+
+
+def _key(reading: Reading) -> str:
+    return str(reading.loaded.arch_options)
+
+
+def _activation(reading: Reading) -> object:
+    return reading.loaded.arch_options.get("activation")
+
+
+def tempered(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image, (B,), at the temperature that suits the logits (B, K) best (Guo et al.
+    2017): robust networks are less sure than they could be, and another reading must not gain by scale."""
+    losses = [F.cross_entropy(logits.double() / t, labels, reduction="none")
+              for t in torch.logspace(-1.5, 1.5, 31).tolist()]
+    return min(losses, key=lambda loss: loss.mean().item())
+
+
+def is_clearly_less(less: Tensor, more: Tensor) -> bool:
+    """Whether a loss is significantly less on the same images (paired, normal approximation)."""
+    difference = more - less
+    n = len(difference)
+    return n > 1 and difference.mean().item() > CLEAR * difference.std().item() / n ** 0.5
+
+
 def _contradicted(chosen: Reading, screened: Sequence[Reading], first: Reading) -> bool:
     """Whether a change of reading is at odds with the batch norms: another normalisation fits the first one
     far better, or other options fit all of them better at all, as accuracy alone misleads there."""
@@ -235,16 +287,19 @@ def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
 
 
 def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
-                  options: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], Normalisation]]:
-    """(words, options, normalisation) of every combination but the one that was read."""
+                  together: bool) -> list[tuple[str, dict[str, Any], Normalisation]]:
+    """(words, options, normalisation) of every combination but the one that was read; if not `together`, of
+    those that change one of both."""
     normalisations = [("", loaded.normalisation)]
     if loaded.normalisation.said_by == "nobody":
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody"))
                            for n in _names(dataset)]
     side = dataset.shape[-1]  # a reading for images of another size cannot be tried on these
-    options = [other for other in options if other.get("size", side) == side]
+    options = [other for other in loaded.others if other.get("size", side) == side]
+    ways = [way for way in list(product([{}, *options], normalisations))[1:]
+            if together or not way[0] or not way[1][0]]
     return [(", ".join(part for part in (said(loaded.changed(other)), name) if part), other, normalisation)
-            for other, (name, normalisation) in list(product([{}, *options], normalisations))[1:]]
+            for other, (name, normalisation) in ways]
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:
@@ -264,9 +319,9 @@ def _how(best: Loaded, loaded: Loaded) -> str:
     return f"Say which, as whoever trained it did: {arch} --normalize {same}".replace("  ", " ")
 
 
-def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, what: str = "",
-        patience: Patience | None = None) -> Reading:
-    """A reading tried on every `every`-th of PROBE training images (test images where there are no others)
+def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, images: int = PROBE,
+        what: str = "", patience: Patience | None = None) -> Reading:
+    """A reading tried on every `every`-th of so many training images (test images where there are no others)
     that are spread over the set.
 
     Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the
@@ -278,23 +333,26 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          f"{dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
-    probe, index = dataset.probe, spread(dataset)[::every]
-    right = []
+    probe, index = dataset.probe, spread(dataset, images)[::every]
+    right, losses = [], []
     with Statistics(loaded.model) as statistics:
         for part in index.split(100):
             x, y = probe.batch(part)
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
             right.append(logits.argmax(1) == y)
+            losses.append((logits, y))
             if patience:
                 patience.say(f"trying {words}: {sum(map(len, right))} of {len(index)} images")
-    first = first_misfit(loaded.model, (dataset.probe.batch(part)[0] for part in spread(dataset).split(100)))
-    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(), first)
+    all_logits, labels = map(torch.cat, zip(*losses, strict=True))
+    first = first_misfit(loaded.model, (probe.batch(part)[0] for part in spread(dataset).split(100)))
+    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(), first,
+                   losses=tempered(all_logits, labels).cpu())
 
 
-def spread(dataset: datasets.Dataset) -> Tensor:
-    """The indices of PROBE images that are spread over those that a model is tried on, (n,) long."""
-    return torch.linspace(0, len(dataset.probe) - 1, min(PROBE, len(dataset.probe))).long()
+def spread(dataset: datasets.Dataset, images: int = PROBE) -> Tensor:
+    """The indices of so many images that are spread over those that a model is tried on, (n,) long."""
+    return torch.linspace(0, len(dataset.probe) - 1, min(images, len(dataset.probe))).long()
 
 
 def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:

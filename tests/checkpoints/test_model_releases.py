@@ -39,6 +39,10 @@ SMALL = {
                "strides": [1, 1, 1], "paddings": [1, 1, 1], "pools": [2, 2, 1], "side": 7, "heads": ["fc"],
                "hidden": [], "norms": ["bn1", "bn2", "bn3"]},
               {"widths": [3, 4], "hidden": [20]}],
+    "plain-resnet": [{"widths": [3, 4], "hidden": [20]},
+                     {"widths": [3, 3, 5], "stages": ["layer1", "layer2"], "blocks": [1, 1], "side": 1,
+                      "projected": [False, True], "strides": [1, 1, 2], "end": "mean", "heads": ["linear"],
+                      "hidden": []}],
     "cifar-vgg": [{"stages": [[4], [6, 6], [8]], "side": 4},
                   {"stages": [[4], [6, 6], [8]], "side": 4, "batch_norm": True}],
 }

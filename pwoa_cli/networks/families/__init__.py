@@ -13,14 +13,15 @@ from pwoa_cli.networks.families.base import Family, Guess, State
 from pwoa_cli.networks.families.deepmind import DM_PREACT, DM_WIDE
 from pwoa_cli.networks.families.plain import PLAIN
 from pwoa_cli.networks.families.preact import PREACT
+from pwoa_cli.networks.families.residual import PLAIN_RESNET
 from pwoa_cli.networks.families.resnet import RESNET
 from pwoa_cli.networks.families.small import CONVEX, LENET, SMALL_CNN
 from pwoa_cli.networks.families.vgg import VGG
 from pwoa_cli.networks.families.wide import WIDE
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (
-    # each takes exactly its own keys and shapes, but the last: any chain's
-    RESNET, PREACT, WIDE, DM_WIDE, DM_PREACT, VGG, LENET, SMALL_CNN, CONVEX, PLAIN)}
+    # each takes exactly its own keys and shapes, but the last two: any of their shape
+    RESNET, PREACT, WIDE, DM_WIDE, DM_PREACT, VGG, LENET, SMALL_CNN, CONVEX, PLAIN_RESNET, PLAIN)}
 # every name of ours: its family, and the options that it fixes
 MEMBERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},

@@ -39,7 +39,10 @@ SMALL = [*(("cifar-resnet", {"style": style, "shortcut": shortcut, **sizes})
          *(("lenet5", {"widths": [3, 4], "hidden": 6, "kernel": kernel}) for kernel in (1, 3, 5)),
          ("smallcnn", {"widths": [2, 2, 3, 3], "hidden": [5, 6]}),
          ("convex-net", {"widths": [2, 3], "kernels": [4, 4], "hidden": [5]}),
-         *(("plain", options) for options in PLAIN)]
+         *(("plain", options) for options in PLAIN), ("plain-resnet", {"widths": [3, 4], "hidden": [20]}),
+         ("plain-resnet", {"widths": [3, 3, 5], "stages": ["layer1", "layer2"], "blocks": [1, 2], "side": 1,
+                           "projected": [False, True], "strides": [1, 1, 2], "end": "mean", "hidden": [],
+                           "heads": ["linear"], "biases": [True, False]})]
 
 
 def shape(loaded):
