@@ -21,7 +21,8 @@ from pwoa_cli.data import datasets
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
-from pwoa_cli.networks.build import parts
+from pwoa_cli.machine.memory import is_out_of_memory
+from pwoa_cli.networks.build import parts, raised
 
 PROBE = 500  # training images that tell whether model and data belong together
 SCREEN = 5  # every fifth of them is shown to every reading
@@ -249,10 +250,12 @@ def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:
     try:
         with torch.no_grad():
             return model(x)
-    except (RuntimeError, AssertionError, ValueError) as error:  # what networks raise for a wrong size
-        why = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {where}: {why}.",
-                         hint="Name the data that it was trained on (--data), or its architecture (--arch)."
+    except Exception as error:  # what networks raise for a wrong size, and users' own for anything
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {where}: {raised(error)}.",
+                         hint="Name the data that it was trained on (--data), or its architecture: --arch "
+                              "NAME, or --arch file.py:fn for a network that takes a batch of images alone."
                          ) from error
 
 
