@@ -21,7 +21,7 @@ from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
 from pwoa_cli.reports import numbers
-from pwoa_cli.training import objective
+from pwoa_cli.training import layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
@@ -56,7 +56,7 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """A request with everything found, checked and decided; nothing is written yet. dead: weights that never
-    reach the logits. uncounted: names of other matrices that do."""
+    reach the logits. uncounted: names of other matrices that do. layout: of memory, for training."""
 
     request: Request
     subject: Subject
@@ -65,6 +65,7 @@ class Job:
     device: torch.device
     dead: int
     uncounted: tuple[str, ...]
+    layout: torch.memory_format
     seconds: dict[str, float]
 
 
@@ -95,6 +96,7 @@ def prepare(request: Request, *, say: Say,
         weights, dead = _prunable(subject.model, x[:2], live, request.structure)
         kinds = kinds_of(subject.model, subject.dataset.train)
         plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
+        memory = layout.fastest(plan, subject.model, where=request.source.path)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
@@ -104,12 +106,14 @@ def prepare(request: Request, *, say: Say,
         f"epoch{'s' * (epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
         f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
+    if memory is not layout.LAYOUTS[0]:
+        say("memory layout: plain, as the networks do not take channels_last, which is faster")
     if not plan.hidden:
         say(NO_HIDDEN)
     elif teacher is not subject.loaded and not matches_layers(plan.recipe):
         say(LOGITS_ALONE)
     return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)),
-               seconds)
+               memory, seconds)
 
 
 def _some(names: Sequence[str], most: int = 9) -> str:
