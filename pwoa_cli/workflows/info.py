@@ -21,6 +21,7 @@ from pwoa_cli.machine.memory import one_thread
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import SIZES, public_name
 from pwoa_cli.reports import schema
+from pwoa_cli.workflows.prune_weights import not_counted
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 # what a pruned file says
@@ -98,15 +99,15 @@ def _weights(loaded: Loaded, x: Tensor | None) -> tuple[dict[str, Any], list[str
             f"the network was not run, so dead weights are not known: {why}"]
     reached = layers.live_parameters(loaded.model, x)
     live = layers.prunable(loaded.model, reached)
-    others = [public_name(name) for name in layers.uncounted(loaded.model, reached)]
+    others = layers.uncounted(loaded.model, reached, live)
     counted = _counted(everything, set(live)) | {"parameters": parameters}
     dead = [public_name(name) for name in everything if name not in live]
     notes = [f"{counted['weights']['dead']:,} weights never reach the logits "
              f"({', '.join(dead[:3])}{', ...' * (len(dead) > 3)}): "
              "they do not count for sparsity and are not pruned"] if dead else []
     if others:
-        notes.append(f"{', '.join(others[:3])}{', ...' * (len(others) > 3)} of layers that pwoa does not "
-                     "prune do not count")
+        left_out = {name: p.numel() for name, p in others.items()}
+        notes.append(not_counted(left_out, counted["weights"]["total"]).rstrip("."))
     return counted, notes + outputs(loaded, x)
 
 
