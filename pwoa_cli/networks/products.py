@@ -15,37 +15,47 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-PRODUCTS = frozenset((
-    "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-    "conv_transpose3d", "convolution", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv",
-    "addmm", "addmv", "addbmm", "baddbmm", "dot", "inner", "outer", "einsum", "tensordot", "kron",
+LAYERS = frozenset((  # called with (input, weight, ...)
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
+PRODUCTS = LAYERS | frozenset((
+    "bilinear", "convolution", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm",
+    "addmv", "addbmm", "baddbmm", "dot", "inner", "outer", "einsum", "tensordot", "kron",
     "chain_matmul", "multi_dot", "mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__",
     "multi_head_attention_forward", "scaled_dot_product_attention"))
+ADDED = ("bias", "attn_mask")  # arguments of products that are added
 HALF = 0.5  # of the zeros must reach the products; layers that change their weight keep none or all
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of a product. own: it is the parameter's own memory. alone: it is computed from one
-    parameter. nonzero: entries."""
+    """One factor of a product. own: it is the parameter's own memory. sources: names of the parameters that
+    it is computed from. nonzero: entries."""
 
     own: bool
-    alone: bool
+    sources: frozenset[str]
     nonzero: int
 
 
 def factors(model: nn.Module, x: Tensor) -> dict[str, list[Factor]]:
     """{parameter: factors of two or more dimensions that are computed from it} on images x (B, C, H, W), in
-    eval mode; parameters in none are left out. The model stays as it is."""
+    eval mode; parameters in none are left out. The model stays as it is.
+
+    The weight of a layer that is applied as it is has itself alone, whatever it is applied to and becomes:
+    networks that compute positions from constants put them beside images later.
+    """
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     images = x.clone().requires_grad_(True)
     with torch.enable_grad(), _Watch(images) as watch:
         twin(images * 1)  # networks may change their images in place, and no leaf lets them
     found: dict[str, list[Factor]] = {}
+    names = {id(parameter): name for name, parameter in twin.named_parameters()}
     for name, parameter in twin.named_parameters():
-        mine = [Factor(pointer == _pointer(parameter), len(sources) == 1, nonzero)
+        memory = _pointer(parameter)
+        mine = [Factor(pointer == memory, frozenset(names[i] for i in sources if i in names), nonzero)
                 for sources, pointer, nonzero in watch.factors
-                if id(parameter) in sources or pointer == _pointer(parameter)]
+                if id(parameter) in sources or pointer == memory]
+        if memory in watch.applied:
+            mine = [Factor(True, frozenset({name}), int(parameter.count_nonzero()))]
         found |= {name: mine} if mine else {}
     return found
 
@@ -59,7 +69,7 @@ def astray(model: nn.Module, x: Tensor, masks: Mapping[str, Tensor]) -> list[str
     """
     before = factors(model, x)
     changed = [name for name in masks if not all(f.own for f in before.get(name, ()))]
-    alone = [name for name in changed if all(f.alone for f in before[name])]
+    alone = [name for name in changed if all(len(f.sources & masks.keys()) == 1 for f in before[name])]
     found: list[str] = []
     for names in [alone, *([name] for name in changed if name not in alone)]:
         if names:
@@ -86,18 +96,24 @@ def _nonzero(found: list[Factor]) -> int:
 
 
 class _Watch(TorchFunctionMode):
-    """factors: (ids of the leaves that it is computed from, where its memory begins, nonzero entries)."""
+    """factors: (ids of the leaves that it is computed from, where its memory begins, nonzero entries).
+    applied: where the memory begins of weights that layers are called with."""
 
     def __init__(self, images: Tensor):
         super().__init__()
         self.images = images
         self.known: dict[Node, frozenset[int] | None] = {}
         self.factors: list[tuple[frozenset[int], int, int]] = []
+        self.applied: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in PRODUCTS:
-            self._note([t for t in _tensors([*args, *kwargs.values()]) if t.is_floating_point()])
+        name = getattr(func, "__name__", "")
+        if name in LAYERS:
+            self.applied.add(_pointer(kwargs["weight"] if "weight" in kwargs else args[1]))
+        if name in PRODUCTS:
+            named = [value for key, value in kwargs.items() if key not in ADDED]
+            self._note([t for t in _tensors([*args, *named]) if t.is_floating_point()])
         return func(*args, **kwargs)
 
     def _note(self, tensors: list[Tensor]) -> None:

@@ -89,6 +89,17 @@ class Positions(nn.Module):
         self.where = nn.Parameter(torch.rand(16, 8))
     def forward(self, x):
         return self.head((self.stem(x).flatten(2).transpose(1, 2) + self.where).flatten(1))
+class Relative(Attention):
+    """Positions that layers compute from constants, added to the scores of attention."""
+    def __init__(self):
+        super().__init__()
+        self.att = nn.Linear(8, 24)
+        self.one, self.two = nn.Linear(2, 6), nn.Linear(6, 1)
+        self.register_buffer("apart", torch.rand(16, 16, 2))
+    def forward(self, x):
+        q, k, v = self.att(self.stem(x).flatten(2).transpose(1, 2)).chunk(3, 2)
+        bias = self.two(self.one(self.apart).relu())[..., 0]
+        return self.head(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).flatten(1))
 class Gated(Positions):
     def forward(self, x):
         return self.head((self.stem(x).flatten(2).transpose(1, 2) * self.where.sigmoid()).flatten(1))
@@ -132,7 +143,8 @@ TABLE = {
     "transposed": ("", ""), "transposed_in_groups": ("", ""), "rounded": ("", ""), "scaled": ("", ""),
     "standardised": (CHANGED.format("3.weight"), ""), "binary": (CHANGED.format("3.weight"),) * 2,
     "LowRank": (CHANGED.format("base.weight"),) * 2, "Twice": ("", ""), "Attention": ("", ""),
-    "transformer": ("", ""), "Positions": ("", "reaches 32 weights alone: where (80% of the weights)"),
+    "transformer": ("", ""), "Relative": ("", ""),
+    "Positions": ("", "reaches 32 weights alone: where (80% of the weights)"),
     "Gated": ("", "where (80% of the weights)"),
     "kan": ("", WHOLE + " (filter): 1.base, 1.spline, 1.scaler are of other layers"),
     "Recurrent": ("64 weights alone: gru.weight_ih_l0, gru.weight_hh_l0 (94.74% of the weights)", WHOLE),
