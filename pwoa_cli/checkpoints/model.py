@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pwoa_cli.checkpoints import architecture, hub
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
+from pwoa_cli.checkpoints.filling import aligned, fill, make_plain, shaped
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
-from pwoa_cli.checkpoints.signatures import prefixes
 from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError
@@ -120,27 +120,43 @@ def load_model(source: Source | str | Path) -> Loaded:
 
 
 def _from_file(source: Source) -> Loaded:
+    if source.arch and is_file(source.arch):  # a network of the user's may want weights as they are stored
+        with suppress(InputError):
+            return _read(source, folded=False)
+    return _read(source, folded=True)
+
+
+def _read(source: Source, *, folded: bool) -> Loaded:
+    """Args: folded: whether parametrised weights of the file are made plain before the network sees them."""
     where = source.path
     raw, extra, unwrapped = read_state_dict(where, entry=source.entry, keep=source.keep,
-                                            trust_pickle=source.trust_pickle)
+                                            trust_pickle=source.trust_pickle, folded=folded)
     state, *inside = take_normalisation(raw)
     if "arch_options" in extra:
         extra = extra | _words(extra, raw, where)
         inside = [extra["mean"] or (), extra["std"] or ()]
     found = _architecture(state, extra, source)
     found, net = _of_own_size(found, state, where)
+    plain = make_plain(net, where) if folded and is_file(found.arch) else ()
     # the network has the normalisation in it
-    itself = len(state) < len(raw) and set(_aligned(raw, net)) <= set(net.state_dict())
+    itself = len(state) < len(raw) and set(aligned(raw, net)) <= set(net.state_dict())
     state = raw if itself else state
-    _fill(net, _aligned(state, net), f"{where} as {found.arch}")
+    fill(net, aligned(state, net), f"{where} as {found.arch}")
+    plain = plain if folded else make_plain(net, where)
     if itself:  # some keep mean and std as parameters: nobody trains or prunes those
         parameters = dict(net.named_parameters())
         for name in set(parameters) - set(take_normalisation(parameters)[0]):
             parameters[name].requires_grad_(False)
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
-    return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where), unwrapped=unwrapped,
-                   extra=extra)
+    return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),
+                   unwrapped=unwrapped + _said_plain(plain), extra=extra)
+
+
+def _said_plain(names: Sequence[str]) -> tuple[str, ...]:
+    shown = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+    return (f"parametrised in the network, made plain as they are multiplied in eval mode: {shown}",
+            ) if names else ()
 
 
 def _from_hub(source: Source) -> Loaded:
@@ -151,7 +167,7 @@ def _from_hub(source: Source) -> Loaded:
     found = Architecture(made.arch, made.options, None, f"timm's description of {source.path}",
                          made_for=made.size)
     net = _build_for(found, source.path)
-    _fill(net, made.state, source.path)
+    fill(net, made.state, source.path)
     normalisation = decide(source.mean, source.std, inside=(made.mean, made.std), channels=_channels(found),
                            where=source.path)
     if normalisation.said_by == "file":
@@ -268,7 +284,7 @@ def _of_own_size(found: Architecture, state: Mapping[str, Tensor],
         return found, _build_for(found, where)
     with suppress(InputError):  # it may ask for num_classes
         net = _build_for(found, where)
-        if _shaped(net, state):
+        if shaped(net, state):
             return found, net
     return guessed, _build_for(guessed, where)
 
@@ -282,46 +298,6 @@ def _build_for(found: Architecture, where: str) -> nn.Module:
         raise InputError(f"{where}: {found.arch} cannot be built with {said(found.options)}: "
                          f"{type(error).__name__} {why}.",
                          hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
-
-
-# --- filling ---------------------------------------------------------------
-
-def _aligned(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """The state under the network's own keys: without a prefix of all that is not the network's, or with one
-    that is and was taken for a wrapper's."""
-    own = net.state_dict()
-    for prefix in prefixes(state):
-        inner = {k.removeprefix(prefix): t for k, t in state.items()}
-        if set(inner) <= set(own):
-            return inner
-    lost = next((k for k in state if k not in own), "")
-    prefix = next((k.removesuffix(lost) for k in own if lost and k.endswith("." + lost)), "")
-    renamed = {k if k in own else prefix + k: t for k, t in state.items()}
-    return renamed if set(renamed) <= set(own) else dict(state)
-
-
-def _shaped(net: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors that both have are of the same shapes."""
-    own = net.state_dict()
-    return all(own[k].shape == t.shape for k, t in _aligned(state, net).items() if k in own)
-
-
-def _fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict; a mismatch names the first tensor, got and expected, and counts what is missing and
-    too many."""
-    own = net.state_dict()
-    differ = [k for k in own if k in state and own[k].shape != state[k].shape]
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    parts = [f"{k} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in differ[:1]]
-    parts += [f"{len(differ) - 1} more shapes differ"] if len(differ) > 1 else []
-    parts += [f"{len(keys)} tensors {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-              for word, keys in (("missing", missing), ("too many", unexpected)) if keys]
-    if parts:
-        raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected.",
-                         hint="Name the architecture that the weights were trained with: --arch NAME or "
-                              "--arch file.py:fn, or the number of classes: --num-classes K")
-    net.load_state_dict({k: t.to(own[k].dtype) for k, t in state.items()}, strict=False)
 
 
 # --- the words that a pruned file carries ---------------------------------------------------------------

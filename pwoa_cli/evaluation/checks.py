@@ -63,6 +63,14 @@ def of_model(model: nn.Module, inputs: Tensor, labels: Tensor, *, was_training: 
     return [finding for finding in found if finding]
 
 
+def of_randomness(model: nn.Module, inputs: Tensor) -> Finding | None:
+    """Whether passes in eval mode on the same few inputs (B,C,H,W) differ; of COMPANY of them, as
+    `of_model`."""
+    devices, x = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else (), inputs[:COMPANY]
+    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
+        return _random(model, x, rounding(model(x)))
+
+
 def same_function(one: nn.Module, other: nn.Module, inputs: Tensor) -> Finding | None:
     """Whether two networks that should be one function are: a masked one and its compacted form, a model and
     its fast copy.

@@ -47,7 +47,10 @@ class Normalized(nn.Module):
             self.register_buffer(name, by_channel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.logits(self.whole(x), len(x))
+        out = self.whole(x)
+        if not isinstance(out, Mapping | tuple | list):
+            return out  # as torch.export and torch.fx see it: no Python that reads a size
+        return self.logits(out, x.shape[0])
 
     def whole(self, x: Tensor) -> Any:
         """All that the network returns."""
@@ -90,9 +93,16 @@ def tried(net: nn.Module, *, channels: int,
         try:
             with torch.no_grad():
                 return x, net(x)
-        except (RuntimeError, AssertionError, ValueError, TypeError, LookupError) as error:  # of a wrong size
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # of a wrong size, or anything in a user's forward
+            why = raised(error)
     return why
+
+
+def raised(error: BaseException) -> str:
+    """What other people's code raised, in one line: torch's words, else with the kind, KeyError: 'out'."""
+    words = (str(error).splitlines() or [""])[0].strip().rstrip(".")
+    kind = type(error).__name__
+    return words if words and type(error) is RuntimeError else f"{kind}: {words}".rstrip(": ")
 
 
 def build(arch: str, options: Mapping[str, Any]) -> nn.Module:

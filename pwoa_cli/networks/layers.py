@@ -1,8 +1,9 @@
 """What a model is made of, found by running it: prunable weights, hidden layers, the batch norm behind each
 filter."""
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CE
                nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid)
 LISTS = (nn.ParameterList, nn.ParameterDict)
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -43,12 +45,32 @@ def prunable(model: nn.Module, live: set[str] | None) -> dict[str, nn.Parameter]
             and (live is None or name in live)}
 
 
-def uncounted(model: nn.Module, live: set[str]) -> dict[str, nn.Parameter]:
-    """Live parameters of two or more dimensions that are no weights of ours: recurrent layers, embeddings,
-    tokens."""
-    counted = {id(p) for p in prunable(model, None).values()}
+def uncounted(model: nn.Module, live: set[str], counted: Collection[str]) -> dict[str, nn.Parameter]:
+    """Live parameters of two or more dimensions that are not `counted`: recurrent layers, embeddings, tokens.
+    Args: live, counted: names of parameters."""
     return {name: p for name, p in model.named_parameters()
-            if name in live and id(p) not in counted and p.ndim >= 2 and min(p.shape[:2]) > 1}
+            if name in live and name not in counted and p.ndim >= 2 and min(p.shape[:2]) > 1}
+
+
+def rows(model: nn.Module) -> dict[str, str]:
+    """{weight: its bias, "" for none} of all that is a matrix of filters or neurons: convolutions, linear
+    layers, and the joint projection of attention (of separate ones a bias holds three)."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: dict[str, str] = {}
+    for m in model.modules():
+        if isinstance(m, PRUNABLE) and isinstance(m.weight, nn.Parameter):
+            found.setdefault(names[id(m.weight)], names.get(id(m.bias), ""))
+        elif isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None:
+            found[names[id(m.in_proj_weight)]] = names.get(id(m.in_proj_bias), "")
+    return found
+
+
+def transposed(model: nn.Module) -> dict[str, int]:
+    """{weight: groups} of the transposed convolutions, whose filters are dimension 1 of (in, out/groups,
+    ...)."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(m.weight)]: m.groups for m in model.modules()
+            if isinstance(m, nn.modules.conv._ConvTransposeNd) and id(m.weight) in names}
 
 
 def live_parameters(model: nn.Module, x: Tensor) -> set[str]:
@@ -111,7 +133,7 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
         found = [n for n in order if any(fnmatchcase(name, p) for p in asked for name in (n, public_name(n)))]
     else:
         modules = dict(model.named_modules())
-        weighted = [n for n in order if weights_of(modules[n])]
+        weighted = _weighted(order, modules)
         before_logits = order[: order.index(weighted[-1])] if weighted else order
         wanted = {b for b in _blocks(model) if b in outputs}
         if patterns == "inner":
@@ -129,8 +151,14 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
 
 def logit_layer(model: nn.Module, x: Tensor) -> str:
     """Name of the weighted module that runs last on x (B, C, H, W): its rows are the classes."""
-    modules = dict(model.named_modules())
-    return [n for n, _ in _runs(model, x) if weights_of(modules[n])][-1]
+    return _weighted([n for n, _ in _runs(model, x)], dict(model.named_modules()))[-1]
+
+
+def _weighted(order: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Of the modules that ran those with weights and no such module inside: a network with a matrix of its
+    own, such as positions, ends last and is no layer."""
+    found = [n for n in order if weights_of(modules[n])]
+    return [n for n in found if not any(other.startswith(n + ".") for other in found)]
 
 
 def _blocks(model: nn.Module) -> list[str]:
@@ -159,56 +187,74 @@ def _runs(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
     return runs
 
 
-def batch_norms(model: nn.Module, x: Tensor) -> dict[str, str]:
-    """{weighted module: batch norm that reads its very output} by module name: what makes a zero filter speak
-    again."""
+def norms(model: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
+    """{weighted module: norms of each channel (batch and instance norms) that read its very output} by module
+    name: what makes a zero filter speak again. A layer that runs twice may have two."""
     producer: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
 
     def produced(name: str) -> Callable[..., None]:
         # the tensor is kept, so its id is its own
         return lambda _m, _a, out: producer.__setitem__(id(out), (name, out))
 
-    def consumed(name: str) -> Callable[..., None]:
-        return lambda _m, args: found.__setitem__(producer[id(args[0])][0],
-                                                  name) if id(args[0]) in producer else None
+    def consumed(name: str, args: tuple[Tensor, ...]) -> None:
+        if args and id(args[0]) in producer:
+            source = producer[id(args[0])][0]
+            found[source] = tuple(dict.fromkeys((*found.get(source, ()), name)))
 
     handles = []
     for name, m in model.named_modules():
         if isinstance(m, PRUNABLE):
             handles.append(m.register_forward_hook(produced(name)))
-        elif isinstance(m, nn.modules.batchnorm._BatchNorm):
-            handles.append(m.register_forward_pre_hook(consumed(name)))
+        elif isinstance(m, NORMS):
+            handles.append(m.register_forward_pre_hook(lambda _m, args, name=name: consumed(name, args)))
     _forward(model, x, handles)
     return found
 
 
 def _forward(model: nn.Module, x: Tensor, handles: list) -> None:
-    training = model.training
+    """A pass in eval mode that calls every module: torch's fast path of attention goes around its layers."""
+    training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             model(x)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
         for handle in handles:
             handle.remove()
 
 
 def macs(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """{"dense": ..., "nonzero": ...} multiply-accumulates of convolutions and linear layers for one image: of
-    all weights, and of the nonzero ones alone."""
+    """{"dense": ..., "nonzero": ...} multiply-accumulates of convolutions, linear layers and attention's
+    projections for one image: of all weights, and of the nonzero ones alone."""
     total = {"dense": 0, "nonzero": 0}
 
-    def count(m: nn.modules.conv._ConvNd | nn.Linear, _args: object, out: Tensor) -> None:
-        positions = out.numel() // (  # one image, so a first dimension of windows counts too
-            m.out_channels if isinstance(m, nn.modules.conv._ConvNd) else m.out_features)
-        total["dense"] += m.weight.numel() * positions
-        total["nonzero"] += int(m.weight.count_nonzero()) * positions
+    def count(m: nn.Module, args: tuple, named: dict, out: object) -> None:
+        for weight, times in _uses(m, [*args, *named.values()], out):
+            total["dense"] += weight.numel() * times
+            total["nonzero"] += int(weight.count_nonzero()) * times
 
-    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, PRUNABLE)]
+    handles = [m.register_forward_hook(count, with_kwargs=True) for m in model.modules()
+               if isinstance(m, (*PRUNABLE, nn.MultiheadAttention))]
     _forward(model, x[:1], handles)
     return total
+
+
+def _uses(m: nn.Module, args: list, out: Any) -> list[tuple[Tensor, int]]:
+    """(weight, how often each of its entries is multiplied) in a pass of one image: a first dimension of
+    windows counts too."""
+    if isinstance(m, nn.MultiheadAttention):
+        tokens = [t.numel() // t.shape[-1] for t in args[:3]]  # of query, key and value
+        split: list[Any] = [m.q_proj_weight, m.k_proj_weight, m.v_proj_weight]
+        parts = split if m.in_proj_weight is None else m.in_proj_weight.chunk(3)
+        return [*zip(parts, tokens, strict=True), (m.out_proj.weight, tokens[0])]
+    assert isinstance(m.weight, Tensor)  # of a layer of PRUNABLE
+    if isinstance(m, nn.modules.conv._ConvTransposeNd):
+        return [(m.weight, args[0].numel() // len(m.weight))]  # every input goes into every filter
+    return [(m.weight, out.numel() // len(m.weight))]
 
 
 def same_hidden(student: nn.Module, teacher: nn.Module, hidden: tuple[str, ...], x: Tensor) -> bool:
@@ -223,14 +269,16 @@ def same_hidden(student: nn.Module, teacher: nn.Module, hidden: tuple[str, ...],
 
 
 def companions(model: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
-    """{weight: parameters (out,) that would still speak when its filter is zero}: own bias, batch norm scale
-    and shift."""
-    norms = batch_norms(model, x)
-    parameters = dict(model.named_parameters())
-    found = {}
+    """{weight: parameters (out,) that would still speak when its filter is zero}: biases, and the scale and
+    shift of norms, of every layer that has the weight."""
+    after = norms(model, x)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: dict[str, tuple[str, ...]] = {w: (bias,) if bias else () for w, bias in rows(model).items()}
     for name, m in model.named_modules():
-        if isinstance(m, PRUNABLE):
-            wanted = [f"{name}.bias"] + [f"{norms[name]}.{kind}" for kind in ("weight", "bias")
-                                         if name in norms]
-            found[f"{name}.weight"] = tuple(w for w in wanted if w in parameters)
+        if isinstance(m, PRUNABLE) and id(m.weight) in names:
+            readers = [model.get_submodule(norm) for norm in after.get(name, ())]
+            speaking = [m.bias, *(p for norm in readers for p in (norm.weight, norm.bias))]
+            weight = names[id(m.weight)]
+            mine = (names[id(p)] for p in speaking if id(p) in names)
+            found[weight] = tuple(dict.fromkeys((*found[weight], *mine)))
     return found

@@ -17,6 +17,8 @@ from torch import Tensor
 
 # {weight: parameters (out,) that still speak when its filter is zero}
 Companions = Mapping[str, Sequence[str]]
+# {weight (in, out/groups, ...) of a transposed convolution: groups}; all others are (out, in/groups, ...)
+Transposed = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -88,33 +90,38 @@ class Groups:
 
 @dataclass(frozen=True)
 class Structure:
-    """A kind of groups. groups: (weights by name, `Companions`) -> groups by layer.
+    """A kind of groups. groups: (weights by name, `Companions`, `Transposed`) -> groups by layer.
 
     of_layers: they are those of convolutions and linear layers alone. keeps_logits: the layer that gives the
     logits is left out, as its rows are classes. silences: companions fall silent with a group, and no
     gradient can tell what it was worth.
     """
 
-    groups: Callable[[Mapping[str, Tensor], Companions], dict[str, Groups]]
+    groups: Callable[[Mapping[str, Tensor], Companions, Transposed], dict[str, Groups]]
     of_layers: bool = True
     keeps_logits: bool = False
     silences: bool = False
 
 
-def unstructured(weights: Mapping[str, Tensor], _companions: Companions) -> dict[str, Groups]:
+def unstructured(weights: Mapping[str, Tensor], _companions: Companions,
+                 _transposed: Transposed) -> dict[str, Groups]:
     """Every weight for itself."""
     return {name: Groups({name: Part(tuple(w.shape), (w.numel(),), (0,))}) for name, w in weights.items()}
 
 
-def filters(weights: Mapping[str, Tensor], companions: Companions) -> dict[str, Groups]:
-    """Rows of (out, rest), with the layer's bias and its batch norm's scale and shift."""
-    return {name: Groups({name: _matrix(w, axis=0)}, tuple(companions.get(name, ())))
+def filters(weights: Mapping[str, Tensor], companions: Companions,
+            transposed: Transposed) -> dict[str, Groups]:
+    """Rows of (out, rest), with the layer's bias and its norms' scale and shift."""
+    return {name: Groups({name: _matrix(w, axis=0, groups=transposed.get(name))},
+                         tuple(companions.get(name, ())))
             for name, w in weights.items()}
 
 
-def columns(weights: Mapping[str, Tensor], _companions: Companions) -> dict[str, Groups]:
+def columns(weights: Mapping[str, Tensor], _companions: Companions,
+            transposed: Transposed) -> dict[str, Groups]:
     """Columns of (out, in * kh * kw)."""
-    return {name: Groups({name: _matrix(w, axis=1)}) for name, w in weights.items()}
+    return {name: Groups({name: _matrix(w, axis=1, groups=transposed.get(name))})
+            for name, w in weights.items()}
 
 
 STRUCTURES = {
@@ -124,8 +131,13 @@ STRUCTURES = {
 }
 
 
-def _matrix(weight: Tensor, *, axis: int) -> Part:
-    return Part(tuple(weight.shape), (len(weight), weight[0].numel()), (axis,))
+def _matrix(weight: Tensor, *, axis: int, groups: int | None) -> Part:
+    """Rows (axis 0) or columns (1). Args: groups: of a transposed convolution, whose filters are dimension 1
+    of each group; its column is an input tap into all filters of the group."""
+    if groups is None:
+        return Part(tuple(weight.shape), (len(weight), weight[0].numel()), (axis,))
+    view = (groups, len(weight) // groups, weight.shape[1], weight[0, 0].numel())
+    return Part(tuple(weight.shape), view, (0, 2) if axis == 0 else (0, 1, 3))
 
 
 def single(groups: Mapping[str, Groups]) -> bool:

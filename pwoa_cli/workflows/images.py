@@ -9,7 +9,9 @@ import torch
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded
 from pwoa_cli.checkpoints.protocol import framing_of, is_published
-from pwoa_cli.checkpoints.readings import PROBE, Reading, is_clearly_better, settle
+from pwoa_cli.checkpoints.reading import PROBE, Reading
+from pwoa_cli.checkpoints.readings import settle
+from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.dataset import Dataset

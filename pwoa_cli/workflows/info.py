@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model
-from pwoa_cli.checkpoints.readings import Undecided, is_near_chance, outputs, warn_of_code
+from pwoa_cli.checkpoints.reading import is_near_chance, outputs
+from pwoa_cli.checkpoints.readings import Undecided, warn_of_code
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.files.hashes import file_sha256
@@ -22,6 +23,7 @@ from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import SIZES, public_name
 from pwoa_cli.reports import schema
 from pwoa_cli.workflows import images
+from pwoa_cli.workflows.prune_weights import not_counted
 from pwoa_cli.workflows.setup import first_images, say_of_data
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
@@ -107,15 +109,15 @@ def _weights(loaded: Loaded, x: Tensor | None) -> tuple[dict[str, Any], list[str
             f"the network was not run, so dead weights are not known: {why}"]
     reached = layers.live_parameters(loaded.model, x)
     live = layers.prunable(loaded.model, reached)
-    others = [public_name(name) for name in layers.uncounted(loaded.model, reached)]
+    others = layers.uncounted(loaded.model, reached, live)
     counted = _counted(everything, set(live)) | {"parameters": parameters}
     dead = [public_name(name) for name in everything if name not in live]
     notes = [f"{counted['weights']['dead']:,} weights never reach the logits "
              f"({', '.join(dead[:3])}{', ...' * (len(dead) > 3)}): "
              "they do not count for sparsity and are not pruned"] if dead else []
     if others:
-        notes.append(f"{', '.join(others[:3])}{', ...' * (len(others) > 3)} of layers that pwoa does not "
-                     "prune do not count")
+        left_out = {name: p.numel() for name, p in others.items()}
+        notes.append(not_counted(left_out, counted["weights"]["total"]).rstrip("."))
     return counted, notes + outputs(loaded, x)
 
 

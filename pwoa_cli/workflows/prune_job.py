@@ -14,6 +14,7 @@ from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.checks import COMPANY
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_names
@@ -23,10 +24,11 @@ from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import Gate, resolved
-from pwoa_cli.training import objective
+from pwoa_cli.training import layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
+from pwoa_cli.workflows.prune_weights import Counted, check_products, check_steady, counted
 from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
@@ -63,16 +65,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with everything found, checked and decided; nothing is written yet. dead: weights that never
-    reach the logits. uncounted: names of other matrices that do."""
+    """A request with everything found, checked and decided; nothing is written yet. layout: of memory, for
+    training."""
 
     request: Request
     subject: Subject
     teacher: Loaded
     plan: Plan
     device: torch.device
-    dead: int
-    uncounted: tuple[str, ...]
+    counted: Counted
+    layout: torch.memory_format
     seconds: dict[str, float]
 
 
@@ -105,10 +107,13 @@ def prepare(request: Request, *, say: Say,
         x = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
         teacher = (open_teacher(request.teacher, subject, device=device, say=say) if request.teacher
                    else subject.loaded)
-        live = layers.live_parameters(subject.model, x[:2])
-        weights, dead = _prunable(subject.model, x[:2], live, request.structure)
+        where = request.source.path
+        check_steady(subject.model, x[:COMPANY], where=where)
+        found = counted(subject.model, x[:2], request.structure, where=where)
+        weights = found.weights
         kinds = kinds_of(subject.model, subject.dataset.train)
         plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
+        memory = layout.fastest(plan, subject.model, where=where)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
@@ -118,12 +123,15 @@ def prepare(request: Request, *, say: Say,
         f"epoch{'s' * (epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
         f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
+    if memory is not layout.LAYOUTS[0]:
+        say("memory layout: plain, as the networks do not take channels_last, which is faster")
     if not plan.hidden:
         say(NO_HIDDEN)
     elif teacher is not subject.loaded and not matches_layers(plan.recipe):
         say(LOGITS_ALONE)
-    return Job(request, subject, teacher, plan, device, dead, tuple(layers.uncounted(subject.model, live)),
-               seconds)
+    if found.left_out:
+        say(found.sentence())
+    return Job(request, subject, teacher, plan, device, found, memory, seconds)
 
 
 def _check_training(dataset: datasets.Dataset) -> None:
@@ -173,11 +181,12 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
     recipe = read_recipe(request.recipe, data=subject.dataset.name, kinds=kinds,
                          overrides=request.overrides)
     where, beside = request.source.path, layers.companions(subject.model, x)
-    groups = STRUCTURES[request.structure].groups(weights, beside)
+    groups = STRUCTURES[request.structure].groups(weights, beside, layers.transposed(subject.model))
     recipe = _settled(recipe, request, weights, groups, device)
     _check_sparsity(weights, request.sparsity, where)
     _check_structure(recipe, request.structure, groups)
     _check_reachable(weights, groups, request, recipe)
+    check_products(subject.model, x, groups, request.structure, where=where)
     recipe, hidden = _with_hidden(recipe, request, subject.model, x)
     if (matches_layers(recipe) and teacher is not subject.loaded
         and not layers.same_hidden(subject.model, teacher.model, hidden, x)):
@@ -221,28 +230,6 @@ def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
 def matches_layers(recipe: Recipe) -> bool:
     """Whether the loss compares layers of student and teacher, and not their logits alone."""
     return bool(recipe.hidden_weight or recipe.explain_weight)
-
-
-def _prunable(model: nn.Module, x: Tensor, reached: set[str],
-              kind: str) -> tuple[dict[str, nn.Parameter], int]:
-    """Weights that a kind of structure counts, and the number of dead ones left out.
-
-    Args: reached: names of the parameters that reach the logits.
-    """
-    structure = STRUCTURES[kind]
-    live = layers.prunable(model, reached)
-    everything = layers.prunable(model, None)
-    dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in live.values())
-    modules = dict(model.named_modules())
-    weights = {name: w for name, w in live.items() if w.requires_grad  # the author's frozen ones stay
-               and (not structure.of_layers or isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE))}
-    if structure.keeps_logits and weights:
-        weights.pop(layers.logit_layer(model, x) + ".weight", None)
-    if not weights:
-        raise InputError(f"The model has no weights that could be pruned ({kind}).",
-                         hint="Whole filters and columns are those of convolutions and linear layers: "
-                              "--structure unstructured")
-    return weights, dead
 
 
 def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) -> None:

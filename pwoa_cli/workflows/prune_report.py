@@ -1,5 +1,5 @@
 """What is said about a pruning run: its configuration, its layers, its notes."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -49,25 +49,19 @@ def layer_rows(job: Job, student: nn.Module) -> list[dict[str, Any]]:
             for name, w in zip(public_names(job.plan.weights), weights, strict=True)]
 
 
-def not_counted(names: Sequence[str]) -> str:
-    """The sentence on parameters that are neither pruned nor counted though they are as large as weights."""
-    return (f"{', '.join(names[:3])}{', ...' * (len(names) > 3)} of layers that pwoa does not prune do not "
-            "count for sparsity.")
-
-
 def job_notes(job: Job) -> list[str]:
     """What a reader of the figures must know, a sentence each."""
     notes = list(job.subject.loaded.notes)
-    if job.dead:
-        notes.append(f"{job.dead:,} weights never reach the logits; they are not pruned and do not count.")
-    if job.uncounted:
-        notes.append(not_counted(public_names(job.uncounted)))
-    modules = dict(job.subject.model.named_modules())
-    own = [name for name in job.plan.weights
-           if not isinstance(modules[name.rpartition(".")[0]], layers.PRUNABLE)]
+    if job.counted.dead:
+        notes.append(f"{job.counted.dead:,} weights never reach the logits; they are not pruned and do not "
+                     "count.")
+    if job.counted.left_out:
+        notes.append(job.counted.sentence())
+    rows = layers.rows(job.subject.model)
+    own = [name for name in job.plan.weights if name not in rows and not name.endswith("_proj_weight")]
     if own:
-        notes.append(f"MACs are those of convolutions and linear layers; {', '.join(public_names(own[:3]))} "
-                     "are of other layers.")
+        notes.append("MACs are those of convolutions, linear layers and attention's projections; "
+                     f"{', '.join(public_names(own[:3]))} are of other layers.")
     if STRUCTURES[job.request.structure].keeps_logits:
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
     if not job.plan.hidden:

@@ -9,15 +9,9 @@ import torch
 from pwoa_cli.attacks.threat import parse_eps, parse_norm
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.model import Loaded, Source, load_model, read_as
-from pwoa_cli.checkpoints.readings import (
-    Reading,
-    is_clearly_better,
-    is_near_chance,
-    outputs,
-    run,
-    settle,
-    warn_of_code,
-)
+from pwoa_cli.checkpoints.reading import Reading, is_near_chance, outputs, run
+from pwoa_cli.checkpoints.readings import settle, warn_of_code
+from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError

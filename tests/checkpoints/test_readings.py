@@ -12,7 +12,8 @@ from helpers import small_models as small
 from torch import nn
 
 from pwoa_cli import progress
-from pwoa_cli.checkpoints import readings
+from pwoa_cli.checkpoints import reading as reading_of
+from pwoa_cli.checkpoints import readings, witnesses
 from pwoa_cli.checkpoints.batch_norms import Statistics, crops, first_misfit
 from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
@@ -105,7 +106,7 @@ def test_a_network_trained_on_crops_padded_with_black_is_told_by_its_first_batch
     dataset, draw = levels(step=60), torch.Generator().manual_seed(1)
     reading, said = settle(nearest_centre(dataset, truth, seen=lambda x: crops(x, draw)), dataset)
     assert reading.words == f"normalisation {truth}" and "times better" in said
-    batch = dataset.train.batch(readings.spread(dataset))[0]
+    batch = dataset.train.batch(reading_of.spread(dataset))[0]
     with Statistics(reading.loaded.model) as plain, torch.no_grad():
         reading.loaded.model(batch)
     assert first_misfit(reading.loaded.model, [batch]) < plain.misfit() / 5
@@ -200,8 +201,8 @@ def test_clearly_is_mcnemar_s_test():
     for p in (0.0, 0.02, 0.1, 0.3):
         better = torch.rand(500) < 0.8
         worse = better & (torch.rand(500) > p)
-        assert readings.is_clearly_better(better, worse) == clearly_slow(better.tolist(), worse.tolist())
-        assert not readings.is_clearly_better(worse, better)
+        assert witnesses.is_clearly_better(better, worse) == clearly_slow(better.tolist(), worse.tolist())
+        assert not witnesses.is_clearly_better(worse, better)
 
 
 def test_misfit_is_the_divergence_of_two_gaussians():
@@ -259,7 +260,7 @@ def test_what_forward_returns(body, said):
     small.save(net, "model.pt")
     loaded = load_model(Source("model.pt", arch="odd.py:Net"))
     x = torch.rand(2, 3, 8, 8)
-    notes = readings.outputs(loaded, x)
+    notes = reading_of.outputs(loaded, x)
     assert len(notes) == (said is not None) and (not notes or notes[0].startswith(said))
     expected = (net(x).log_softmax(1) if "log_soft" in body
                 else net(x).softmax(1) if "softmax" in body else net(x))
@@ -271,7 +272,7 @@ def test_readings_that_are_all_near_chance_are_not_chosen_between():
     loaded = nearest_centre(dataset, "none")
     loaded.model.net.fc.bias.data[1] += 1e3  # always the second level, but for none
     reading, said = settle(loaded, dataset)
-    assert reading.loaded is loaded and "read as" not in said and readings.is_near_chance(reading, 4)
+    assert reading.loaded is loaded and "read as" not in said and reading_of.is_near_chance(reading, 4)
     assert "as read 20.0%" in reading.tried and "normalisation half " in reading.tried
 
 
@@ -287,8 +288,8 @@ def test_statistics_that_contradict_accuracy_stop_the_choice(monkeypatch):
     def chosen(loaded, words, misfits):
         """The words of the reading that is taken where that of `words` is right and the first one is not."""
         def run(what, reading, dataset, *, every=1, patience=None):
-            right = torch.full((readings.PROBE,), what == words)[::every]
-            return readings.Reading(what, reading, right, misfits.get(what), misfits.get(what))
+            right = torch.full((reading_of.PROBE,), what == words)[::every]
+            return reading_of.Reading(what, reading, right, misfits.get(what), misfits.get(what))
 
         monkeypatch.setattr(readings, "run", run)
         return settle(loaded, dataset)[0].words

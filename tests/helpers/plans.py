@@ -77,7 +77,7 @@ def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=N
     """A plan for a student. Args: weights: names of what is pruned. companions: what falls silent with it."""
     parameters, companions = dict(student.named_parameters()), companions or {}
     per_epoch, sparsify_steps, steps = plan_steps(recipe, len(split), sparsity)
-    groups = STRUCTURES[structure].groups({name: parameters[name] for name in weights}, companions)
+    groups = STRUCTURES[structure].groups({name: parameters[name] for name in weights}, companions, {})
     return Plan(recipe=recipe, teacher=teacher, hidden=tuple(hidden), groups=groups,
                 normed=frozenset(companions), sparsity=sparsity, num_classes=num_classes, eps=eps, norm=norm,
                 split=split, augment=augment, seed=seed,
@@ -88,7 +88,7 @@ def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=N
 
 def groups_of(weights, structure="unstructured"):
     """Groups by layer of weights by name, without companions."""
-    return STRUCTURES[structure].groups(weights, {})
+    return STRUCTURES[structure].groups(weights, {}, {})
 
 
 def strength(weight, structure="unstructured"):

@@ -33,3 +33,30 @@ def test_what_the_user_s_own_code_prints_is_not_a_result(tmp_path, capsys):
     (tmp_path / "own.py").write_text(code)
     build(f"{tmp_path}/own.py:net", {})
     assert capsys.readouterr() == ("", "imported\ncalled\n")
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.head = nn.Flatten(), nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.head(self.flat(x)), x
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Several()])
+@pytest.mark.parametrize("mean", [(), (0.1, 0.2, 0.3)])
+def test_normalized_is_exported_with_a_free_batch(net, mean):
+    model, x = Normalized(net, mean, mean, num_classes=3).eval(), torch.rand(4, 3, 4, 4)
+    free = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b", min=1, max=64)},))
+    for count in (1, 7):
+        images = torch.rand(count, 3, 4, 4)
+        assert torch.equal(free.module()(images), model(images))
+
+
+def test_normalized_is_traced_by_fx():
+    model, x = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), (0.5,) * 3, (2.0,) * 3,
+                          num_classes=3).eval(), torch.rand(4, 3, 4, 4)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x[:1]), model(x[:1]))
+    assert not any(node.target in (len, getattr) for node in traced.graph.nodes)  # nothing asks for sizes

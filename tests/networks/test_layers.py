@@ -76,11 +76,67 @@ def test_capture_keeps_order_and_refills():
     assert not model._forward_pre_hooks and not model.relu1._forward_hooks
 
 
-def test_batch_norms_are_those_that_read_the_filter():
-    found = layers.batch_norms(resnet18(), X)
-    assert found["conv1"] == "bn1" and found["layer1.0.conv2"] == "layer1.0.bn2"
-    assert found["layer2.0.downsample.0"] == "layer2.0.downsample.1"
+def test_norms_are_those_that_read_the_filter():
+    found = layers.norms(resnet18(), X)
+    assert found["conv1"] == ("bn1",) and found["layer1.0.conv2"] == ("layer1.0.bn2",)
+    assert found["layer2.0.downsample.0"] == ("layer2.0.downsample.1",)
     assert "fc" not in found
+
+
+class Shared(nn.Module):
+    """A convolution that runs twice, a norm behind each, and two layers of one matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.one, self.two = nn.BatchNorm2d(3), nn.InstanceNorm2d(3, affine=True)
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(self.two(self.conv(self.one(self.conv(x)))).mean((2, 3))))
+
+
+def test_all_that_speaks_behind_shared_weights_is_found():
+    assert layers.companions(Shared(), X) == {
+        "conv.weight": ("conv.bias", "one.weight", "one.bias", "two.weight", "two.bias"),
+        "a.weight": ("a.bias", "b.bias")}
+
+
+def test_attention_has_rows_and_its_bias():
+    net = nn.MultiheadAttention(4, 2)
+    assert layers.rows(net) == {"in_proj_weight": "in_proj_bias", "out_proj.weight": "out_proj.bias"}
+    assert set(layers.rows(nn.MultiheadAttention(4, 2, kdim=6))) == {"out_proj.weight"}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_macs_of_attention_and_of_what_torch_fuses(fast):
+    """By hand: 5 tokens of 8, 7 of 6 as keys; torch's fast path calls none of the layers inside."""
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.cross = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+
+        def forward(self, x):
+            t, other = x[:, 0, :5], x[:, 0, :7, :6]
+            return self.cross(self.layer(t), other, value=other)[0].mean(1)
+
+    net = Net().eval().requires_grad_(not fast)
+    layer = 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16)
+    cross = 5 * 8 * 8 + 2 * 7 * 8 * 6 + 5 * 8 * 8
+    assert layers.macs(net, torch.rand(2, 1, 8, 8))["dense"] == layer + cross
+
+
+@pytest.mark.parametrize(("conv", "shape"), [
+    (nn.ConvTranspose1d(4, 6, 3, 2), (1, 4, 5)), (nn.ConvTranspose2d(4, 6, 4, 2, 1, groups=2), (1, 4, 5, 3)),
+    (nn.ConvTranspose3d(4, 6, 2, 2), (1, 4, 2, 3, 2))])
+def test_macs_of_transposed_convolutions_are_those_of_every_input(conv, shape):
+    """One product for each weight and each position of the input that it multiplies."""
+    x = torch.rand(shape)
+    positions = x[0, 0].numel()
+    assert layers.macs(conv, x) == {"dense": conv.weight.numel() * positions,
+                                    "nonzero": conv.weight.numel() * positions}
 
 
 def test_macs_of_a_lenet():
@@ -97,6 +153,16 @@ def test_macs_of_a_lenet():
 
 def test_the_logit_layer_is_the_last_that_runs():
     assert layers.logit_layer(resnet18(), X) == "fc"
+
+    class Positions(nn.Module):  # a matrix of the network's own is no layer behind all others
+        def __init__(self):
+            super().__init__()
+            self.where, self.fc = nn.Parameter(torch.rand(8, 8)), nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.fc((x + self.where).flatten(1))
+
+    assert layers.logit_layer(nn.Sequential(Positions()), torch.rand(2, 8, 8)) == "0.fc"
 
 
 def test_macs_count_every_window_of_an_image():
@@ -136,7 +202,7 @@ def test_weights_in_lists_count_tied_ones_once_and_others_are_named():
     live = live_parameters(net, torch.rand(1, 3))
     expected = {"weights.0", "weights.1", "named.a", "one.weight"}
     assert set(layers.prunable(net, live)) == expected == set(layers.prunable(net, None))
-    assert set(layers.uncounted(net, live)) == {"cell.weight_ih_l0", "cell.weight_hh_l0"}
+    assert set(layers.uncounted(net, live, expected)) == {"cell.weight_ih_l0", "cell.weight_hh_l0"}
 
 
 def test_attention_counts_its_projections():

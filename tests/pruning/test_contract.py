@@ -59,13 +59,13 @@ def all_in_the_largest(groups, scores, target, curves):
     return lost
 
 
-def two_of_four(weights, companions):
+def two_of_four(weights, companions, transposed):
     """A structure with a constraint: of four neighbours along the input as many go everywhere."""
     return {name: Groups({name: Part(tuple(w.shape), (w.numel(),), (0,))}, block=4)
             for name, w in weights.items()}
 
 
-def tied(weights, companions):
+def tied(weights, companions, transposed):
     """A structure over two tensors: a filter of the convolution goes with the inputs that it feeds in the
     linear layer."""
     names = iter(weights.items())
@@ -96,7 +96,7 @@ def test_every_structure_criterion_and_allocation_prune_what_the_groups_say():
     seen = 0
     for kind, measure, method in product(STRUCTURES, CRITERIA, ALLOCATIONS):
         given = weights()
-        groups = STRUCTURES[kind].groups(given, {})
+        groups = STRUCTURES[kind].groups(given, {}, {})
         values = CRITERIA[measure](given, steep)
         scores = scores_by_layer(groups, values)
         curves = {layer: [(0, 0.0), (group.count // 2, 1.0), (group.count - 1, 3.0)]
@@ -126,7 +126,7 @@ def test_every_structure_criterion_and_allocation_prune_what_the_groups_say():
 @pytest.mark.usefixtures("outside")
 def test_blocks_lose_as_many_each_and_their_lowest():
     given = weights()
-    groups = STRUCTURES["toy-2:4"].groups(given, {})
+    groups = STRUCTURES["toy-2:4"].groups(given, {}, {})
     scores = scores_by_layer(groups, CRITERIA["magnitude"](given, steep))
     found = masks(groups, kept(groups, scores, quotas(groups, scores, 0.5, method="uniform")))
     for name, w in given.items():
@@ -140,7 +140,7 @@ def test_blocks_lose_as_many_each_and_their_lowest():
 @pytest.mark.usefixtures("outside")
 def test_a_group_over_two_tensors_falls_in_both_at_once():
     given = weights()
-    groups = STRUCTURES["toy-tied"].groups(given, {"conv.weight": ("bn.weight",)})
+    groups = STRUCTURES["toy-tied"].groups(given, {"conv.weight": ("bn.weight",)}, {})
     group = groups["conv.weight"]
     assert (group.count, group.size, group.weights) == (8, 18 + 16, 8 * 34)
     flags = {"conv.weight": torch.tensor([True, False] * 4)}

@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import small_models as small
-from helpers.workflow_calls import FAST, refused, run_in
+from helpers.workflow_calls import FAST, refused, request, run_in
 from torch import nn
 
 import pwoa_cli
 from pwoa_cli.files import sparse
 from pwoa_cli.networks.build import build
+from pwoa_cli.workflows import prune
+from pwoa_cli.workflows.prune_job import prepare
 
 
 class Wide(nn.Module):
@@ -164,3 +166,26 @@ def test_frozen_parameters_stay_and_tied_weights_are_not_dead(tmp_path):
     assert not any("never reach" in note for note in made["notes"])
     assert torch.equal(sparse.load(tmp_path / "run/model.safetensors")["mu"],
                        torch.load(model, weights_only=True)["mu"])
+
+
+VIEWED = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(128, 4)
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().view(x.size(0), -1))
+"""
+
+
+def test_a_network_with_view_on_a_feature_map_is_pruned(tmp_path):
+    Path("viewed.py").write_text(VIEWED)
+    Path("flat.py").write_text(VIEWED.replace("view(x.size(0), -1)", "flatten(1)"))  # learns from any layout
+    file = small.save(small.learn(build("flat.py:Net", {})), tmp_path / "viewed.pt")
+    made, said = run_in(tmp_path / "run", file, arch="viewed.py:Net", sparsity=0.5)
+    assert "memory layout: plain" in said
+    assert made["sparsity"]["nonzero"] == made["sparsity"]["total"] // 2
+    assert made["student"]["clean"]["accuracy"] > 0.8
+    estimate = prune.time_to_fit(prepare(request(file, arch="viewed.py:Net"), say=lambda text: None))
+    assert estimate.seconds > 0

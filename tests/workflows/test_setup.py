@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from helpers import small_models as small
-from helpers.workflow_calls import FAST, refused, request, run_in
+from helpers.workflow_calls import FAST, described, refused, request, run_in
 from torch import nn
 
 import pwoa_cli
@@ -192,3 +192,44 @@ class Net(nn.Sequential):
 def net():
     return Net(nn.Flatten(), nn.Linear(64, 4))""")
         assert words in refused(file, arch="odd.py:net", num_classes=4), body
+
+
+RAISING = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 4))
+class Two(Net):
+    def forward(self, x, meta):
+        return super().forward(x)
+class Key(Net):
+    def forward(self, x):
+        return {"logits": super().forward(x)}["out"]
+class Hub(Net):
+    def forward(self, x):
+        return super().forward(x["pixel_values"])
+class Attribute(Net):
+    def forward(self, x):
+        return super().forward(x.pixels)
+class Silent(Net):
+    def forward(self, x):
+        assert x is None
+class Quits(Net):
+    def forward(self, x):
+        raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("Two", "TypeError: Two.forward() missing 1 required positional argument: 'meta'"),
+    ("Key", "KeyError: 'out'"), ("Hub", "IndexError: too many indices"), ("Silent", "AssertionError"),
+    ("Attribute", "AttributeError: 'Tensor' object has no attribute 'pixels'"),
+    ("Quits", "NotImplementedError")])
+def test_a_forward_that_raises_anything_is_a_sentence(tmp_path, name, words):
+    Path("raising.py").write_text(RAISING)
+    file = small.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), tmp_path / "one.pt")
+    for options in ({}, {"num_classes": 4}):  # found by running it, or said
+        message = refused(file, arch=f"raising.py:{name}", **options)
+        assert message.startswith(f"{file} cannot take images (1, 8, 8) of grey: {words}")
+    noted = described(file, arch=f"raising.py:{name}")["notes"]
+    assert any(f"the network was not run, so dead weights are not known: {words}" in note for note in noted)

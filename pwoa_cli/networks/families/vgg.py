@@ -39,7 +39,8 @@ class CifarVGG(nn.Module):
     layer reads. hidden: widths of the linear layers but the last. features: key name of the convolutions.
     heads: those of the linear layers, ("classifier",) or several as classifier.N, at least two apart.
     head_norm: batch norms behind all but the last. Input (B, in_channels, H, W), 32x32 for the published
-    ones. Raises: KeyError for an unknown end.
+    ones. Raises: KeyError for an unknown end,
+    ValueError for widths that do not fit the heads.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3,
@@ -53,6 +54,9 @@ class CifarVGG(nn.Module):
             "none": [], "max": [nn.MaxPool2d(2)], "mean": [nn.AdaptiveAvgPool2d(side)],
             "max-mean": [nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(side)]}
         self.end = nn.Sequential(*pools[end], nn.Flatten())
+        if len(hidden) != len(heads) - 1:  # one linear layer alone would have no place for num_classes
+            raise ValueError(f"{len(heads)} heads have {len(heads) - 1} widths between them, got "
+                             f"hidden={list(hidden)}")
         sizes = [stages[-1][-1] * side * side, *hidden, num_classes]
         self.order = (features, "end", heads[0].split(".")[0])
         if heads[0] == self.order[-1]:

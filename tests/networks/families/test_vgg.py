@@ -219,3 +219,10 @@ def test_hidden_layers_are_the_activations_and_every_weight_lives():
     assert steps == [3, 4, 4, 3, 4, 4], "one more wherever a pool lies between"
     with pytest.raises(KeyError):
         CifarVGG(**TINY, end="median")
+
+
+@pytest.mark.parametrize(("heads", "hidden"), [
+    (["classifier"], [7]), (["classifier.0", "classifier.2"], []), (["classifier.0"], [7])])
+def test_widths_that_do_not_fit_the_heads_are_refused(heads, hidden):
+    with pytest.raises(ValueError, match="widths between them"):
+        CifarVGG(heads=heads, hidden=hidden)

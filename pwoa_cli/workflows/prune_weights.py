@@ -1,0 +1,133 @@
+"""Which weights of a model a structure counts, and whether zeros in them are zeros in what the network
+multiplies: found and refused before the first step."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation import checks
+from pwoa_cli.networks import layers, products
+from pwoa_cli.networks.build import public_name, public_names
+from pwoa_cli.pruning.groups import STRUCTURES, Groups, masks
+from pwoa_cli.reports.numbers import percent_of_weights
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Counted:
+    """weights: those that count, by name. dead: entries of those that never reach the logits. left_out:
+    {name: entries} of other matrices that do, but for the layer of the logits."""
+
+    weights: Mapping[str, nn.Parameter]
+    dead: int
+    left_out: Mapping[str, int]
+
+    def sentence(self) -> str:
+        """What is not counted, for people: "" where nothing is."""
+        return not_counted(self.left_out, sum(w.numel() for w in self.weights.values()))
+
+
+def not_counted(left_out: Mapping[str, int], counted: int) -> str:
+    """The sentence on parameters that are neither pruned nor counted though they are as large as weights; ""
+    for none. Args: left_out: {name: entries}. counted: weights that are."""
+    if not left_out:
+        return ""
+    names, entries = public_names(left_out), sum(left_out.values())
+    return (f"{', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)} "
+            f"({percent_of_weights(entries / (entries + counted))}% of the weights) of layers that pwoa does "
+            "not prune do not count for sparsity.")
+
+
+def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
+    """What a kind of structure counts, on images x (B, C, H, W).
+
+    Raises: InputError if that is nothing, or less than half of the weights; where: the model's name there.
+    """
+    structure, live, rows = STRUCTURES[kind], layers.live_parameters(model, x), layers.rows(model)
+    reached, everything = layers.prunable(model, live), layers.prunable(model, None)
+    dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in reached.values())
+    weights = {name: w for name, w in reached.items() if w.requires_grad  # the author's frozen ones stay
+               and (not structure.of_layers or name in rows)}
+    logits = f"{layers.logit_layer(model, x)}.weight" if structure.keeps_logits and reached else ""
+    last = weights.pop(logits, None)
+    for name in _strange(model, x, {name: w for name, w in weights.items() if name not in rows}):
+        weights.pop(name)
+    others = {name: p for name, p in layers.uncounted(model, live, weights).items() if name != logits}
+    found = Counted(weights, dead, {name: p.numel() for name, p in others.items()})
+    if not weights:
+        raise _nothing(kind, list(others), last is not None, where)
+    total = sum(w.numel() for w in weights.values())
+    if sum(p.numel() for p in others.values() if p.requires_grad) > total:
+        raise InputError(f"{where}: --structure {kind} reaches {total:,} weights alone: {found.sentence()}",
+                         hint=_ways(kind))
+    return found
+
+
+def _nothing(kind: str, others: list[str], has_last: bool, where: str) -> InputError:
+    if has_last and not others:
+        return InputError(f"{where} has no weights that could be pruned ({kind}): its one layer gives the "
+                          "logits, and its rows are the classes.",
+                          hint="--structure unstructured")
+    names = ", ".join(public_names(others)[:SHOWN])
+    return InputError(f"{where} has no weights that could be pruned ({kind}){names and ': ' + names}"
+                      f"{' are of other layers' if names else ''}.", hint=_ways(kind))
+
+
+def _ways(kind: str) -> str:
+    if STRUCTURES[kind].of_layers:
+        return ("Whole filters and columns are those of convolutions and linear layers: --structure "
+                "unstructured")
+    return ("pwoa prunes nn.Linear, nn.Conv*, nn.MultiheadAttention, and matrices of your own classes that "
+            "are factors of products: write the layer so, and name it with --arch file.py:fn")
+
+
+def _strange(model: nn.Module, x: Tensor, own: Mapping[str, Tensor]) -> list[str]:
+    """Of the matrices of users' own classes those that are no factors: positions that are added, gates."""
+    if not own:
+        return []
+    known = products.factors(model, x)
+    tried = {name: _half(w.numel()).view(w.shape).to(w.device) for name, w in own.items() if name in known}
+    return [*(name for name in own if name not in known), *products.astray(model, x, tried)]
+
+
+def _half(count: int) -> Tensor:
+    """Flags (count,), half of them False, drawn once and for all."""
+    flags = torch.ones(count, dtype=torch.bool)
+    flags[torch.randperm(count, generator=torch.Generator().manual_seed(0))[:count // 2]] = False
+    return flags
+
+
+def check_products(model: nn.Module, x: Tensor, groups: Mapping[str, Groups], kind: str, *,
+                   where: str) -> None:
+    """Zeros of these groups are zeros of what the network multiplies. Raises: InputError naming the
+    weight."""
+    device = next(model.parameters()).device
+    flags = {layer: _half(group.count).to(device) for layer, group in groups.items()}
+    lost = products.astray(model, x, masks(groups, flags))
+    if lost:
+        names = ", ".join(map(public_name, lost[:SHOWN])) + ", ..." * (len(lost) > SHOWN)
+        raise InputError(f"{where}: zeros in {names} are no zeros in what the network multiplies: it "
+                         "computes that from the stored weights, as weight standardisation and binary layers "
+                         f"do ({kind}).",
+                         hint="Let --arch file.py:fn return layers with plain weights, or try --structure "
+                              f"{'unstructured' if kind == 'filter' else 'filter'}, whose zeros may stay.")
+
+
+def check_steady(model: nn.Module, x: Tensor, *, where: str) -> None:
+    """Passes in eval mode give the same answers and leave the model as it is. Raises: InputError."""
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    finding = checks.of_randomness(model, x)
+    moved = [name for name, b in model.named_buffers() if not torch.equal(b, before[name])]
+    if moved:
+        raise InputError(f"{where}: {', '.join(public_names(moved)[:SHOWN])} change with every pass in eval "
+                         "mode, so what is saved would not be what was measured.",
+                         hint="Let --arch file.py:fn return a network that keeps its buffers after "
+                              "net.eval(): for fake quantisation, "
+                              "net.apply(torch.ao.quantization.disable_observer)")
+    if finding:
+        raise InputError(f"{where} is random in eval mode: {finding.text.partition(';')[0]}.",
+                         hint="Let its randomness end with net.eval(), as F.dropout(x, "
+                              "training=self.training) does.")
