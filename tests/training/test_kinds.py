@@ -21,7 +21,8 @@ class Normalize(nn.Module):
     ("cifar-resnet", {}, "batch-norm"), ("preact-resnet", {}, "batch-norm"),
     ("preact-resnet", {"bn": False}, "batch-norm"), ("wide-resnet", {}, "batch-norm"),
     ("dm-wide-resnet", {}, "batch-norm"), ("dm-preact-resnet", {}, "batch-norm"),
-    ("cifar-vgg", {"batch_norm": True, "hidden": [64, 64]}, "batch-norm"),
+    ("cifar-vgg", {"batch_norm": True, "hidden": [64, 64],
+                   "heads": ["classifier.0", "classifier.2", "classifier.4"]}, "batch-norm"),
     ("cifar-vgg", {"batch_norm": False}, "plain"), ("lenet5", {}, "plain"), ("smallcnn", {}, "plain"),
     ("convex-net", {}, "plain")])
 def test_every_family_is_of_a_kind(name, options, kind):
