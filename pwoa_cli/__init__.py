@@ -1,14 +1,30 @@
-"""pwoa: compress adversarially robust image classifiers without adversarial examples. `load` opens what it
-writes."""
+"""pwoa: compress adversarially robust image classifiers without adversarial examples.
+
+`prune` and `evaluate` are the commands as functions, `load` opens what they write.
+"""
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pwoa_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__version__ = "0.1.0"
+    from pwoa_cli.workflows.api import evaluate, prune
+
+__all__ = ["evaluate", "load", "load_state_dict", "prune", "save_state_dict"]
+
+
+
+def __getattr__(name: str) -> Any:
+    """`prune` and `evaluate` import torch when they are asked for (PEP 562)."""
+    if name not in ("evaluate", "prune"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pwoa_cli.workflows import api
+
+    return getattr(api, name)
 
 
 def load(path: str | PathLike[str], *, arch: str | None = None) -> "nn.Module":

@@ -14,11 +14,11 @@ from typing import Annotated
 
 import typer
 
-from pwoa_cli import __version__
 from pwoa_cli.cli import doctor, eval, info, options, prune, report, runs
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
+from pwoa_cli.version import __version__
 
 UsageError = typer.BadParameter.__base__  # of click, which typer carries inside itself since 0.27
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pwoa_cli import __version__
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
@@ -33,6 +32,7 @@ from pwoa_cli.reports.gates import judged
 from pwoa_cli.reports.write import write
 from pwoa_cli.training import duration, loop
 from pwoa_cli.training.state import Plan, State
+from pwoa_cli.version import __version__
 from pwoa_cli.workflows.prune_job import Job, timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin
 from pwoa_cli.workflows.setup import data_fields, data_notes

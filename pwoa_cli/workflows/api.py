@@ -1,0 +1,139 @@
+"""The commands as functions: `pwoa_cli.prune` and `pwoa_cli.evaluate`. Nothing is printed; errors are
+`pwoa_cli.errors.InputError` (wrong use or input) and `PwoaError` (a run that broke), one sentence each.
+"""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pwoa_cli.checkpoints.model import Source
+from pwoa_cli.checkpoints.normalisation import of_user
+from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.files import run_folder
+from pwoa_cli.progress import Progress, Say
+from pwoa_cli.reports import tables
+from pwoa_cli.workflows import evaluate as evaluation
+from pwoa_cli.workflows import prune as pruning
+from pwoa_cli.workflows.prune_job import Request, prepare
+
+PathText = str | PathLike[str]
+
+
+def _nothing(*_: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in 0..1 of n samples, with its Wilson 95% interval."""
+
+    accuracy: float
+    n: int
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured. scores: of the pruned model, or of the one that was evaluated, by attack ("clean",
+    "pgd-20", ...); teacher: of what it is compared with, {} for nothing. report: report.json, with
+    everything else.
+    """
+
+    scores: Mapping[str, Score]
+    teacher: Mapping[str, Score]
+    report: Mapping[str, Any]
+
+    @property
+    def worst(self) -> Score | None:
+        """Over all attacks that were asked for; None where time did not suffice, or nothing was attacked."""
+        attacks = [name for name in self.scores if name != "clean"]
+        if self.short or not attacks:
+            return None
+        return self.scores[WORST if WORST in attacks else attacks[0]]
+
+    @property
+    def unreliable(self) -> list[str]:
+        """Why the figures must not be believed; [] where nothing says so."""
+        return [finding["text"] for finding in self.report.get("findings", []) if finding["unreliable"]]
+
+    @property
+    def short(self) -> bool:
+        """Whether an attack that was asked for has no figure: unfinished, or without gradient."""
+        return tables.falls_short(self.report)
+
+
+@dataclass(frozen=True)
+class Pruned(Result):
+    """A run: its folder, and the pruned model in it."""
+
+    folder: Path
+    model: Path
+
+
+def prune(model: PathText, sparsity: float, *, out: PathText | None = None, structure: str = "unstructured",
+          recipe: str = "default", settings: Mapping[str, Any] | None = None,
+          teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
+          num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
+          eps: float | str | None = None, attacks: str = "fgsm,pgd-10,pgd-20,cw", samples: int = 1000,
+          seed: int = 0, device: str = "auto", progress: Progress = _nothing, say: Say = _nothing) -> Pruned:
+    """What `pwoa prune` does: distil a pruned copy, save it, measure both under attack.
+
+    Args: model, teacher: a checkpoint or a run's folder. sparsity: fraction of zeros, in (0, 1). out: a new
+        or empty folder; None: a new one under pwoa-runs. settings: fields of the recipe, such as {"epochs":
+        2}. eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's.
+        progress: called with (phase, steps done, steps in all, text); say: with every sentence for people.
+        The others as the command's options of that name.
+    Raises: InputError, PwoaError.
+    """
+    created = datetime.now()
+    source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
+    name = Path(model).name if Path(model).is_dir() else Path(model).stem
+    with run_folder.opened(None if out is None else Path(out), model_name=name, sparsity=sparsity,
+                           now=created) as folder:
+        request = Request(source, sparsity, structure=structure, recipe=recipe,
+                          overrides={key: str(value) for key, value in (settings or {}).items()},
+                          teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
+                          data=None if data is None else str(data), norm=norm, eps=_eps(eps),
+                          attacks=attacks, n=samples, seed=seed, device=device)
+        report = pruning.execute(prepare(request, say=say), folder, say=say, progress=progress,
+                                 created=created)
+    return Pruned(_scores(report["student"]), _scores(report["teacher"]), report, folder,
+                  folder / "model.safetensors")
+
+
+def evaluate(model: PathText, *, compare: PathText | None = None, arch: str | None = None,
+             normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
+             norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
+             samples: int = 1000, seed: int = 0, batch_size: int | None = None, device: str = "auto",
+             max_seconds: float | None = None, progress: Progress = _nothing, say: Say = _nothing) -> Result:
+    """What `pwoa eval` does: accuracy under attack of a checkpoint, or of a run beside its teacher.
+
+    Args: compare: another checkpoint or run, on the same samples. max_seconds: stop then; what is not
+        finished is no figure (`Result.short`). The others as in `prune`. Raises: InputError, PwoaError.
+    """
+    job = evaluation.prepare(evaluation.Request(
+        _source(model, arch=arch, normalize=normalize, num_classes=num_classes, run=True), attacks=attacks,
+        teacher=None if compare is None else Source(run_folder.model_of(str(compare))),
+        data=None if data is None else str(data), norm=norm, eps=_eps(eps), n=samples, seed=seed,
+        batch_size=batch_size, device=device, max_seconds=max_seconds), say=say)
+    report = evaluation.execute(job, progress=progress, say=say).result
+    return Result(_scores(report.get("results", report.get("student", {}))),
+                  _scores(report.get("teacher", {})), report)
+
+
+def _source(model: PathText, *, arch: str | None, normalize: str | None, num_classes: int | None,
+            run: bool = False) -> Source:
+    """run: a folder stays a folder, as it brings its teacher."""
+    mean, std = of_user(normalize, None, None)
+    path = str(model) if run else run_folder.model_of(str(model))
+    return Source(path, arch=arch, num_classes=num_classes, mean=mean, std=std)
+
+
+def _eps(eps: float | str | None) -> str | None:
+    return eps if eps is None or isinstance(eps, str) else repr(float(eps))
+
+
+def _scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
+    return {name: Score(s["accuracy"], s["n"], (s["ci95"][0], s["ci95"][1])) for name, s in found.items()}
+
