@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pwoa_cli.cli import doctor, eval, info, options, prune, report, runs
+from pwoa_cli.cli import doctor, eval, info, options, prune, recipe, report, runs
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
@@ -23,7 +23,7 @@ from pwoa_cli.version import __version__
 UsageError = typer.BadParameter.__base__  # of click, which typer carries inside itself since 0.27
 
 
-app = typer.Typer(name="pwoa", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+app = typer.Typer(name="pwoa", add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -48,8 +48,28 @@ for _command, _name, _examples in ((prune.prune, "prune", prune.EXAMPLES),
                                    (info.info, "info", info.EXAMPLES),
                                    (report.report, "report", report.EXAMPLES),
                                    (runs.runs, "runs", runs.EXAMPLES),
+                                   (recipe.recipe, "recipe", recipe.EXAMPLES),
                                    (doctor.doctor, "doctor", doctor.EXAMPLES)):
     app.command(_name, cls=options.Command, epilog=_examples)(_command)
+
+
+@app.command("version", cls=options.Command)
+def _version() -> None:
+    """Print the version."""
+    print(f"pwoa {__version__}")
+
+
+@app.command("help", cls=options.Command)
+def _help(context: typer.Context,
+          command: Annotated[str, typer.Argument(metavar="COMMAND", show_default=False)] = "") -> None:
+    """Show the help of a command."""
+    above = context.parent
+    assert above is not None  # of the program itself
+    found = above.command.get_command(above, command) if command else above.command  # type: ignore[attr-defined]
+    if found is None:
+        raise InputError(f"pwoa has no command {command!r}.", hint="See pwoa --help")
+    with type(context)(found, info_name=command, parent=above) if command else above as shown:
+        print(shown.get_help())
 
 
 def entry() -> None:

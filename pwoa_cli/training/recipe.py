@@ -112,6 +112,21 @@ def shipped() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in files if p.name.endswith(".toml"))
 
 
+def text_of(name_or_file: str) -> str:
+    """The TOML text of a recipe of the package or of a file. Raises: InputError if there is none."""
+    if name_or_file in shipped():
+        return resources.files("pwoa_cli.training").joinpath("recipes", name_or_file + ".toml").read_text()
+    if Path(name_or_file).is_file():
+        return Path(name_or_file).read_text(encoding="utf-8", errors="replace")
+    raise InputError(f"recipe {name_or_file!r} is neither shipped nor a file.",
+                     hint=f"Shipped recipes: {', '.join(shipped())}; or give the path of a TOML file.")
+
+
+def first_line(name: str) -> str:
+    """What a shipped recipe says of itself in its first line."""
+    return text_of(name).splitlines()[0].lstrip("# ")
+
+
 def noise_scales(recipe: Recipe, *, eps: float) -> dict[str, float]:
     """{kind of noise: its size in units of pixels in 0..1}, {} without noise."""
     return {kind: recipe.gaussian_scale if kind == "gaussian" else recipe.noise_scale * eps
@@ -127,23 +142,15 @@ def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | No
     change others. kinds: None: no table of kinds is taken.
     Raises: InputError for an unknown recipe, field, type or choice, naming the file and the field.
     """
-    path = Path(name_or_file)
-    if name_or_file in shipped():
-        text = resources.files("pwoa_cli.training").joinpath("recipes", name_or_file + ".toml").read_text()
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
-    else:
-        raise InputError(f"recipe {name_or_file!r} is neither shipped nor a file.",
-                         hint=f"Shipped recipes: {', '.join(shipped())}; or give the path of a TOML file.")
     try:
-        table = tomllib.loads(text)
+        table = tomllib.loads(text_of(name_or_file))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name_or_file} is not a TOML file: {error}.",
                          hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
     nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(kinds.network if kinds else "", {}),
               _tables(table, "images", name_or_file, names=IMAGES).get(kinds.images if kinds else "", {}),
               _tables(table, "data", name_or_file).get(data or "", {})]
-    values = {"name": path.stem} | table | nearer[0] | nearer[1] | nearer[2]
+    values = {"name": Path(name_or_file).stem} | table | nearer[0] | nearer[1] | nearer[2]
     recipe = _with(Recipe(), values, where=name_or_file)
     overrides = dict(overrides or {})
     if "epochs" in overrides:  # somebody who names the epochs means just these

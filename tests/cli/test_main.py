@@ -16,7 +16,7 @@ from pwoa_cli.cli import main
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.workflows import prune_job
 
-COMMANDS = (None, "prune", "eval", "info", "report", "runs", "doctor")
+COMMANDS = (None, "prune", "eval", "info", "report", "runs", "doctor", "recipe")
 
 # --- help ---------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def test_every_example_of_the_help_runs(here, pwoa, line):
         words += {"prune": [*TINY, *BUDGET[:4]], "eval": TINY}.get(words[0], [])
     code, out, err = pwoa(*words)
     assert code == 0, err
-    assert json.loads(out) if "--json" in words else out.startswith(("# ", "Usage", "| run |"))
+    assert json.loads(out) if "--json" in words else out.startswith(("# ", "Usage", "| run |", "default: "))
 
 
 def test_help_shows_the_examples_that_the_test_above_runs(pwoa):
