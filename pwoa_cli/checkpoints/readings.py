@@ -30,6 +30,9 @@ FAR = 5.0  # standard deviations above chance that a model must be
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
 MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
+LIKELY = 8  # options that are tried with every normalisation
+FINALISTS = 16  # readings that all of PROBE is shown to, and those that are even with the last of them
+BELIEVED = 0.95  # accuracy from which another activation is
 FITS_BETTER = 2.0  # times the misfit of another reading
 SHOWN = 4  # readings in a sentence
 
@@ -87,13 +90,16 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
             tried.append(run(words, other, dataset, every=SCREEN))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
     leading = max(screened, key=_score)
-    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in screened
-                 if not is_clearly_better(leading.hits, r.hits)]
+    close = [r for r in screened if not is_clearly_better(leading.hits, r.hits)]
+    least = sorted(map(_score, close))[-FINALISTS:][0]
+    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset) for r in close
+                 if _score(r) >= least]
     best = max(finalists, key=_score)
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
     even = _told_apart([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first, dataset)
     chosen = _decided(even, first)
+    chosen = chosen if chosen and _is_believed(chosen, first) else None
     listed = _listed([*even, *tried], first=chosen or first)
     figures = (f"{listed}, right on {len(first.hits)} training images of {dataset.name} (every {SCREEN}th "
                "for those far behind)")
@@ -131,7 +137,7 @@ def _decided(even: Sequence[Reading], first: Reading) -> Reading | None:
             return fitting
     if first in even:
         return first
-    same = [r for r in even if r.loaded.normalisation == first.loaded.normalisation]
+    same = [r for r in even if _as_normalised(r, first)]
     chosen = same if len({_key(r) for r in even}) == 1 else even
     return chosen[0] if len(chosen) == 1 else None
 
@@ -141,16 +147,19 @@ def _told_apart(even: Sequence[Reading], first: Reading, dataset: datasets.Datas
     less often right, or less sure of the right class and not more often right. One reading stands for all
     normalisations of its options. The first is not given up for a loss alone, nor an activation for another:
     networks that were trained for a short time are surer with smoother ones."""
-    by_options = {_key(r): r for r in sorted(even, key=_score)}
-    leading = sorted(by_options.values(), key=_score)[-TIED:]
-    if len(leading) == 1:
+    by_options: dict[str, Reading] = {}
+    for r in even:  # likeliest first, and so they stay
+        by_options[_key(r)] = max(by_options.get(_key(r), r), r,
+                                  key=lambda r: (_as_normalised(r, first), _score(r)))
+    if len(by_options) == 1:
         return list(even)
+    leading = sorted(by_options.values(), key=lambda r: (_key(r) != _key(first), -_score(r)))[:TIED]
     again = {_key(r): run(r.words, r.loaded, dataset, images=MORE) for r in leading}
     worse = {key for key, r in again.items() for other in again.values()
              if is_clearly_better(other.hits, r.hits)
              or key != _key(first) and _activation(other) == _activation(r)
              and _score(other) >= _score(r) and is_clearly_less(other.losses, r.losses)}
-    return [r for r in even if _key(r) not in worse]
+    return [r for r in even if _key(r) in again.keys() - worse]
 
 
 def _key(reading: Reading) -> str:
@@ -161,11 +170,23 @@ def _activation(reading: Reading) -> object:
     return reading.loaded.arch_options.get("activation")
 
 
+def _as_normalised(reading: Reading, first: Reading) -> bool:
+    return reading.loaded.normalisation == first.loaded.normalisation
+
+
+def _is_believed(chosen: Reading, first: Reading) -> bool:
+    """Whether an activation may be changed: without batch norms as a witness only if hardly anything is wrong
+    with it, as a network that was trained for a short time is right more often with a smoother one."""
+    return (_activation(chosen) == _activation(first) or chosen.misfit is not None
+            or chosen.accuracy >= BELIEVED)
+
+
 def tempered(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each image, (B,), at the temperature that suits the logits (B, K) best (Guo et al.
-    2017): robust networks are less sure than they could be, and another reading must not gain by scale."""
+    2017): robust networks are less sure than they could be, and another reading must not gain by scale.
+    Not below 1/2, where those that are always right have no loss at all."""
     losses = [F.cross_entropy(logits.double() / t, labels, reduction="none")
-              for t in torch.logspace(-1.5, 1.5, 31).tolist()]
+              for t in torch.logspace(-0.3, 1.5, 19).tolist()]
     return min(losses, key=lambda loss: loss.mean().item())
 
 
@@ -211,16 +232,17 @@ def is_clearly_better(better: Tensor, worse: Tensor) -> bool:
 
 def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
                   together: bool) -> list[tuple[str, dict[str, Any], Normalisation]]:
-    """(words, options, normalisation) of every combination but the one that was read; if not `together`, of
-    those that change one of both."""
+    """(words, options, normalisation) of every combination of the likely options but the one that was read,
+    and of the others by themselves; if not `together`, of those that change one of both."""
     normalisations = [("", loaded.normalisation)]
     if loaded.normalisation.said_by == "nobody":
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody"))
                            for n in _names(dataset)]
     side = dataset.shape[-1]  # a reading for images of another size cannot be tried on these
     options = [other for other in loaded.others if other.get("size", side) == side]
-    ways = [way for way in list(product([{}, *options], normalisations))[1:]
-            if together or not way[0] or not way[1][0]]
+    likely = [{}, *options[:LIKELY]] if together else [{}]
+    ways = [*list(product(likely, normalisations))[1:],
+            *product(options[len(likely) - 1:], normalisations[:1])]
     return [(", ".join(part for part in (said(loaded.changed(other)), name) if part), other, normalisation)
             for other, (name, normalisation) in ways]
 
