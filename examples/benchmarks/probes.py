@@ -74,6 +74,7 @@ def networks(channels: int, side: int) -> Iterator[tuple[str, Callable[[], nn.Mo
     yield "cifar-resnet", partial(families.make, "cifar-resnet", given | {"blocks": (1, 1, 1)})
     yield "cifar-vgg", partial(families.make, "cifar-vgg", given | {
         "stages": ((16,), (32,), (64, 64)), "end": "mean"})
+    yield "plain-resnet", partial(families.make, "plain-resnet", given | {"size": side, "side": side // 4})
     for name in ("lenet5", "smallcnn", "convex-net"):
         yield name, partial(families.make, name, given | {"size": side})
     for label, act in (("relu", nn.ReLU), ("silu", nn.SiLU)):

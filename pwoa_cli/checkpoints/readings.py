@@ -34,6 +34,9 @@ from pwoa_cli.progress import Patience
 SCREEN = 5  # every fifth of the images is shown to every reading
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
 MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
+LIKELY = 8  # options that are tried with every normalisation
+FINALISTS = 16  # readings that all images are shown to, and those that are even with the last of them
+BELIEVED = 0.95  # accuracy from which another activation is
 SHOWN = 4  # readings in a sentence
 
 
@@ -67,9 +70,10 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
             tried.append(run(words, other, dataset, every=SCREEN, patience=patience))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
     leading = max(screened, key=score)
+    close = [r for r in screened if not is_clearly_better(leading.hits, r.hits)]
+    least = sorted(map(score, close))[-FINALISTS:][0]
     finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset, patience=patience)
-                 for r in screened
-                 if not is_clearly_better(leading.hits, r.hits)]
+                 for r in close if score(r) >= least]
     best = max(finalists, key=score)
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
@@ -80,6 +84,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         even = under_attack(left, dataset)
         left, first = holding(even), next((r for r in even if r.words == first.words), first)
     chosen = _chosen(left, first)
+    chosen = chosen if chosen and _is_believed(chosen, first) else None
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -score(r)))
     figures = (f"{how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
                f"{len(first.hits)} {dataset.probe_name} of {dataset.name} (every {SCREEN}th for those far "
@@ -124,20 +129,30 @@ def _of_better_options(even: Sequence[Reading], first: Reading, dataset: dataset
     less often right, or less sure of the right class and not more often right. One reading stands for all
     normalisations of its options. The first is not given up for a loss alone, nor an activation for another:
     networks that were trained for a short time are surer with smoother ones."""
-    by_options = {_key(r): r for r in sorted(even, key=score)}
-    leading = sorted(by_options.values(), key=score)[-TIED:]
-    if len(leading) == 1:
+    by_options: dict[str, Reading] = {}
+    for r in even:  # likeliest first, and so they stay
+        by_options[_key(r)] = max(by_options.get(_key(r), r), r,
+                                  key=lambda r: (normalised(r) == normalised(first), score(r)))
+    if len(by_options) == 1:
         return list(even)
+    leading = sorted(by_options.values(), key=lambda r: (_key(r) != _key(first), -score(r)))[:TIED]
     again = {_key(r): run(r.words, r.loaded, dataset, images=MORE) for r in leading}
     worse = {key for key, r in again.items() for other in again.values()
              if is_clearly_better(other.hits, r.hits)
              or key != _key(first) and _activation(other) == _activation(r)
              and score(other) >= score(r) and is_clearly_less(other.losses, r.losses)}
-    return [r for r in even if _key(r) not in worse]
+    return [r for r in even if _key(r) in again.keys() - worse]
 
 
 def _key(reading: Reading) -> str:
     return str(reading.loaded.arch_options)
+
+
+def _is_believed(chosen: Reading, first: Reading) -> bool:
+    """Whether an activation may be changed: without batch norms as a witness only if hardly anything is wrong
+    with it, as a network that was trained for a short time is right more often with a smoother one."""
+    return (_activation(chosen) == _activation(first) or chosen.misfit is not None
+            or chosen.accuracy >= BELIEVED)
 
 
 def _activation(reading: Reading) -> object:
@@ -155,16 +170,17 @@ def _listed(readings: Iterable[Reading], *, first: Reading | None = None) -> str
 
 def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
                   together: bool) -> list[tuple[str, dict[str, Any], Normalisation]]:
-    """(words, options, normalisation) of every combination but the one that was read; if not `together`, of
-    those that change one of both."""
+    """(words, options, normalisation) of every combination of the likely options but the one that was read,
+    and of the others by themselves; if not `together`, of those that change one of both."""
     normalisations = [("", loaded.normalisation)]
     if loaded.normalisation.said_by == "nobody":
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody"))
                            for n in _names(dataset)]
     side = dataset.shape[-1]  # a reading for images of another size cannot be tried on these
     options = [other for other in loaded.others if other.get("size", side) == side]
-    ways = [way for way in list(product([{}, *options], normalisations))[1:]
-            if together or not way[0] or not way[1][0]]
+    likely = [{}, *options[:LIKELY]] if together else [{}]
+    ways = [*list(product(likely, normalisations))[1:],
+            *product(options[len(likely) - 1:], normalisations[:1])]
     return [(", ".join(part for part in (said(loaded.changed(other)), name) if part), other, normalisation)
             for other, (name, normalisation) in ways]
 

@@ -19,7 +19,7 @@ spec.loader.exec_module(probes)
 @pytest.mark.parametrize("channels, side", [(1, 28), (3, 32)])
 def test_every_family_is_tried_and_answers(channels, side):
     made = dict(probes.networks(channels, side))
-    assert {name.split(" ")[0] for name in made} == {*FAMILIES, "cnn,", "mlp"}
+    assert {name.split(" ")[0] for name in made} == {*FAMILIES} - {"plain"} | {"cnn,", "mlp"}
     for make in made.values():
         assert make()(torch.rand(2, channels, side, side)).shape == (2, 10)
 

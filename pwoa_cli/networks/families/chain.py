@@ -61,7 +61,9 @@ def chained(state: State, names: Sequence[str]) -> list[str]:
     sorted."""
     order = sorted(names, key=natural)
     shapes = {name: state[f"{name}.weight"].shape for name in names}
-    for way in (list(names), order, order[::-1]):
+    # safetensors sorts: conv1, conv10, conv2 may chain as well
+    ways = (list(names), order, order[::-1]) if list(names) != sorted(names) else (order, order[::-1])
+    for way in ways:
         if all(shapes[b][1] == shapes[a][0] for a, b in pairwise(way)):
             return way
     return []

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-CHECKED = 800  # partial readings kept for each side, over all layers: enough for all of four layers
+CHECKED = 400  # partial readings kept for each side, over all layers
 
-FAR = 5.5  # what a reading may cost more than the likeliest: several oddities at once are nobody's network
+FAR = 5.5  # more than the likeliest of its size: several oddities at once are nobody's network
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,12 @@ def side_after(side: int, *, kernel: int, stride: int, padding: int, pool: int) 
 def fitting(slots: Sequence[Slot], pixels: int, sizes: Iterable[int], *, limit: int) -> list[Geometry]:
     """The likeliest readings of a chain for images of one of `sizes` (likeliest first), of which `pixels` x
     `pixels` reach the linear layer."""
-    found = [geometry for order, size in enumerate(sizes)
-             for geometry in _of_size(slots, pixels, size, cost=2.0 * order)]
-    found = sorted(found, key=lambda g: g.cost)[:limit]
-    return [g for g in found if g.cost <= found[0].cost + FAR]
+    found: list[Geometry] = []
+    for order, size in enumerate(sizes):
+        of_size = _of_size(slots, pixels, size, cost=2.0 * order)
+        least = min((g.cost for g in of_size), default=0.0)
+        found += [g for g in of_size if g.cost <= least + FAR]
+    return sorted(found, key=lambda g: g.cost)[:limit]
 
 
 def _of_size(slots: Sequence[Slot], pixels: int, size: int, *, cost: float) -> list[Geometry]:
@@ -113,7 +115,7 @@ def _strides(kernel: int) -> dict[int, float]:
 
 def _paddings(kernel: int) -> dict[int, float]:
     half = (kernel - 1) // 2
-    return {kernel // 2: 1, **{padding: 0.75 for padding in (2, 1) if padding < half}, 0: 0.25, half: 0}
+    return {kernel // 2: 1, **{padding: 1.25 for padding in (2, 1) if padding < half}, 0: 0.25, half: 0}
 
 
 def _pools(room: int | None) -> dict[int, float]:

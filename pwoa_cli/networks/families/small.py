@@ -17,7 +17,7 @@ from pwoa_cli.networks.families.chain import chained
 from pwoa_cli.networks.families.geometry import Slot, fitting, side_after
 
 MORE = (8, 16, 64, 96, 128, 224)  # sides of images that are not of MNIST or CIFAR
-LIMIT = 16  # geometries of a LeNet beyond those of the known ones
+LIMIT = 24  # geometries of a LeNet beyond those of the known ones
 
 # --- LeNet ---------------------------------------------------------------
 
@@ -111,7 +111,9 @@ def _geometries(options: dict[str, Any], pixels: int,
     seen = [(side, _lenet_steps(options["kernel"], padded, pools)) for side, padded, pools in fields
             if side == size]
     slots = [Slot(options["kernel"], width) for width in options["widths"]]
-    more = fitting(slots, pixels, (size, *(s for s in (28, 32) if s != size)), limit=10 * LIMIT)
+    sides = [s for s in (28, 32) if s != size]
+    sides = [size, *sides] if size in (28, 32, *MORE) else [*sides, size]
+    more = fitting(slots, pixels, sides, limit=10 * LIMIT)
     found = [(g.size, [*g.strides, *g.paddings, *g.pools]) for g in more if g.end == "flatten"][:LIMIT]
     return [base, *own, *(base | {"size": side, "geometry": steps} for side, steps in found
                           if (side, steps) not in seen)]

@@ -19,7 +19,7 @@ from pwoa_cli.errors import InputError
 WANTED = 24  # of 30 that must be named unaided; none may be named wrongly
 
 
-def made(channels, side, *, n=1500, classes=10):
+def made(channels, side, *, n=1000, classes=10):
     """Smooth patterns, one a class, shifted and noisy."""
     generator = torch.Generator().manual_seed(channels)
     coarse = torch.rand(classes, channels, 8, 8, generator=generator)
@@ -140,7 +140,8 @@ def trained(build, dataset):
     net = build()
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     x, y = dataset.train.batch(torch.arange(len(dataset.train)))
-    for _ in range(5):
+    for epoch in range(12):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - epoch / 12)
         for part in torch.randperm(len(x)).split(50):
             optimizer.zero_grad()
             F.cross_entropy(net(x[part]), y[part]).backward()
