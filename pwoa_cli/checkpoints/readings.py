@@ -99,7 +99,10 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         return replace(first, tried=_listed(tried))
     even = _told_apart([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first, dataset)
     chosen = _decided(even, first)
-    chosen = chosen if chosen and _is_believed(chosen, first) else None
+    if chosen and not _is_believed(chosen, first):
+        if is_near_chance(first, loaded.num_classes):
+            return replace(first, tried=_listed(tried))
+        chosen = None
     listed = _listed([*even, *tried], first=chosen or first)
     figures = (f"{listed}, right on {len(first.hits)} training images of {dataset.name} (every {SCREEN}th "
                "for those far behind)")
@@ -175,10 +178,14 @@ def _as_normalised(reading: Reading, first: Reading) -> bool:
 
 
 def _is_believed(chosen: Reading, first: Reading) -> bool:
-    """Whether an activation may be changed: without batch norms as a witness only if hardly anything is wrong
-    with it, as a network that was trained for a short time is right more often with a smoother one."""
-    return (_activation(chosen) == _activation(first) or chosen.misfit is not None
-            or chosen.accuracy >= BELIEVED)
+    """Whether options may be changed: without batch norms as a witness only to what is right three times as
+    often as chance, as one of many readings is better than chance by chance; an activation only if hardly
+    anything is wrong, as a network that was trained for a short time is right more often with a smoother one.
+    """
+    if chosen.misfit is not None or _key(chosen) == _key(first):
+        return True
+    least = min(0.9, 3 / chosen.loaded.num_classes)
+    return chosen.accuracy >= (least if _activation(chosen) == _activation(first) else BELIEVED)
 
 
 def tempered(logits: Tensor, labels: Tensor) -> Tensor:
