@@ -84,7 +84,10 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         even = under_attack(left, dataset)
         left, first = holding(even), next((r for r in even if r.words == first.words), first)
     chosen = _chosen(left, first)
-    chosen = chosen if chosen and _is_believed(chosen, first) else None
+    if chosen and not _is_believed(chosen, first):
+        if is_near_chance(first, loaded.num_classes):
+            return replace(first, tried=_listed(tried))
+        chosen = None
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -score(r)))
     figures = (f"{how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
                f"{len(first.hits)} {dataset.probe_name} of {dataset.name} (every {SCREEN}th for those far "
@@ -149,10 +152,14 @@ def _key(reading: Reading) -> str:
 
 
 def _is_believed(chosen: Reading, first: Reading) -> bool:
-    """Whether an activation may be changed: without batch norms as a witness only if hardly anything is wrong
-    with it, as a network that was trained for a short time is right more often with a smoother one."""
-    return (_activation(chosen) == _activation(first) or chosen.misfit is not None
-            or chosen.accuracy >= BELIEVED)
+    """Whether options may be changed: without batch norms as a witness only to what is right three times as
+    often as chance, as one of many readings is better than chance by chance; an activation only if hardly
+    anything is wrong, as a network that was trained for a short time is right more often with a smoother one.
+    """
+    if chosen.misfit is not None or _key(chosen) == _key(first):
+        return True
+    least = min(0.9, 3 / chosen.loaded.num_classes)
+    return chosen.accuracy >= (least if _activation(chosen) == _activation(first) else BELIEVED)
 
 
 def _activation(reading: Reading) -> object:

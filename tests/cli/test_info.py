@@ -19,7 +19,7 @@ def test_a_plain_checkpoint(here, pwoa):
     code, out, err = pwoa("info", "model.pt")
     assert code == 0 and err == "next: pwoa prune model.pt --sparsity 0.9\n"
     assert out.startswith("# model.pt: lenet5, 4 classes, 1 x 8 x 8\n")
-    for words in ("- architecture: lenet5 from the keys conv1, conv2, ",
+    for words in ("- architecture: lenet5 with size=8 from the keys conv1, conv2, ",
                   "- normalisation: none in the file, ",
                   "- threat: not in the file (--norm, --eps say it)",
                   "- weights: 900 in 4 layers (932 parameters in all)",
