@@ -218,9 +218,9 @@ def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | No
     if kept.there and not job.request.resume:
         say("warning: finished parts of this very evaluation are there; those of the same attacks will be "
             "replaced. --resume goes on from them")
-    if job.request.resume and not kept.there:
-        say("nothing to resume: no finished part of this evaluation is there; it starts from the beginning")
     job.kept.append(kept)
+    if job.request.resume and len(job.kept) == len(job.loaded) and not any(one.there for one in job.kept):
+        say("nothing to resume: no finished part of this evaluation is there; it starts from the beginning")
     return kept
 
 

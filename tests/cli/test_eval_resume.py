@@ -1,5 +1,6 @@
 """`pwoa eval` that was killed or stopped by the clock goes on from what was finished."""
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -155,3 +156,15 @@ def test_two_evaluations_at_once_in_one_folder(large, pwoa):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and json.loads(out)["results"], err
     assert not KEPT.exists()
+
+
+def test_of_two_models_nothing_to_resume_is_said_once_and_only_where_it_is_true(large, endless, pwoa):
+    """Parts of one model are there and of the other not: something is resumed."""
+    head = [*SLOW[:-1], "fgsm,pgd-100000", "--eps", "1e-6"]
+    assert pwoa(*head, "--max-seconds", "600")[0] == 3 and units() == 1
+    shutil.copy("model.pt", "other.pt")
+    two = [head[0], "other.pt", *head[2:], "--compare", "model.pt", "--resume", "--max-seconds", "600"]
+    _, _, err = pwoa(*two)
+    assert "nothing to resume" not in err and "1 finished part of an earlier run was taken over" in err
+    _, _, err = pwoa(*two, "--seed", "5")
+    assert err.count("nothing to resume") == 1 and "taken over" not in err
