@@ -121,16 +121,18 @@ def load_model(source: Source | str | Path) -> Loaded:
 
 def _from_file(source: Source) -> Loaded:
     if source.arch and is_file(source.arch):  # a network of the user's may want weights as they are stored
-        with suppress(InputError):
-            return _read(source, folded=False)
+        for cleared in (True, False):  # and have names that are wrappers' elsewhere
+            with suppress(InputError):
+                return _read(source, folded=False, cleared=cleared)
     return _read(source, folded=True)
 
 
-def _read(source: Source, *, folded: bool) -> Loaded:
-    """Args: folded: whether parametrised weights of the file are made plain before the network sees them."""
+def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
+    """Args: folded: whether parametrised weights of the file are made plain before the network sees them.
+    cleared: whether wrappers' names and tensors that are no layer's are taken out."""
     where = source.path
     raw, extra, unwrapped = read_state_dict(where, entry=source.entry, keep=source.keep,
-                                            trust_pickle=source.trust_pickle, folded=folded)
+                                            trust_pickle=source.trust_pickle, folded=folded, cleared=cleared)
     state, *inside = take_normalisation(raw)
     if "arch_options" in extra:
         extra = extra | _words(extra, raw, where)

@@ -42,13 +42,15 @@ HINT = pickles.HINT
 
 def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float | None = None,
                     trust_pickle: bool = False,
-                    folded: bool = True) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
+                    folded: bool = True, cleared: bool = True,
+                    ) -> tuple[dict[str, Tensor], dict[str, Any], tuple[str, ...]]:
     """(plain tensors by name; what else the file says; notes: choices made, wrappers undone, parametrisations
     folded).
 
     Args: entry: which of several models, a path of names such as best or checkpoint.ema; None: the only one.
     keep: the fraction of weights that HYDRA's and HARP's scores keep. trust_pickle: run the file's code where
-    it needs it. folded: parametrised weights are made plain; else they stay as they are stored.
+    it needs it. folded: parametrised weights are made plain; else they stay as they are stored. cleared:
+    wrappers' names and tensors that are no layer's are taken out (keys.py).
     Raises: InputError, one sentence each, for what is missing, no checkpoint, truncated, ambiguous, or needs
     more than tensors (naming the globals it wants); for NaN or infinite weights (naming the tensor).
     """
@@ -60,7 +62,8 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
         raise InputError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
     try:
         content, metadata, warned = _read(Path(path), trust_pickle)
-        state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded)
+        state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
+                                    cleared=cleared)
     except InputError as error:
         raise InputError(_line(error.message), hint=_line(error.hint)) from error
     return state, extra, tuple(map(_line, (*warned, *notes)))
@@ -73,18 +76,19 @@ def _line(text: str) -> str:
 
 
 def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, entry: str | None,
-           keep: float | None, folded: bool) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+           keep: float | None, folded: bool, cleared: bool,
+           ) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """(tensors, what else the file says, notes) of what was read: envelopes opened, prefixes removed, weights
     folded if that is wanted."""
     state, extra, way, notes = _open_envelopes(content, where, entry)
     extra = metadata | extra
-    state, cleared = cleaned(state, where)
+    state, words = cleaned(state, where) if cleared else (dict(state), [])
     _check_numbers(state, where)
     try:
         state, notes_of_fold = fold(state, extra, density=keep) if folded else (state, ())
     except InputError as error:
         raise InputError(f"{where}: {error.message}", hint=error.hint) from error
-    undone = [" > ".join(way)] * bool(way) + cleared
+    undone = [" > ".join(way)] * bool(way) + words
     unwrapped = [f"unwrapped: {'; '.join(undone)}"] * bool(undone)
     return _finite(state, where), extra, [*notes, *unwrapped, *notes_of_fold]
 

@@ -5,7 +5,7 @@ import torch
 from helpers.checkpoint_files import refused_with, saved
 
 from pwoa_cli.checkpoints.keys import BESIDE, COUNTERS, WORDS
-from pwoa_cli.checkpoints.model import load_model
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.networks.families.resnet import CifarResNet
 
@@ -133,3 +133,28 @@ def test_lists_of_networks_of_pairs_and_of_nameless_tensors(net):
 def test_flat_parameters_are_named():
     message, hint = refused_with(saved({"layer._fsdp_wrapped_module._flat_param": torch.ones(9)}))
     assert "flat parameter of FSDP" in message and "FULL_STATE_DICT" in hint
+
+
+def test_a_network_of_the_user_s_with_such_names_gets_them_as_they_are(tmp_path):
+    (tmp_path / "net.py").write_text("""
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self._module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+        self.loss = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.loss(self._module(x))
+
+
+fn = Net
+""")
+    torch.manual_seed(0)
+    state = {"_module.1.weight": torch.rand(4, 12), "_module.1.bias": torch.rand(4),
+             "loss.weight": torch.rand(3, 4), "loss.bias": torch.rand(3)}
+    loaded = load_model(Source(saved({"state_dict": state}), arch=f"{tmp_path}/net.py:fn"))
+    own = loaded.model.net.state_dict()
+    assert all(torch.equal(own[key], tensor) for key, tensor in state.items())
