@@ -78,6 +78,8 @@ def first_misfit(model: nn.Module, images: Iterable[Tensor]) -> float | None:
     and 0.039. Args: images: (B, C, H, W) in [0,1].
     """
     plain, cropped, draw = _First(model), _First(model), generator(0, "crops")
+    if not plain.norms:  # else a whole pass would be made to find none
+        return None
     for x in images:
         for statistics, seen in ((plain, x), (cropped, crops(x, draw))):
             try:

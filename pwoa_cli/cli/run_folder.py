@@ -25,9 +25,8 @@ def opened(console: Console, out: Path | None, *, model: str, sparsity: float = 
 
     Args: goes_on: what more there is to say when it is interrupted. again: as in files.run_folder.create.
     """
-    name = Path(model).name if Path(model).is_dir() else Path(model).stem  # names of runs have dots
-    with run_folder.opened(out, model_name=name, sparsity=sparsity, now=created or datetime.now(),
-                           again=again) as folder:
+    with run_folder.opened(out, model_name=run_folder.name_for(model), sparsity=sparsity,
+                           now=created or datetime.now(), again=again) as folder:
         before = {path.name for path in folder.iterdir()}
         try:
             yield folder

@@ -118,6 +118,12 @@ def model_of(path: str) -> str:
     return inside if os.path.isdir(path) and os.path.isfile(inside) else path
 
 
+def name_for(model: str) -> str:
+    """What the runs of a model are called: its file's name without the ending, a run's folder whole, as names
+    of runs have dots."""
+    return Path(model).name if os.path.isdir(model) else Path(model).stem
+
+
 def newest(root: Path = ROOT) -> Path:
     """The finished run under `root` that started last, by the time in its report, else in its name.
 

@@ -88,9 +88,8 @@ def prune(model: PathText, sparsity: float, *, out: PathText | None = None, stru
     """
     created = datetime.now()
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
-    name = Path(model).name if Path(model).is_dir() else Path(model).stem
-    with run_folder.opened(None if out is None else Path(out), model_name=name, sparsity=sparsity,
-                           now=created) as folder:
+    with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
+                           sparsity=sparsity, now=created) as folder:
         request = Request(source, sparsity, structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
