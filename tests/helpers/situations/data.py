@@ -136,10 +136,8 @@ def labels_that_count_otherwise(tool):
     for words, flag in (
         ([*EVAL, "--labels-from", "1"], "--labels-from"),
         ([*EVAL, "--image-size", "8"], "--image-size"),
-        ([*EVAL, "--logits", "data"], "--logits"),
     ):
-        if flag != "--logits":
-            tool.refused(*words)
+        tool.refused(*words)
         tool.works(*without(words, flag))
 
 

@@ -209,7 +209,6 @@ def models_and_data_that_do_not_fit(tool):
     small.write_npz("colour.npz", channels=3)
     small.save(small.learn(small.resnet(), channels=3), "colour.pt")
     words = ["eval", "colour.pt", "--data", "colour.npz", *EVAL[4:]]
-    in_files("from nets import *\n", name="more.py")
     in_files(ODD, name="odd.py")
     for name, than in (("two_inputs", "cannot take images"), ("pair", "expected logits"), ("nan", "NaN")):
         exec(ODD, names := {})  # noqa: S102
