@@ -16,6 +16,8 @@ from pwoa_cli.files.plain import dumps
 from pwoa_cli.reports.numbers import duration, visible
 
 SECONDS_BETWEEN_LINES = 30
+_BAR = 6  # columns of a bar
+_NARROW = 60  # columns that a row with a bar takes at most: a terminal made narrower, to there, breaks none
 
 
 class Console:
@@ -144,16 +146,17 @@ def lines_every(seconds: float, *, clock: Callable[[], float] = time.monotonic) 
 
 @contextmanager
 def _bar() -> Iterator[Show]:
-    """A rich bar for each phase on stderr, with its line beside it; long lines fold."""
+    """A rich bar for each phase on stderr, with its line beside it: one row a phase, never folded, as what a
+    terminal has broken into two rows cannot be erased for certain."""
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
     from rich.table import Column
 
     console = RichConsole(file=sys.stderr)
-    text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
-    with RichProgress(BarColumn(bar_width=24 if console.width >= 90 else 8), text, console=console,
-                      refresh_per_second=4,
+    text = TextColumn("{task.description}", markup=False,
+                      table_column=Column(no_wrap=True, overflow="ellipsis"))
+    with RichProgress(BarColumn(bar_width=_BAR), text, console=console, refresh_per_second=4,
                       # stdout stays the result's, even when only stderr is a terminal
                       redirect_stdout=False) as bar:
         tasks: dict[str, Any] = {}
@@ -161,9 +164,22 @@ def _bar() -> Iterator[Show]:
         def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
             if phase not in tasks:
                 tasks[phase] = bar.add_task("")
-            bar.update(tasks[phase], description=visible(line), completed=done, total=max(1, total))
+            room = min(console.width, _NARROW) - _BAR - 1 - len("^C")
+            bar.update(tasks[phase], description=_cropped(visible(line), room), completed=done,
+                       total=max(1, total))
 
         yield show
+
+
+def _cropped(line: str, columns: int) -> str:
+    """What there is no room for goes out of the middle: phase and eta stay."""
+    parts = line.split(" | ")
+    while len(parts) > 3 and len(" | ".join(parts)) > columns:
+        del parts[len(parts) // 2]
+    middle, over = len(parts) // 2, len(" | ".join(parts)) - columns
+    if over > 0:
+        parts[middle] = f"{parts[middle][:-over - 1]}…"
+    return " | ".join(parts)
 
 
 def _live(stream: Any) -> bool:
