@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pwoa_cli.cli.heartbeat import Heartbeat
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.files.plain import dumps
+from pwoa_cli.progress import pause
 from pwoa_cli.reports.numbers import duration, visible
 
-SECONDS_BETWEEN_LINES = 30
 _BAR = 6  # columns of a bar
 _NARROW = 60  # columns that a row with a bar takes at most: a terminal made narrower, to there, breaks none
 
@@ -30,6 +31,8 @@ class Console:
 
     def say(self, text: str) -> None:
         """A line for people on stderr; quiet leaves it out, unless it is a `warning: TEXT` of a workflow."""
+        if not self.quiet:
+            HEARTBEAT.said(text)
         if not self.quiet or text.startswith("warning: "):
             _to_stderr(text)
 
@@ -54,6 +57,7 @@ class Console:
         Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null.
         table: makes a rich renderable for a terminal (default: the text there too).
         """
+        HEARTBEAT.rest()
         if self.json:
             _write(sys.stdout, dumps(json_object))
         elif table is not None and sys.stdout.isatty():
@@ -74,10 +78,11 @@ class Console:
         if self.quiet:
             yield Progress(lambda phase, done, total, line, must: None)
         elif _live(sys.stderr):
+            HEARTBEAT.rest()
             with _bar() as show:
                 yield Progress(show)
         else:
-            progress = Progress(lines_every(SECONDS_BETWEEN_LINES))
+            progress = Progress(lines())
             try:
                 yield progress
             finally:
@@ -130,16 +135,20 @@ def _share(done: int, total: int) -> int:
     return 100 if done >= total else int(100 * done / total)  # 100% only when it is over
 
 
-def lines_every(seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Show:
-    """Lines on stderr, at most one in `seconds` but for those that must be seen; the same line never twice in
-    a row."""
-    shown_at, shown = -float("inf"), ""
+def lines(*, clock: Callable[[], float] = time.monotonic) -> Show:
+    """Lines on stderr in the rhythm of `progress.pause`, by phase, and those that must be seen; the same line
+    never twice in a row."""
+    begun, due, shown, current = 0.0, 0.0, "", ""
 
     def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
-        nonlocal shown_at, shown
-        if line != shown and (must or clock() - shown_at >= seconds):
+        nonlocal begun, due, shown, current
+        now = clock()
+        if phase != current:
+            current, begun = phase, now
+        if line != shown and (must or now >= due):
+            HEARTBEAT.said(line)
             _to_stderr(line)
-            shown_at, shown = clock(), line
+            due, shown = now + pause(now - begun), line
 
     return show
 
@@ -195,6 +204,9 @@ def _to_stderr(text: str) -> None:
     if sys.stderr.isatty():
         text = "\n".join(_wrapped(line, _width(sys.stderr)) for line in text.split("\n"))
     _write(sys.stderr, text)
+
+
+HEARTBEAT = Heartbeat(_to_stderr)  # one, as there is one stderr; the program starts it
 
 
 def _write(stream: Any, text: str) -> None:

@@ -23,6 +23,7 @@ def info(
 ) -> None:
     """Say what a checkpoint is."""
     console = Console(json=json, quiet=quiet)
+    console.say("loading torch")
     from pwoa_cli.reports import checkpoint
     from pwoa_cli.workflows import info as workflow
 

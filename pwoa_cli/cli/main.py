@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pwoa_cli.cli import doctor, eval, info, options, prune, recipe, report, runs
-from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.console import HEARTBEAT, Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.version import __version__
@@ -79,6 +79,7 @@ def entry() -> None:
     on the way in, and taking them apart 0.4 s on the way out.
     """
     gc.set_threshold(100_000, 20, 100)
+    HEARTBEAT.start()
     try:
         main()
     except SystemExit as stop:

@@ -53,7 +53,7 @@ def prune(
             norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
             strict=gate.strict, command=said(context), sha256=expected(context, config)), say=console.say)
         if dry_run:
-            guess = workflow.time_to_fit(job)
+            guess = workflow.time_to_fit(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
                 "dry_run": True, "out": str(folder), "steps": guess.steps, "seconds": guess.seconds,
                 "seconds_per_step": guess.seconds_per_step,

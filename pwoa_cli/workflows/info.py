@@ -24,7 +24,7 @@ from pwoa_cli.networks.build import SIZES, public_name
 from pwoa_cli.reports import schema
 from pwoa_cli.workflows import images
 from pwoa_cli.workflows.prune_weights import not_counted
-from pwoa_cli.workflows.setup import first_images, say_of_data
+from pwoa_cli.workflows.setup import first_images, say_of_data, say_of_size
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 # what a pruned file says
@@ -47,6 +47,7 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
 def _described(source: Source, data: str | None, choices: Choices, *,
                say: Callable[[str], None]) -> dict[str, Any]:
     warn_of_code(source, say=say)
+    say_of_size(source, say=say)
     about = {"source": source.path,
              "file_bytes": os.path.getsize(source.path) if os.path.isfile(source.path) else None}
     try:

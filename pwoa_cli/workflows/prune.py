@@ -49,6 +49,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     machine = environment(device=str(job.device), seed=request.seed)
     write_toml(folder / "config.toml", config(job, machine))
     student, lowered = _logged_fit(job, folder, say=say, progress=progress)
+    say("saving, and loading again what was saved")
     with timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
@@ -85,8 +86,9 @@ def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
     return state.student.to(memory_format=torch.contiguous_format).eval()
 
 
-def time_to_fit(job: Job) -> duration.Estimate:
+def time_to_fit(job: Job, *, say: Say = lambda text: None) -> duration.Estimate:
     """How long `fit` will take, from a few of its steps on copies."""
+    say("timing a few steps of the training")
     with torch.random.fork_rng():
         return duration.measure(*_copies(job))
 

@@ -108,6 +108,7 @@ def prepare(request: Request, *, say: Say,
         teacher = (open_teacher(request.teacher, subject, device=device, say=say) if request.teacher
                    else subject.loaded)
         where = request.source.path
+        say("trying the network forwards and backwards")
         check_steady(subject.model, x[:COMPANY], where=where)
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
