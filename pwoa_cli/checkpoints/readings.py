@@ -5,6 +5,7 @@ Two witnesses: how often a reading is right, and how well the statistics stored 
 images: of all of them where options are open, of the first one where the normalisation is. A reading is taken
 instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +32,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.progress import Patience
 
+_LOG = logging.getLogger(__name__)
 SCREEN = 5  # every fifth of the images is shown to every reading
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
 MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
@@ -69,6 +71,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
             tried.append(run(words, other, dataset, every=SCREEN, patience=patience))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
+    for reading in screened:
+        _LOG.debug("  tried %s of %d images", reading.figures(), len(reading.hits))
     leading = max(screened, key=score)
     close = [r for r in screened if not is_clearly_better(leading.hits, r.hits)]
     least = sorted(map(score, close))[-FINALISTS:][0]

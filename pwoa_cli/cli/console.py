@@ -3,38 +3,53 @@
 Text of users and files is printed as it is: no markup is read into it, and control characters are made
 visible, so that a file name cannot colour or clear a terminal.
 """
+import logging
 import os
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from pwoa_cli.cli.heartbeat import Heartbeat
-from pwoa_cli.errors import PwoaError
+from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files.plain import dumps
 from pwoa_cli.progress import pause
 from pwoa_cli.reports.numbers import duration, visible
 
+_BEGUN = time.monotonic()
 _BAR = 6  # columns of a bar
 _NARROW = 60  # columns that a row with a bar takes at most: a terminal made narrower, to there, breaks none
 
 
+LOG = logging.getLogger("pwoa_cli")  # of --verbose: what modules say of their reasons, and when
+
+
 class Console:
     """The two streams of one command. Args: json: stdout gets one JSON object and nothing else. quiet: no
-    say, no progress."""
+    say, no progress. verbose: what modules log too, each line with the seconds since the program began; None:
+    as it was.
 
-    def __init__(self, *, json: bool = False, quiet: bool = False):
+    Raises: InputError for both quiet and verbose.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool | None = None):
+        if quiet and verbose:
+            raise InputError("--quiet and --verbose exclude each other.", hint="Leave one of them out.")
         self.json = json
         self.quiet = quiet
+        if verbose is not None:
+            LOG.setLevel(logging.DEBUG if verbose else logging.WARNING)
+            LOG.handlers = [_ToStderr()] if verbose else [logging.NullHandler()]
 
     def say(self, text: str) -> None:
         """A line for people on stderr; quiet leaves it out, unless it is a `warning: TEXT` of a workflow."""
         if not self.quiet:
             HEARTBEAT.said(text)
         if not self.quiet or text.startswith("warning: "):
-            _to_stderr(text)
+            _to_stderr(_stamped(text))
 
     def warn(self, text: str) -> None:
         """`warning: TEXT` on stderr, also when quiet."""
@@ -49,6 +64,8 @@ class Console:
         _to_stderr(f"error: {error.message}")
         if error.hint:
             _to_stderr(f"hint: {error.hint}")
+        for line in _causes(error) if verbose() else ():
+            _to_stderr(line)
 
     def result(self, text: str, json_object: Mapping[str, Any], *,
                table: Callable[[], Any] | None = None) -> None:
@@ -147,7 +164,7 @@ def lines(*, clock: Callable[[], float] = time.monotonic) -> Show:
             current, begun = phase, now
         if line != shown and (must or now >= due):
             HEARTBEAT.said(line)
-            _to_stderr(line)
+            _to_stderr(_stamped(line))
             due, shown = now + pause(now - begun), line
 
     return show
@@ -207,6 +224,31 @@ def _to_stderr(text: str) -> None:
 
 
 HEARTBEAT = Heartbeat(_to_stderr)  # one, as there is one stderr; the program starts it
+
+
+def verbose() -> bool:
+    """Whether the command that runs was told --verbose."""
+    return LOG.isEnabledFor(logging.DEBUG)
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _to_stderr(_stamped(record.getMessage()))
+
+
+def _stamped(text: str) -> str:
+    """With the seconds since the program began, where they are wanted."""
+    return f"[{time.monotonic() - _BEGUN:.1f} s] {text}" if verbose() else text
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """What was raised where, the last one first, also what an `except` had hidden."""
+    one: BaseException | None = error
+    while one is not None:
+        at = traceback.extract_tb(one.__traceback__)
+        where = f" at {at[-1].filename}:{at[-1].lineno} in {at[-1].name}" if at else ""
+        yield f"  {'raised' if one is error else 'because of'} {type(one).__name__}{where}: {one}"
+        one = one.__cause__ or one.__context__
 
 
 def _write(stream: Any, text: str) -> None:

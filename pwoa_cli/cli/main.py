@@ -59,9 +59,15 @@ def _version() -> None:
     print(f"pwoa {__version__}")
 
 
+def _commands() -> list[str]:
+    """Names of the commands, for completion."""
+    return [str(command.name) for command in app.registered_commands]
+
+
 @app.command("help", cls=options.Command)
 def _help(context: typer.Context,
-          command: Annotated[str, typer.Argument(metavar="COMMAND", show_default=False)] = "") -> None:
+          command: Annotated[str, typer.Argument(metavar="COMMAND", show_default=False,
+                                                 autocompletion=_commands)] = "") -> None:
     """Show the help of a command."""
     above = context.parent
     assert above is not None  # of the program itself
@@ -93,6 +99,7 @@ def main() -> None:
     """Run the command line, and turn what went wrong into a sentence and an exit code."""
     # `kill` and CI time limits end a run as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    Console(verbose=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that it cannot encode must not cost the result
             stream.reconfigure(errors="backslashreplace")
@@ -119,5 +126,8 @@ def main() -> None:
 
 
 def _fail(error: PwoaError) -> None:
+    handled = sys.exc_info()[1]
+    if handled is not error:
+        error.__context__ = handled  # a sentence of ours for what the machine raised
     Console().error(error)
     sys.exit(error.exit_code)

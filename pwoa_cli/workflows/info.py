@@ -18,6 +18,7 @@ from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import plain, read_json
+from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.machine.memory import one_thread
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import SIZES, public_name
@@ -46,6 +47,7 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
 
 def _described(source: Source, data: str | None, choices: Choices, *,
                say: Callable[[str], None]) -> dict[str, Any]:
+    log_environment(device="cpu")
     warn_of_code(source, say=say)
     say_of_size(source, say=say)
     about = {"source": source.path,

@@ -65,7 +65,8 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         command=request.command, layers=layer_rows(job, student), macs=layers.macs(student, x[:1]),
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
-        environment=machine, recipe=asdict(job.plan.recipe),
+        environment=machine, recipe=asdict(job.plan.recipe)
+        | {"trained": {"epochs": job.plan.epochs, "steps": job.plan.steps}},
         notes=[*job_notes(job), *data_notes(subject), *lowered, *notes(scores)],
         findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
         data=data_fields(subject, n=request.n, seed=request.seed)
