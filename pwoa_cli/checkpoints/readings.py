@@ -82,9 +82,10 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
     even = _of_better_options([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first,
-                              dataset)
+                              dataset, patience=patience)
     left = told_apart(even)
     if len(left) > 1 and all(r.first is None for r in left):
+        say(f"attacking {len(left)} readings that accuracy does not tell apart")
         even = under_attack(left, dataset)
         left, first = holding(even), next((r for r in even if r.words == first.words), first)
     chosen = _chosen(left, first)
@@ -131,7 +132,8 @@ def _chosen(left: Sequence[Reading], first: Reading) -> Reading | None:
     return same[0] if len({_key(r) for r in left}) == 1 and len(same) == 1 else None
 
 
-def _of_better_options(even: Sequence[Reading], first: Reading, dataset: datasets.Dataset) -> list[Reading]:
+def _of_better_options(even: Sequence[Reading], first: Reading, dataset: datasets.Dataset, *,
+                       patience: Patience) -> list[Reading]:
     """Without readings whose options are clearly worse on more images than others that are even with them:
     less often right, or less sure of the right class and not more often right. One reading stands for all
     normalisations of its options. The first is not given up for a loss alone, nor an activation for another:
@@ -143,7 +145,7 @@ def _of_better_options(even: Sequence[Reading], first: Reading, dataset: dataset
     if len(by_options) == 1:
         return list(even)
     leading = sorted(by_options.values(), key=lambda r: (_key(r) != _key(first), -score(r)))[:TIED]
-    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE) for r in leading}
+    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE, patience=patience) for r in leading}
     worse = {key for key, r in again.items() for other in again.values()
              if is_clearly_better(other.hits, r.hits)
              or key != _key(first) and _activation(other) == _activation(r)
