@@ -6,14 +6,22 @@ Say = Callable[[str], None]  # a line for people
 Progress = Callable[[str, int, int, str], None]  # phase, steps done, steps in all, more
 
 
-class Patience:
-    """A line about something that takes long: the first after 5 s, the next ones every 30 s."""
+def pause(passed: float) -> float:
+    """Seconds until the next line about something that has lasted so long: lines come 5, 10, 20 and 40 s
+    after it began, then every 30 s."""
+    return min(30.0, max(5.0, passed))
 
-    def __init__(self, say: Say, *, first: float = 5.0, every: float = 30.0):
-        self._say, self._every, self._due = say, every, time.monotonic() + first
+
+class Patience:
+    """A line about something that takes long, in the rhythm of `pause`."""
+
+    def __init__(self, say: Say):
+        self._say, self._start = say, time.monotonic()
+        self._due = self._start + pause(0.0)
 
     def say(self, text: str) -> None:
         """Say it, if it is time to."""
-        if time.monotonic() >= self._due:
+        now = time.monotonic()
+        if now >= self._due:
             self._say(text)
-            self._due = time.monotonic() + self._every
+            self._due = now + pause(now - self._start)

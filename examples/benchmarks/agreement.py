@@ -1,6 +1,6 @@
 """Agreement of every attack with its reference, sample by sample: pyautoattack's own run, and foolbox 3.3.
 
-    .venv/bin/python examples/benchmarks/agreement.py CHECKPOINT --norm l2 --eps 1.5 --attacks pgd,fmn --n 20
+    .venv/bin/python examples/benchmarks/agreement.py CHECKPOINT --norm l2 --eps 1.5 --samples 20
 
 The first n test images that the model gets right, one thread, no cheap attack before another. `broken` is
 asked of the model for the answer moved into [0,1] and the ball; for the minimum-norm attacks it means broken
@@ -135,7 +135,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--n", type=int, default=20)
+    parser.add_argument("--samples", "--n", dest="n", type=int, default=20)
     parser.add_argument("--norm", choices=base.NORMS, default="linf")
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--attacks", default="",

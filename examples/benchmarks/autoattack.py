@@ -1,7 +1,7 @@
 """Seconds of the standard AutoAttack: pyautoattack's own run against `pwoa eval --attacks aa`, and whether
 the flags agree.
 
-    .venv/bin/python examples/benchmarks/autoattack.py CHECKPOINT --n 100     # results: docs/benchmarks.md
+    .venv/bin/python examples/benchmarks/autoattack.py CHECKPOINT --samples 100  # results: docs/benchmarks.md
 
 The first n test images, one thread, one seed, norm linf. The components take turns, so that noise of the
 machine hits both alike; each goes on with the images that its own side has not broken. Whether an image is
@@ -49,7 +49,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--samples", "--n", dest="n", type=int, default=100)
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -4,9 +4,9 @@
 
 Each network is trained for --train seconds (Adam, cross-entropy) and kept in WORK, then pruned with the
 default recipe for about --prune seconds of training at each sparsity. A row holds what the recipe settled on,
-the layer of least density, clean accuracy before and after on the first --n test images, the loss and whether
-the rate had to be lowered. Rows are appended to WORK/rows.jsonl; those that are there are not run again.
---table prints them as Markdown.
+the layer of least density, clean accuracy before and after on the first --samples test images, the loss and
+whether the rate had to be lowered. Rows are appended to WORK/rows.jsonl; those that are there are not run
+again. --table prints them as Markdown.
 """
 import argparse
 import json
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", type=float, default=20, help="seconds of training")
     parser.add_argument("--prune", type=float, default=25, help="seconds at each sparsity; 0: train only")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9, 0.97])
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--samples", "--n", dest="n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--rows", default="rows.jsonl", help="file in WORK")

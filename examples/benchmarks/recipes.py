@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--eps")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--samples", "--n", dest="n", type=int, default=1000)
     parser.add_argument("--attacks", default="pgd-20", help="the last one is drawn")
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--held-out", type=int, default=5000)

@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data")
     parser.add_argument("--norm")
     parser.add_argument("--eps")
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--samples", "--n", dest="n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)

@@ -5,6 +5,7 @@ Two witnesses: how often a reading is right, and how well the statistics stored 
 images: of all of them where options are open, of the first one where the normalisation is. A reading is taken
 instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
+import logging
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.progress import Patience
 
+_LOG = logging.getLogger(__name__)
 SCREEN = 5  # every fifth of the images is shown to every reading
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
 MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
@@ -70,6 +72,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
             tried.append(run(words, other, dataset, every=SCREEN, patience=patience))
     screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
+    for reading in screened:
+        _LOG.debug("  tried %s of %d images", reading.figures(), len(reading.hits))
     leading = max(screened, key=score)
     close = [r for r in screened if not is_clearly_better(leading.hits, r.hits)]
     least = sorted(map(score, close))[-FINALISTS:][0]
@@ -79,9 +83,10 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     if is_near_chance(best, loaded.num_classes):
         return replace(first, tried=_listed(tried))
     even = _of_better_options([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first,
-                              dataset)
+                              dataset, patience=patience)
     left = told_apart(even)
     if len(left) > 1 and all(r.first is None for r in left):
+        say(f"attacking {len(left)} readings that accuracy does not tell apart")
         even = under_attack(left, dataset)
         left, first = holding(even), next((r for r in even if r.words == first.words), first)
     chosen = _chosen(left, first)
@@ -128,7 +133,8 @@ def _chosen(left: Sequence[Reading], first: Reading) -> Reading | None:
     return same[0] if len({_key(r) for r in left}) == 1 and len(same) == 1 else None
 
 
-def _of_better_options(even: Sequence[Reading], first: Reading, dataset: datasets.Dataset) -> list[Reading]:
+def _of_better_options(even: Sequence[Reading], first: Reading, dataset: datasets.Dataset, *,
+                       patience: Patience) -> list[Reading]:
     """Without readings whose options are clearly worse on more images than others that are even with them:
     less often right, or less sure of the right class and not more often right. One reading stands for all
     normalisations of its options. The first is not given up for a loss alone, nor an activation for another:
@@ -140,7 +146,7 @@ def _of_better_options(even: Sequence[Reading], first: Reading, dataset: dataset
     if len(by_options) == 1:
         return list(even)
     leading = sorted(by_options.values(), key=lambda r: (_key(r) != _key(first), -score(r)))[:TIED]
-    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE) for r in leading}
+    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE, patience=patience) for r in leading}
     worse = {key for key, r in again.items() for other in again.values()
              if is_clearly_better(other.hits, r.hits)
              or key != _key(first) and _activation(other) == _activation(r)

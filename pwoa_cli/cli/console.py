@@ -3,33 +3,53 @@
 Text of users and files is printed as it is: no markup is read into it, and control characters are made
 visible, so that a file name cannot colour or clear a terminal.
 """
+import logging
 import os
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pwoa_cli.errors import PwoaError
+from pwoa_cli.cli.heartbeat import Heartbeat
+from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files.plain import dumps
+from pwoa_cli.progress import pause
 from pwoa_cli.reports.numbers import duration, visible
 
-SECONDS_BETWEEN_LINES = 30
+_BEGUN = time.monotonic()
+_BAR = 6  # columns of a bar
+_NARROW = 60  # columns that a row with a bar takes at most: a terminal made narrower, to there, breaks none
+
+
+LOG = logging.getLogger("pwoa_cli")  # of --verbose: what modules say of their reasons, and when
 
 
 class Console:
     """The two streams of one command. Args: json: stdout gets one JSON object and nothing else. quiet: no
-    say, no progress."""
+    say, no progress. verbose: what modules log too, each line with the seconds since the program began; None:
+    as it was.
 
-    def __init__(self, *, json: bool = False, quiet: bool = False):
+    Raises: InputError for both quiet and verbose.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool | None = None):
+        if quiet and verbose:
+            raise InputError("--quiet and --verbose exclude each other.", hint="Leave one of them out.")
         self.json = json
         self.quiet = quiet
+        if verbose is not None:
+            LOG.setLevel(logging.DEBUG if verbose else logging.WARNING)
+            LOG.handlers = [_ToStderr()] if verbose else [logging.NullHandler()]
 
     def say(self, text: str) -> None:
         """A line for people on stderr; quiet leaves it out, unless it is a `warning: TEXT` of a workflow."""
+        if not self.quiet:
+            HEARTBEAT.said(text)
         if not self.quiet or text.startswith("warning: "):
-            _to_stderr(text)
+            _to_stderr(_stamped(text))
 
     def warn(self, text: str) -> None:
         """`warning: TEXT` on stderr, also when quiet."""
@@ -44,6 +64,8 @@ class Console:
         _to_stderr(f"error: {error.message}")
         if error.hint:
             _to_stderr(f"hint: {error.hint}")
+        for line in _causes(error) if verbose() else ():
+            _to_stderr(line)
 
     def result(self, text: str, json_object: Mapping[str, Any], *,
                table: Callable[[], Any] | None = None) -> None:
@@ -52,6 +74,7 @@ class Console:
         Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null.
         table: makes a rich renderable for a terminal (default: the text there too).
         """
+        HEARTBEAT.rest()
         if self.json:
             _write(sys.stdout, dumps(json_object))
         elif table is not None and sys.stdout.isatty():
@@ -72,10 +95,11 @@ class Console:
         if self.quiet:
             yield Progress(lambda phase, done, total, line, must: None)
         elif _live(sys.stderr):
+            HEARTBEAT.rest()
             with _bar() as show:
                 yield Progress(show)
         else:
-            progress = Progress(lines_every(SECONDS_BETWEEN_LINES))
+            progress = Progress(lines())
             try:
                 yield progress
             finally:
@@ -128,32 +152,37 @@ def _share(done: int, total: int) -> int:
     return 100 if done >= total else int(100 * done / total)  # 100% only when it is over
 
 
-def lines_every(seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Show:
-    """Lines on stderr, at most one in `seconds` but for those that must be seen; the same line never twice in
-    a row."""
-    shown_at, shown = -float("inf"), ""
+def lines(*, clock: Callable[[], float] = time.monotonic) -> Show:
+    """Lines on stderr in the rhythm of `progress.pause`, by phase, and those that must be seen; the same line
+    never twice in a row."""
+    begun, due, shown, current = 0.0, 0.0, "", ""
 
     def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
-        nonlocal shown_at, shown
-        if line != shown and (must or clock() - shown_at >= seconds):
-            _to_stderr(line)
-            shown_at, shown = clock(), line
+        nonlocal begun, due, shown, current
+        now = clock()
+        if phase != current:
+            current, begun = phase, now
+        if line != shown and (must or now >= due):
+            HEARTBEAT.said(line)
+            _to_stderr(_stamped(line))
+            due, shown = now + pause(now - begun), line
 
     return show
 
 
 @contextmanager
 def _bar() -> Iterator[Show]:
-    """A rich bar for each phase on stderr, with its line beside it; long lines fold."""
+    """A rich bar for each phase on stderr, with its line beside it: one row a phase, never folded, as what a
+    terminal has broken into two rows cannot be erased for certain."""
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
     from rich.table import Column
 
     console = RichConsole(file=sys.stderr)
-    text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
-    with RichProgress(BarColumn(bar_width=24 if console.width >= 90 else 8), text, console=console,
-                      refresh_per_second=4,
+    text = TextColumn("{task.description}", markup=False,
+                      table_column=Column(no_wrap=True, overflow="ellipsis"))
+    with RichProgress(BarColumn(bar_width=_BAR), text, console=console, refresh_per_second=4,
                       # stdout stays the result's, even when only stderr is a terminal
                       redirect_stdout=False) as bar:
         tasks: dict[str, Any] = {}
@@ -161,9 +190,22 @@ def _bar() -> Iterator[Show]:
         def show(phase: str, done: int, total: int, line: str, must: bool) -> None:
             if phase not in tasks:
                 tasks[phase] = bar.add_task("")
-            bar.update(tasks[phase], description=visible(line), completed=done, total=max(1, total))
+            room = min(console.width, _NARROW) - _BAR - 1 - len("^C")
+            bar.update(tasks[phase], description=_cropped(visible(line), room), completed=done,
+                       total=max(1, total))
 
         yield show
+
+
+def _cropped(line: str, columns: int) -> str:
+    """What there is no room for goes out of the middle: phase and eta stay."""
+    parts = line.split(" | ")
+    while len(parts) > 3 and len(" | ".join(parts)) > columns:
+        del parts[len(parts) // 2]
+    middle, over = len(parts) // 2, len(" | ".join(parts)) - columns
+    if over > 0:
+        parts[middle] = f"{parts[middle][:-over - 1]}…"
+    return " | ".join(parts)
 
 
 def _live(stream: Any) -> bool:
@@ -179,6 +221,34 @@ def _to_stderr(text: str) -> None:
     if sys.stderr.isatty():
         text = "\n".join(_wrapped(line, _width(sys.stderr)) for line in text.split("\n"))
     _write(sys.stderr, text)
+
+
+HEARTBEAT = Heartbeat(_to_stderr)  # one, as there is one stderr; the program starts it
+
+
+def verbose() -> bool:
+    """Whether the command that runs was told --verbose."""
+    return LOG.isEnabledFor(logging.DEBUG)
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _to_stderr(_stamped(record.getMessage()))
+
+
+def _stamped(text: str) -> str:
+    """With the seconds since the program began, where they are wanted."""
+    return f"[{time.monotonic() - _BEGUN:.1f} s] {text}" if verbose() else text
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """What was raised where, the last one first, also what an `except` had hidden."""
+    one: BaseException | None = error
+    while one is not None:
+        at = traceback.extract_tb(one.__traceback__)
+        where = f" at {at[-1].filename}:{at[-1].lineno} in {at[-1].name}" if at else ""
+        yield f"  {'raised' if one is error else 'because of'} {type(one).__name__}{where}: {one}"
+        one = one.__cause__ or one.__context__
 
 
 def _write(stream: Any, text: str) -> None:

@@ -17,7 +17,7 @@ def doctor(*, json: options.Json = False) -> None:
     console.say("loading torch")
     from pwoa_cli.workflows import doctor as workflow
 
-    found = workflow.examine()
+    found = workflow.examine(say=console.say)
     console.result(workflow.markdown(found), found)
     if not all(check["ok"] for check in found["checks"]):
         raise typer.Exit(PwoaError.exit_code)

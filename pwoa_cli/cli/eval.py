@@ -35,10 +35,10 @@ def evaluate(
     max_seconds: options.MaxSeconds = None, resume: options.Resume = False,
     save_samples: options.SaveSamples = None,
     out: options.ReportFolder = None, json: options.Json = False,
-    quiet: options.Quiet = False, dry_run: options.DryRun = False,
+    quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Measure accuracy under attack."""
-    gates, console = gate.parsed(), Console(json=json, quiet=quiet)
+    gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
     run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")
     jobs: list[Any] = []
 
@@ -57,8 +57,11 @@ def evaluate(
             batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
             keep_inputs=save_samples is not None, gates=gates, strict=gate.strict), say=console.say)
         if dry_run:
-            console.result("Everything checked; nothing was attacked.",
-                           {"dry_run": True, "out": str(out) if out else None})
+            from pwoa_cli.workflows.attack_time import estimate
+
+            guess = estimate(job, say=console.say)
+            console.result(f"Everything checked; nothing was attacked.\n{guess}",
+                           {"dry_run": True, "out": str(out) if out else None} | guess.to_json())
             return
         jobs.append(job)
         with console.progress() as progress:

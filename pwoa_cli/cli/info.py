@@ -19,10 +19,11 @@ def info(
     *, model: options.Model, source: options.SourceOptions, data: options.InfoData = None,
     pictures: options.DataOptions,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.Quiet = False, verbose: options.Verbose = False,
 ) -> None:
     """Say what a checkpoint is."""
-    console = Console(json=json, quiet=quiet)
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    console.say("loading torch")
     from pwoa_cli.reports import checkpoint
     from pwoa_cli.workflows import info as workflow
 

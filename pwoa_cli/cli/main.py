@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pwoa_cli.cli import doctor, eval, info, options, prune, recipe, report, runs
-from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.console import HEARTBEAT, Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.version import __version__
@@ -59,9 +59,15 @@ def _version() -> None:
     print(f"pwoa {__version__}")
 
 
+def _commands() -> list[str]:
+    """Names of the commands, for completion."""
+    return [str(command.name) for command in app.registered_commands]
+
+
 @app.command("help", cls=options.Command)
 def _help(context: typer.Context,
-          command: Annotated[str, typer.Argument(metavar="COMMAND", show_default=False)] = "") -> None:
+          command: Annotated[str, typer.Argument(metavar="COMMAND", show_default=False,
+                                                 autocompletion=_commands)] = "") -> None:
     """Show the help of a command."""
     above = context.parent
     assert above is not None  # of the program itself
@@ -79,6 +85,7 @@ def entry() -> None:
     on the way in, and taking them apart 0.4 s on the way out.
     """
     gc.set_threshold(100_000, 20, 100)
+    HEARTBEAT.start()
     try:
         main()
     except SystemExit as stop:
@@ -92,6 +99,7 @@ def main() -> None:
     """Run the command line, and turn what went wrong into a sentence and an exit code."""
     # `kill` and CI time limits end a run as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    Console(verbose=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that it cannot encode must not cost the result
             stream.reconfigure(errors="backslashreplace")
@@ -118,5 +126,8 @@ def main() -> None:
 
 
 def _fail(error: PwoaError) -> None:
+    handled = sys.exc_info()[1]
+    if handled is not error:
+        error.__context__ = handled  # a sentence of ours for what the machine raised
     Console().error(error)
     sys.exit(error.exit_code)

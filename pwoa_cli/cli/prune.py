@@ -34,18 +34,18 @@ def prune(
     gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", config: Config = None,
     out: options.RunFolder = None,
     json: options.Json = False,
-    quiet: options.Quiet = False, dry_run: options.DryRun = False,
+    quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
     wanted, created = options.parse_sparsity(sparsity), datetime.now()
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
-    gates, console = gate.parsed(), Console(json=json, quiet=quiet)
+    gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
     with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
         console.say("loading torch")
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import prune as workflow
-        from pwoa_cli.workflows.prune_job import Request, prepare
+        from pwoa_cli.workflows.prune_job import Request, epochs_said, prepare
 
         job = prepare(Request(
             source.of(model_of(model)), wanted, structure=structure, recipe=recipe, overrides=overrides,
@@ -53,9 +53,11 @@ def prune(
             norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
             strict=gate.strict, command=said(context), sha256=expected(context, config)), say=console.say)
         if dry_run:
-            guess = workflow.time_to_fit(job)
-            console.result(f"Everything checked; a run would write {folder}.\n{guess}", {
-                "dry_run": True, "out": str(folder), "steps": guess.steps, "seconds": guess.seconds,
+            guess = workflow.time_to_fit(job, say=console.say)
+            console.result(f"Everything checked; a run would write {folder}.\n"
+                           f"{epochs_said(job.plan, asked='epochs' in overrides)}\n{guess}", {
+                "dry_run": True, "out": str(folder), "epochs": job.plan.epochs,
+                "steps": guess.steps, "seconds": guess.seconds,
                 "seconds_per_step": guess.seconds_per_step,
                 "seconds_per_million_weights_and_image": guess.seconds_per_step / guess.work})
             return

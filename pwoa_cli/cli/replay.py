@@ -13,7 +13,7 @@ import typer
 
 from pwoa_cli.errors import InputError
 
-NOT_KEPT = ("config", "out", "json", "quiet", "dry_run", "junit")  # of this call, not of the run
+NOT_KEPT = ("config", "out", "json", "quiet", "verbose", "dry_run", "junit")  # of this call, not of the run
 TABLE = "command"
 
 

@@ -6,6 +6,7 @@ Legend: N images, B batch, C channels, H and W height and width.
 """
 import difflib
 import http.client
+import logging
 import math
 import os
 import shlex
@@ -27,6 +28,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.machine.home import home
 from pwoa_cli.progress import Patience, Say
 
+_LOG = logging.getLogger(__name__)
 _DECODED_TOGETHER = 256
 
 
@@ -221,6 +223,7 @@ def _find_or_fetch(name: str, *, download: bool, say: Say) -> _Found:
     for place in places():
         if found := _find(name, place):
             return _Found(name, *found)
+        _LOG.debug("  %s is not in %s: %s", name, place, _why_not(name, place))
     looked = [f"  {place} ({_why_not(name, place)})" for place in places()]
     if download:
         say(f"fetching {name} into {_cache()}")

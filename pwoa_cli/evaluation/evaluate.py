@@ -162,6 +162,7 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> tuple[list[Findi
     run."""
     if not run.chosen:
         return [], []
+    run.progress("checks", 0.0)
     x, y = run.batch(slice(0, BLOCK))
     with torch.no_grad():
         classes = run.model.model(x[:1]).shape[1]

@@ -1,8 +1,11 @@
 """Versions and machine, as far as results depend on them."""
+import logging
 import os
 import platform
 import sys
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
 
 
 def environment(*, device: str, seed: int) -> dict[str, Any]:
@@ -23,6 +26,13 @@ def environment(*, device: str, seed: int) -> dict[str, Any]:
             "timm": version("timm"), "pwoa": version("pwoa-cli"), "platform": platform.platform(),
             "cpu_count": cpu_count(), "device": device, "device_name": _device_name(device),
             "threads": torch.get_num_threads(), "seed": seed}
+
+
+def log(*, device: str) -> None:
+    """Versions and machine for --verbose."""
+    found = environment(device=device, seed=0)
+    del found["seed"]
+    _LOG.debug(", ".join(f"{name} {value}" for name, value in found.items()))
 
 
 def cpu_count() -> int:

@@ -43,6 +43,11 @@ class Plan:
         """Names of the prunable parameters."""
         return tuple(dict.fromkeys(name for group in self.groups.values() for name in group.parts))
 
+    @property
+    def epochs(self) -> float:
+        """Of both phases together, two decimals."""
+        return round(self.steps / self.steps_per_epoch, 2)
+
 
 @dataclass(frozen=True)
 class State:

@@ -17,6 +17,7 @@ from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.seeds import generator
+from pwoa_cli.progress import Say
 from pwoa_cli.workflows.setup import short_path
 
 EXACT, BOUNDS = ("fgsm", "pgd-20", "cw", "apgd-ce"), ("square",)
@@ -24,14 +25,17 @@ SAMPLES, SIDE, EPS = 32, 8, 0.0025
 LEAST_FREE = 1e9  # bytes of disk
 
 
-def examine() -> dict[str, Any]:
+def examine(*, say: Say = lambda text: None) -> dict[str, Any]:
     """environment, data sets found, and checks: [{"name", "ok", "text"}]; no value of an environment variable
     and no path outside the home folder's short form is told."""
     device = str(device_named("auto"))
     places = {name: datasets.locate(name) for name in datasets.KNOWN}
     found = {name: short_path(str(where)) for name, where in places.items() if where}
-    checks = [_checked(name, check) for name, check in (
-        ("attacks", _attacks), ("sparse file", _file), ("output folder", _folder), ("device", _device))]
+    checks = []
+    for name, check in (("attacks", _attacks), ("sparse file", _file), ("output folder", _folder),
+                        ("device", _device)):
+        say(f"checking {name}")
+        checks.append(_checked(name, check))
     return {"environment": environment(device=device, seed=0), "data": found, "checks": checks}
 
 

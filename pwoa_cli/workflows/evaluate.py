@@ -31,6 +31,7 @@ from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
+from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import schema
 from pwoa_cli.reports.gates import Gate, judged, resolved
@@ -99,6 +100,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     later."""
     attacks.parse(request.attacks)
     device = device_named(request.device)
+    log_environment(device=str(device))
     of_run = not request.source.path or Path(request.source.path).is_dir()
     if of_run:
         request = _of_run(request, Path(request.source.path) if request.source.path else run_folder.newest(),

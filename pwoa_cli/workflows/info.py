@@ -20,13 +20,14 @@ from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import plain, read_json
+from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.machine.memory import one_thread
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import SIZES, public_name
 from pwoa_cli.reports import schema
 from pwoa_cli.workflows import images
 from pwoa_cli.workflows.prune_weights import not_counted
-from pwoa_cli.workflows.setup import first_images, say_of_data
+from pwoa_cli.workflows.setup import first_images, say_of_data, say_of_size
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: buffers, no parameters
 # what a pruned file says
@@ -49,7 +50,9 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
 
 def _described(source: Source, data: str | None, choices: Choices, *,
                say: Callable[[str], None]) -> dict[str, Any]:
+    log_environment(device="cpu")
     warn_of_code(source, say=say)
+    say_of_size(source, say=say)
     about = {"source": source.path,
              "file_bytes": os.path.getsize(source.path) if os.path.isfile(source.path) else None}
     try:

@@ -49,6 +49,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     machine = environment(device=str(job.device), seed=request.seed)
     write_toml(folder / "config.toml", config(job, machine))
     student, lowered = _logged_fit(job, folder, say=say, progress=progress)
+    say("saving, and loading again what was saved")
     with timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
@@ -64,7 +65,8 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         command=request.command, layers=layer_rows(job, student), macs=layers.macs(student, x[:1]),
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
-        environment=machine, recipe=asdict(job.plan.recipe),
+        environment=machine, recipe=asdict(job.plan.recipe)
+        | {"trained": {"epochs": job.plan.epochs, "steps": job.plan.steps}},
         notes=[*job_notes(job), *data_notes(subject), *lowered, *notes(scores)],
         findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
         data=data_fields(subject, n=request.n, seed=request.seed)
@@ -85,8 +87,9 @@ def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
     return state.student.to(memory_format=torch.contiguous_format).eval()
 
 
-def time_to_fit(job: Job) -> duration.Estimate:
+def time_to_fit(job: Job, *, say: Say = lambda text: None) -> duration.Estimate:
     """How long `fit` will take, from a few of its steps on copies."""
+    say("timing a few steps of the training")
     with torch.random.fork_rng():
         return duration.measure(*_copies(job))
 

@@ -16,6 +16,7 @@ from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import COMPANY
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
+from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_names
 from pwoa_cli.progress import Say
@@ -93,6 +94,7 @@ def prepare(request: Request, *, say: Say,
                          hint="For example: --structure filter")
     read_recipe(request.recipe, overrides=request.overrides)
     device = device_named(request.device)
+    log_environment(device=str(device))
     with timed(seconds, "load"):
         subject = open_subject(request.source, data=request.data, choices=request.choices,
                                norm=request.norm, eps=request.eps, device=device, say=say)
@@ -108,6 +110,7 @@ def prepare(request: Request, *, say: Say,
         teacher = (open_teacher(request.teacher, subject, device=device, say=say) if request.teacher
                    else subject.loaded)
         where = request.source.path
+        say("trying the network forwards and backwards")
         check_steady(subject.model, x[:COMPANY], where=where)
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
@@ -117,12 +120,14 @@ def prepare(request: Request, *, say: Say,
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
-    total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
+    total = sum(w.numel() for w in weights.values())
     say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros "
-        f"({request.structure}), recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} "
-        f"epoch{'s' * (epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
+        f"({request.structure}), recipe {plan.recipe.name}: {plan.steps} steps, {plan.epochs:g} "
+        f"epoch{'s' * (plan.epochs != 1)}; {len(plan.hidden)} hidden layers: "
+        f"{_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
         f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
+    say(epochs_said(plan, asked="epochs" in request.overrides))
     if memory is not layout.LAYOUTS[0]:
         say("memory layout: plain, as the networks do not take channels_last, which is faster")
     if not plan.hidden:
@@ -132,6 +137,17 @@ def prepare(request: Request, *, say: Say,
     if found.left_out:
         say(found.sentence())
     return Job(request, subject, teacher, plan, device, found, memory, seconds)
+
+
+def epochs_said(plan: Plan, *, asked: bool) -> str:
+    """epochs: 20 of 468 steps (the default of recipe default at 99% sparsity; --epochs changes it). Args:
+    asked: they were typed."""
+    recipe = plan.recipe
+    effort = "" if recipe.effort == "default" else f" with effort {recipe.effort}"
+    of = f"at {numbers.percent_of_weights(plan.sparsity)}% sparsity" if recipe.stretch else "at any sparsity"
+    default = f"the default of recipe {recipe.name} {of}{effort}; --epochs changes it"
+    return (f"epochs: {plan.epochs:g} of {plan.steps_per_epoch:,} step{'s' * (plan.steps_per_epoch > 1)} "
+            f"({'as asked' if asked else default})")
 
 
 def _check_training(dataset: datasets.Dataset) -> None:

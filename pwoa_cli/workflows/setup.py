@@ -1,5 +1,6 @@
 """What a command works on: a model, the data that fits it and the threat it was trained against; inferred
 things are said."""
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -20,8 +21,10 @@ from pwoa_cli.machine.home import home
 from pwoa_cli.networks.build import Normalized
 from pwoa_cli.networks.some_classes import SomeClasses
 from pwoa_cli.progress import Say
-from pwoa_cli.reports.numbers import radius
+from pwoa_cli.reports.numbers import radius, size
 from pwoa_cli.workflows import images
+
+LARGE_BYTES = 100e6  # of a checkpoint: to read it and its SHA-256 takes a second
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,19 @@ class Subject:
 def open_model(source: Source, *, device: torch.device, say: Say) -> Loaded:
     """Load a model to the device and say what was inferred about it. Raises: InputError as `load_model`."""
     warn_of_code(source, say=say)
+    say_of_size(source, say=say)
     loaded = load_model(source)
     say(f"{loaded.source}: {loaded.arch}, {loaded.num_classes} classes")
     for note in loaded.notes:
         say(f"  {note}")
     return replace(loaded, model=loaded.model.to(device).eval())
+
+
+def say_of_size(source: Source, *, say: Say) -> None:
+    """Before a file is read that takes its time."""
+    size_bytes = os.path.getsize(source.path) if os.path.isfile(source.path) else 0
+    if size_bytes >= LARGE_BYTES:
+        say(f"reading {source.path} ({size(size_bytes)})")
 
 
 def open_teacher(source: Source, subject: Subject, *, device: torch.device, say: Say,

@@ -122,6 +122,7 @@ def test_a_network_without_batch_norm_is_read_as_it_is_robust(truth):
     assert reading.words == ("as read" if truth == "none" else f"normalisation {truth}")
     if truth == "imagenet":  # accuracy tells nothing of its relatives
         assert "% under attack)" in said and reading.attacked.double().mean() > 0.9
+        assert "readings that accuracy does not tell apart\n" in said  # before they are attacked
 
 
 def test_crops_move_each_image_and_are_black_where_it_left():

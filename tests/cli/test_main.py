@@ -66,6 +66,43 @@ def test_version_and_no_command(pwoa):
     assert code == 2 and not out and err.startswith("Usage: pwoa")
 
 
+def test_version_and_help_are_commands_too(pwoa):
+    assert pwoa("version") == pwoa("--version")
+    for command in COMMANDS:
+        named = [command] if command else []
+        assert pwoa("help", *named) == pwoa(*named, "--help")
+    code, out, err = pwoa("help", "prun")
+    assert code == 2 and not out and err == "error: pwoa has no command 'prun'.\nhint: See pwoa --help\n"
+
+
+@pytest.mark.parametrize("command", ["prune", "eval"])
+def test_the_number_of_test_images_has_one_name_and_its_alias(pwoa, command):
+    assert "--samples, --n N" in pwoa(command, "--help")[1]
+
+
+@pytest.mark.parametrize(("typed", "completed"), [
+    ("pwoa pr", "prune"), ("pwoa eval --sam", "--samples"), ("pwoa help do", "doctor"),
+    ("pwoa info --verb", "--verbose")])
+def test_completion(monkeypatch, typed, completed):
+    for name, value in {"_PWOA_COMPLETE": "complete_bash", "COMP_WORDS": typed,
+                        "COMP_CWORD": str(len(typed.split()) - 1)}.items():
+        monkeypatch.setenv(name, value)
+    out, err = start().communicate(timeout=60)
+    assert out.split() == [completed] and not err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_shown_and_installed(tmp_path, monkeypatch, shell):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    shown = start("--show-completion", shell).communicate(timeout=60)[0]
+    assert "_PWOA_COMPLETE=complete_" in shown
+    process = start("--install-completion", shell)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not err and f"{shell} completion installed in {tmp_path}" in out
+    assert any("PWOA_COMPLETE" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
 # --- streams ---------------------------------------------------------------
 
 @pytest.mark.parametrize("args", [

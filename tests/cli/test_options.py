@@ -27,7 +27,7 @@ def test_help_groups_options_and_shows_defaults(pwoa):
 def test_the_same_word_in_every_command(pwoa):
     model = ["--arch", "--num-classes", "--normalize", "--mean", "--std", "--entry", "--keep",
              "--trust-pickle",
-             "--data", "--json", "--quiet"]
+             "--data", "--json", "--quiet", "--verbose"]
     every = [*model, "--norm", "--eps", "--attacks", "--samples", "--batch-size", "--seed", "--device",
              "--out",
              "--dry-run"]
@@ -36,7 +36,7 @@ def test_the_same_word_in_every_command(pwoa):
            "info": model}
     for command, flags in own.items():
         _, out, _ = pwoa(command, "--help")
-        assert set(flags) <= set(re.findall(r"^  (?:-h, )?(--[\w-]+)", out, re.M))
+        assert set(flags) <= set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", out, re.M))
 
 
 @pytest.mark.parametrize(("text", "message"), [

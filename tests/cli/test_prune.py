@@ -76,12 +76,23 @@ def test_dry_run_leaves_nothing(here, pwoa):
         assert code == 0 and text.startswith("Everything checked; a run would write ")
         assert re.search(r"^training: about \d+ s on this machine \([\d.]+ ms a step x 2 steps; [\d.]+ m?s "
                          r"per million weights and image\)$", text, re.M)
+        assert "\nepochs: 0.12 of 16 steps (as asked)\n" in text
         planned = json.loads(pwoa(*PRUNE, "--dry-run", "--json", *out)[1])
-        assert planned.keys() == {"dry_run", "out", "steps", "seconds", "seconds_per_step",
+        assert planned.keys() == {"dry_run", "out", "epochs", "steps", "seconds", "seconds_per_step",
                                   "seconds_per_million_weights_and_image"}
         assert 0 < planned["seconds_per_step"] < 60
         assert pwoa("eval", "--n", "20", "--dry-run", *out)[0] == 0
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("sparsity", "epochs"), [("0.68", 5), ("0.9", 10), ("0.99", 20)])
+def test_the_default_of_epochs_is_said_for_the_model_and_what_help_says_is_true(here, pwoa, sparsity, epochs):
+    _, out, err = pwoa("prune", "model.pt", "--sparsity", sparsity, *TINY, "--batch-size", "16", "--dry-run")
+    percent = f"{100 * float(sparsity):g}%"
+    said = f"epochs: {epochs} of 16 steps (the default of recipe default at {percent} sparsity; "
+    assert said in out and said in err
+    assert f"{epochs} {'up to' if epochs == 5 else 'at'} {percent}" in " ".join(
+        pwoa("prune", "--help")[1].split())
 
 
 def test_effort_and_partial_access(here, pwoa):

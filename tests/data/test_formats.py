@@ -1,4 +1,5 @@
 """Data sets in every format that the package reads, written here and read back equal; broken ones named."""
+import contextlib
 import os
 import pickle
 import struct
@@ -204,6 +205,26 @@ def test_broken_files_are_one_clear_sentence(nowhere, kind, damage):
     with pytest.raises(InputError, match=f"{path.name} cannot be read as an? .*broken or truncated") as error:
         datasets.load(str(path.parent if kind == "npz" else nowhere))
     assert "\n" not in error.value.message and error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_flipped_bytes_of_a_mat_file_are_read_or_refused(nowhere, compressed):
+    """scipy's reader ends the process on some of these files."""
+    content = {"X": pixels(32, 32, 3, 4), "y": np.array([[10], [1], [2], [3]])}
+    for name in formats.SVHN_FILES:
+        scipy.io.savemat(nowhere / name, content, do_compression=compressed)
+    path, draw = nowhere / formats.SVHN_FILES[0], np.random.default_rng(0)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in draw.integers(400, size=4):
+            damaged[place] = draw.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            assert formats.read_svhn(nowhere).x_train.shape[1:] == (3, 32, 32)
+            continue
+        refused += 1
+    assert 0 < refused < 200 or compressed
 
 
 @pytest.mark.parametrize("header", [b"{'shape': (2,",

@@ -1,0 +1,89 @@
+"""How long an evaluation takes: against short versions whose times the test sets."""
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pwoa_cli.attacks import parse
+from pwoa_cli.checkpoints.model import Source
+from pwoa_cli.evaluation.evaluate import evaluate
+from pwoa_cli.workflows import attack_time
+from pwoa_cli.workflows.evaluate import Request, prepare
+
+
+def _job(names, **more):
+    return prepare(Request(Source("lenet.pt"), attacks=names, data="grey.npz", eps="0.1", n=20, **more),
+                   say=lambda text: None)
+
+
+def _timed(monkeypatch, *, accuracy, **seconds):
+    """Short versions that take so many seconds on the samples that are right, all of which are."""
+    def found(model, inputs, labels, **options):
+        n, scale = len(inputs), {attack.name: seconds.get(attack.name.split()[-1], 1.0)
+                                 for attack in options["attacks"]}
+        everything = torch.ones(n, dtype=torch.bool)
+        one = {name: SimpleNamespace(seconds=n * s, attacked=everything, accuracy=accuracy)
+               for name, s in scale.items()}
+        return {"clean": SimpleNamespace(seconds=0.0, attacked=everything, accuracy=1.0)} | one
+
+    monkeypatch.setattr(attack_time, "evaluate", found)
+
+
+def test_time_is_cost_times_samples_times_the_time_of_a_pass(monkeypatch):
+    """A pass takes 1/30 s with gradients; 1/10 s in APGD, which only the half that holds out goes through."""
+    _timed(monkeypatch, accuracy=0.5, apgd=3.0)
+    found = attack_time.estimate(_job("fgsm,pgd-5,apgd-ce"), say=lambda text: None)
+    held = (found.samples * 0.5 + 1) / (found.samples + 2)
+    assert found.seconds["fgsm"] == pytest.approx(3 * 20 / 30)
+    assert found.seconds["pgd-5"] == pytest.approx(15 * 20 / 30)
+    assert found.seconds["apgd-ce"] == pytest.approx(300 * 20 * held / 10)
+    assert found.total == pytest.approx(sum(found.seconds.values()))
+
+
+def test_the_parts_of_autoattack_are_timed_by_their_own_kind(monkeypatch):
+    """Alone, its first part goes through all samples that are right, the others through what is left."""
+    _timed(monkeypatch, accuracy=0.0, apgd=3.0, fab=8.0, square=30.0)
+    found = attack_time.estimate(_job("aa"), say=lambda text: None)
+    held, pass_seconds = 1 / (found.samples + 2), 0.1
+    later = held * (2700 + 4000 + attack_time.LATER["square"] * 5000)
+    assert found.seconds["aa"] == pytest.approx(20 * pass_seconds * (300 + later))
+
+
+def test_both_models_count(monkeypatch):
+    _timed(monkeypatch, accuracy=0.5)
+    one, two = (attack_time.estimate(_job("pgd-5", teacher=teacher), say=lambda text: None)
+                for teacher in (None, Source("lenet.pt")))
+    assert two.seconds["pgd-5"] == pytest.approx(2 * one.seconds["pgd-5"])
+
+
+def test_what_is_not_known_of_a_plug_in_is_not_guessed(monkeypatch):
+    _timed(monkeypatch, accuracy=0.5)
+    foreign = replace(parse("fgsm")[0], name="theirs", version="1.0")
+    monkeypatch.setattr(attack_time.attacks, "parse", lambda names: (parse("pgd-5")[0], foreign))
+    found = attack_time.estimate(_job("pgd-5"), say=lambda text: None)
+    assert found.seconds["theirs"] is None and found.total == found.seconds["pgd-5"] + found.seconds["clean"]
+    assert "theirs unknown" in str(found)
+
+
+@pytest.mark.parametrize("names", ["fgsm", "square,fmn", "aa"])
+def test_short_versions_are_attacks(names):
+    """On a real network; what is said of it is in any case positive, and has its bounds."""
+    said = []
+    found = attack_time.estimate(_job(names), say=said.append)
+    assert said == ["timing short versions of the attacks, on model"]
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert found.seconds.keys() == {"clean", *names.split(",")}
+    assert found.to_json()["seconds_from"] < found.to_json()["seconds"] < found.to_json()["seconds_to"]
+
+
+def test_the_costs_of_short_versions_are_what_their_passes_are():
+    """Passes that are counted while they run, on samples that hold out: eps is next to nothing."""
+    job = _job("fgsm")
+    x = job.subject.dataset.test.batch(torch.arange(20))
+    found = evaluate(job.subject.model, *x, attacks=[attack_time.PGD, *attack_time.SHORT.values()],
+                     norm="linf", eps=1e-4)
+    for attack in (attack_time.PGD, *attack_time.SHORT.values()):
+        result = found[attack.name]
+        passes = (result.forwards + 2 * result.backwards) / int(result.attacked.sum())
+        assert 0.4 * attack.cost < passes < 2.0 * attack.cost, (attack.name, passes)
