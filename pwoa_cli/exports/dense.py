@@ -34,7 +34,8 @@ def save(net: nn.Module, path: Path, *, dtype: torch.dtype | None = None, prefix
     with atomic(path) as temporary:
         if path.suffix == ".safetensors":
             tensors = _innermost(content, len(net.state_dict()) // 2)
-            temporary.write_bytes(safetensors.torch.save({k: _converted(t, None) for k, t in tensors.items()}))
+            tensors = {name: _converted(tensor, None) for name, tensor in tensors.items()}
+            temporary.write_bytes(safetensors.torch.save(tensors))
         else:
             torch.save(content, temporary)
     return path.stat().st_size

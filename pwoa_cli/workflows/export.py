@@ -122,10 +122,10 @@ def _like(request: Request, *, say: Say) -> Source | None:
     if not report.is_file():
         return None
     model = read_json(report).get("model", {})
-    origin = model.get("source", "")
-    if isinstance(origin, str) and Path(origin).is_file() and file_sha256(Path(origin)) == model.get("sha256"):
+    origin = Path(str(model.get("source", "")))
+    if origin.is_file() and file_sha256(origin) == model.get("sha256"):
         say(f"in the envelope of {origin}, which it was pruned from (--like none: names alone)")
-        return Source(origin, entry=model.get("reading", {}).get("entry"))
+        return Source(str(origin), entry=model.get("reading", {}).get("entry"))
     return None
 
 
