@@ -1,2 +1,2 @@
-"""A loaded model to files that others open: plain state dicts, ONNX. It may import checkpoints, networks,
-files and errors."""
+"""A loaded model in forms that others open and run: plain state dicts, ONNX, runtimes. It may import
+checkpoints, networks, files, machine and errors."""
