@@ -58,7 +58,7 @@ class Request:
 # --- the run ---------------------------------------------------------------------------
 
 def bench(request: Request, *, progress: Progress, say: Say) -> dict[str, Any]:
-    """Time the models. Returns: the JSON object of `pwoa bench`: models, rows (a runtime at a batch size, with
+    """Time the models. Returns: the JSON object of `pwoa bench`: models, rows (a runtime at a batch size with
     milliseconds by model and how many times as fast the first is as the last), left_out, conclusion.
 
     Raises: InputError for a runtime or model that is not known.
