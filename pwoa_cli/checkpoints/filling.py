@@ -8,10 +8,15 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
+from pwoa_cli.checkpoints import signatures
+from pwoa_cli.checkpoints.heads import body_of
 from pwoa_cli.checkpoints.signatures import prefixes
 from pwoa_cli.errors import InputError
+from pwoa_cli.networks import families
 from pwoa_cli.networks.build import raised
 
+WAYS = ("Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn, or the "
+        "number of classes: --num-classes K")
 COUNTER = "num_batches_tracked"  # of batch norm, which older files lack
 
 
@@ -68,9 +73,19 @@ def _check_fits(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None
     parts += [f"{len(keys)} tensors {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
               for word, keys in (("missing", missing), ("too many", unexpected)) if keys]
     if parts:
-        raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected.",
-                         hint="Name the architecture that the weights were trained with: --arch NAME or "
-                              "--arch file.py:fn, or the number of classes: --num-classes K")
+        said, of_head = _but_for_head(state)
+        raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected{said}.",
+                         hint=of_head or WAYS)
+
+
+def _but_for_head(state: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    """(what a state dict is but for its head, the file to write) where that is all that keeps it from being
+    known; ("", None)."""
+    if families.identify(state) or signatures.lookup(state):
+        return "", None
+    body = body_of(state)
+    hint = body.hint() if body else None
+    return (f"; it is {body.words()}", hint) if body and hint else ("", None)
 
 
 def _differ(own: Tensor, tensor: Tensor) -> bool:

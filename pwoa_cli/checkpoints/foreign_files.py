@@ -6,6 +6,7 @@ nothing is run.
 """
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def _pointer(path: Path, head: bytes) -> tuple[str, str] | None:
         return None
     size = re.search(rb"\nsize (\d{1,15})", head)
     target = f" to a file of {int(size[1])} bytes" if size else ""
-    return f"a Git LFS pointer{target}", f"Get the file itself: git lfs pull --include {path.name}"
+    name = shlex.quote(path.name)
+    return f"a Git LFS pointer{target}", f"Get the file itself: git lfs pull --include {name}"
 
 
 def _markup(text: bytes) -> tuple[str, str] | None:
@@ -89,7 +91,8 @@ def zip_kind(names: Sequence[str]) -> tuple[str, str] | None:
         return None
     if names and all(name.endswith(".npy") for name in names):
         return ("a NumPy .npz archive",
-                "Save the arrays as tensors: torch.save({name: torch.from_numpy(a) ...}, 'new.pt')")
+                "Save the arrays as tensors: torch.save({name: torch.from_numpy(a) for name, a in "
+                "numpy.load('weights.npz').items()}, 'new.pt')")
     if any(name.endswith((".weights.h5", "keras_metadata.pb", "saved_model.pb")) for name in names):
         return SUFFIXES[".keras"], EXPORT
     if any(name.endswith("archive_format") for name in names):

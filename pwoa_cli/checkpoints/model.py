@@ -4,6 +4,7 @@ evidence said.
 What keys and shapes cannot tell is the user's to say (`Source`), and wins over what the file says.
 """
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -266,7 +267,7 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: So
         if arch is None and is_file(name):
             raise InputError(f"{where} was built by {name}, and a file's code is not run because the file "
                              "names it.",
-                             hint=f"If you trust it: --arch {name}")
+                             hint=f"If you trust it: --arch {shlex.quote(name)}")
         return Architecture(name, extra["arch_options"], extra["input_shape"], "the pruned file's own words",
                             made_for=extra["default_size"])
     if arch is not None:

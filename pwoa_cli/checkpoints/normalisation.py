@@ -71,7 +71,7 @@ def of_user(normalize: str | None, mean: Values | None,
         near = difflib.get_close_matches(normalize, NORMALISATIONS, n=1, cutoff=0.5)
         raise InputError(f"--normalize {normalize} is none of {', '.join(NORMALISATIONS)}.",
                          hint=f"Did you mean {near[0]}?" if near
-                         else "Or the numbers: --mean A,B,C --std A,B,C")
+                         else "Or the numbers in its place: --mean A,B,C --std A,B,C")
     return NORMALISATIONS[normalize]
 
 

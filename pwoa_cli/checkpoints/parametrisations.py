@@ -23,8 +23,12 @@ from pwoa_cli.errors import InputError
 ALPHA = 0.1  # HARP's default of --alpha: a layer keeps at least alpha * k
 SCORES = (".popup_scores", ".scores")  # HYDRA and HARP; hidden-networks
 KEPT = ("k", "keep")  # what training scripts call the fraction that stays
-SHOW = "See what the file holds: pwoa info FILE"
+SHOW = "Save plain weights, in its own code; what this file holds: pwoa info FILE"
 State = dict[str, Tensor]
+
+
+class Misfit(InputError):
+    """Parts of a parametrised weight that do not belong together."""
 
 
 def fold(state: Mapping[str, Tensor], extra: Mapping[str, Any], *,
@@ -75,8 +79,8 @@ def _parts(name: str) -> tuple[str, ...]:
 
 def _same_shape(key: str, tensor: Tensor, expected: Tensor) -> None:
     if tensor.shape != expected.shape:
-        raise InputError(f"{key} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}.",
-                         hint=SHOW)
+        raise Misfit(f"{key} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}.",
+                     hint=SHOW)
 
 
 def _is_mask(mask: Tensor, weight: Tensor) -> bool:
@@ -102,8 +106,8 @@ def _fold_masks(state: State) -> tuple[State, list[str]]:
         used |= {key, whole}
     lost = next((k for k in state if k.endswith(("weight_orig", "bias_orig")) and k not in used), None)
     if lost:
-        raise InputError(f"{lost} has no {lost.removesuffix('_orig')}_mask beside it, as "
-                         "torch.nn.utils.prune saves.", hint=SHOW)
+        raise Misfit(f"{lost} has no {lost.removesuffix('_orig')}_mask beside it, as "
+                     "torch.nn.utils.prune saves.", hint=SHOW)
     return _replaced(state, folded, used), _said("masks (torch.nn.utils.prune)", folded)
 
 
@@ -121,8 +125,8 @@ def _fold_weight_norm(state: State) -> tuple[State, list[str]]:
 def _normed(key: str, g: Tensor, v: Tensor) -> Tensor:
     """g v / |v|; the norm over the dimensions in which g has size 1, over all for a g without dimensions."""
     if g.ndim and (g.ndim != v.ndim or any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True))):
-        raise InputError(f"{key} has shape {tuple(g.shape)}, which is no norm of {tuple(v.shape)}.",
-                         hint=SHOW)
+        raise Misfit(f"{key} has shape {tuple(g.shape)}, which is no norm of {tuple(v.shape)}.",
+                     hint=SHOW)
     over = [i for i in range(v.ndim) if not g.ndim or g.shape[i] == 1]
     return (v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=True).reshape(g.shape)) if over else v
             * (g / v.abs()))
@@ -150,9 +154,9 @@ def _spectral(key: str, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
     second."""
     rows = 0 if weight.shape[0] == u.numel() else 1
     if weight.ndim < 2 or weight.shape[rows] != u.numel() or weight.numel() != u.numel() * v.numel():
-        raise InputError(f"{key}: u and v have {u.numel()} and {v.numel()} values, not "
-                         f"{tuple(weight.shape)}.",
-                         hint=SHOW)
+        raise Misfit(f"{key}: u and v have {u.numel()} and {v.numel()} values, not "
+                     f"{tuple(weight.shape)}.",
+                     hint=SHOW)
     matrix = weight.movedim(rows, 0).flatten(1)
     return weight / torch.dot(u.flatten(), torch.mv(matrix, v.flatten()))
 
@@ -253,8 +257,8 @@ def _mask(key: str, scores: Tensor, weight: Tensor, rate: float | Tensor) -> Ten
         return score_mask(scores, rate).to(weight.dtype)
     if weight.ndim > 1 and scores.shape == (1, weight.shape[1], *(1 for _ in weight.shape[2:])):
         return _channel_mask(scores, rate).to(weight.dtype)
-    raise InputError(f"{key} has shape {tuple(scores.shape)}, expected that of its weight, "
-                     f"{tuple(weight.shape)}.", hint=SHOW)
+    raise Misfit(f"{key} has shape {tuple(scores.shape)}, expected that of its weight, "
+                 f"{tuple(weight.shape)}.", hint=SHOW)
 
 
 def _kept(state: State, scores: Mapping[str, str], rates: Mapping[str, str], extra: Mapping[str, Any],

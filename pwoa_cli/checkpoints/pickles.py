@@ -102,8 +102,8 @@ def _read_plain(path: Path) -> Any:
         operand = re.search(r"Unsupported operand \d+", str(error))
         if operand:
             raise InputError(f"{path} is pickled by a protocol that torch does not read safely.",
-                             hint="Save it again as torch does by default: torch.save(torch.load('old.pt'), "
-                                  "'new.pt')") from error
+                             hint="Save it again as torch does by default: torch.save(torch.load('old.pt', "
+                                  "weights_only=False), 'new.pt')") from error
         raise InputError(f"{path} is broken or truncated: {_why(error)}.", hint=AGAIN) from error
 
 

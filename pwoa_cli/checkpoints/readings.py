@@ -5,6 +5,7 @@ Two witnesses: how often a reading is right, and how well the statistics stored 
 images: of all of them where options are open, of the first one where the normalisation is. A reading is taken
 instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -203,7 +204,7 @@ def _names(dataset: datasets.Dataset) -> list[str]:
 def _how(best: Loaded, loaded: Loaded) -> str:
     """The options that choose a reading on the command line."""
     changed = {k: v for k, v in best.arch_options.items() if loaded.arch_options.get(k) != v}
-    arch = f"--arch {best.arch}:{said(changed).replace(' ', '')}" if changed else ""
+    arch = f"--arch {shlex.quote(best.arch + ':' + said(changed).replace(' ', ''))}" if changed else ""
     same = next((n for n, v in NORMALISATIONS.items()
                  if v == (best.normalisation.mean, best.normalisation.std)), "none")
     return f"Say which, as whoever trained it did: {arch} --normalize {same}".replace("  ", " ")

@@ -7,6 +7,7 @@ weights_only, unless told to trust.
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
     """
     if re.match(r"\w\w+:/", str(path)):  # a Path makes one slash of two
         raise InputError(f"{path} is a URL, and pwoa downloads no checkpoints.",
-                         hint=f"Download it first: curl -L -o model.pt '{path}'; or name one of the hub: "
-                              "hf-hub:ID, timm:NAME")
+                         hint=f"Download it first: curl -L -o model.pt {shlex.quote(str(path))}; or name one "
+                              "of the hub: hf-hub:ID, timm:NAME")
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
     try:
@@ -65,7 +66,7 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
         state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
                                     cleared=cleared)
     except InputError as error:
-        raise InputError(_line(error.message), hint=_line(error.hint)) from error
+        raise type(error)(_line(error.message), hint=_line(error.hint)) from error
     return state, extra, tuple(map(_line, (*warned, *notes)))
 
 
@@ -96,7 +97,8 @@ def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, 
     try:
         state, notes_of_fold = fold(state, extra, density=keep) if folded else (state, ())
     except InputError as error:
-        raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+        raise type(error)(f"{where}: {error.message}",
+                          hint=error.hint.replace("FILE", shlex.quote(where))) from error
     undone = [" > ".join(way)] * bool(way) + words
     unwrapped = [f"unwrapped: {'; '.join(undone)}"] * bool(undone)
     return _finite(state, where), extra, [*notes, *unwrapped, *notes_of_fold]
@@ -233,7 +235,7 @@ def _asked(content: Mapping[str, Any], there: list[str], asked: list[str], where
         wrapper = next((k for k in there if len(there) == 1), None)
         if wrapper is None:
             raise InputError(f"{where} has no entry {entry!r}; it has: {', '.join(there)}.",
-                             hint=f"--entry {there[0]}")
+                             hint=f"--entry {shlex.quote(there[0])}")
         return wrapper, asked
     return None, asked
 
@@ -244,7 +246,7 @@ def _chosen(content: Mapping[str, Any], known: list[str], others: list[str],
     if any(choice <= set(known) for choice in CHOICES):
         pair = [k for k in known if any(k in choice for choice in CHOICES)]
         raise InputError(f"{where} holds two models, {' and '.join(map(repr, sorted(pair, reverse=True)))}.",
-                         hint=f"Say which: --entry {min(pair)}")
+                         hint=f"Say which: --entry {shlex.quote(min(pair))}")
     if known:
         beside = [*known[1:], *others]
         note = f"weights: {known[0]!r} of the file; it also holds {', '.join(map(repr, beside))}, which " \
@@ -253,8 +255,9 @@ def _chosen(content: Mapping[str, Any], known: list[str], others: list[str],
     if _holds_weights(content) or not others:
         return None, []
     if len(others) > 1:
+        likeliest = "student" if "student" in others else others[0]
         raise InputError(f"{where} holds {len(others)} models: {', '.join(map(repr, others[:6]))}.",
-                         hint=f"Say which: --entry {'student' if 'student' in others else others[0]}")
+                         hint=f"Say which: --entry {shlex.quote(likeliest)}")
     return others[0], []
 
 
@@ -266,7 +269,7 @@ def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None
             return part
     names = list(dict.fromkeys(str(k).removeprefix("module.").partition(".")[0] for k in content))
     raise InputError(f"{where} has no entry {entry!r}; its tensors begin with: {', '.join(names[:8])}.",
-                     hint="Leave --entry out, or name one of these.")
+                     hint="Leave --entry out.")
 
 
 def take_normalisation(state: Mapping[str, Tensor]) -> tuple[

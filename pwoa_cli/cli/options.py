@@ -43,12 +43,12 @@ class Command(TyperCommand):
                 formatter.write_dl([(name.ljust(width), text) for name, text in records])
 
 
-def _whole(flag: str, least: int) -> Callable[[Any], int]:
-    """Parser of a whole number >= least. It raises InputError naming the flag."""
+def _whole(flag: str, least: int, such_as: int = 100) -> Callable[[Any], int]:
+    """Parser of a whole number >= least. It raises InputError naming the flag and an example."""
     def parse(text: Any) -> int:
         if not str(text).strip().isdecimal() or int(text) < least:
             raise InputError(f"{flag} {text} is not a whole number of at least {least}.",
-                             hint=f"For example: {flag} {max(least, 100)}")
+                             hint=f"For example: {flag} {such_as}")
         return int(text)
 
     return parse
@@ -101,7 +101,7 @@ Compare = Annotated[str | None, typer.Option(
     "--compare", "--teacher", rich_help_panel=MODEL, metavar="FILE",
     help="Another checkpoint with the same classes, on the same samples.")]
 Classes = Annotated[int | None, _option(
-    "--num-classes", MODEL, "Classes of the model.", metavar="K", parser=_whole("--num-classes", 2))]
+    "--num-classes", MODEL, "Classes of the model.", metavar="K", parser=_whole("--num-classes", 2, 10))]
 Normalize = Annotated[str | None, _option(
     "--normalize", MODEL,
     "Normalisation by name: none, imagenet, cifar10, cifar10-old, cifar100, svhn, half, mnist, "
@@ -132,7 +132,7 @@ ClassOrder = Annotated[str | None, _option(
     metavar="text|number")]
 LabelsFrom = Annotated[int, _option(
     "--labels-from", DATA, "Least label of an .npz file, which is class 0.", metavar="N",
-    parser=_whole("--labels-from", 0))]
+    parser=_whole("--labels-from", 0, 1))]
 Logits = Annotated[str, _option(
     "--logits", DATA, "Classes among which the model decides: all of its own, or those of the data only.",
     metavar="all|data")]
@@ -161,7 +161,7 @@ MaxSeconds = Annotated[float | None, _option(
     parser=_seconds)]
 Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier run of this command finished.")]
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
-                              parser=_whole("--seed", 0))]
+                              parser=_whole("--seed", 0, 0))]
 Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
 RunFolder = Annotated[Path | None,
                       _option("--out", RUN, "Run folder. Default: pwoa-runs/MODEL-S-TIME.", metavar="DIR")]
@@ -197,7 +197,7 @@ def overrides(settings: list[str] | None, **direct: Any) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting} is not FIELD=VALUE.", hint="For example: --set lr=1e-3")
-        values[key.strip()] = value.strip()
+        values[key.strip()] = value.strip().strip("'\"")  # as recipes and hints write text: noise = 'blocks'
     return values | {key: value for key, value in direct.items() if value is not None}
 
 

@@ -30,8 +30,8 @@ def _read(path: Path) -> dict[str, Any]:
     table = content.get(TABLE)
     if not isinstance(table, dict):
         raise InputError(f"--config {path} has no table [{TABLE}] of what was typed.",
-                         hint="pwoa before 0.2.0 did not write one; type the command again, or write it: "
-                              f'[{TABLE}] model = "model.pt", sparsity = "0.9"')
+                         hint="pwoa before 0.2.0 did not write one; type the command again, or write it:\n\n"
+                              f'    [{TABLE}]\n    model = "model.pt"\n    sparsity = "0.9"')
     return table | ({"sha256": content["sha256"]} if isinstance(content.get("sha256"), str) else {})
 
 

@@ -8,6 +8,7 @@ import difflib
 import http.client
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -205,7 +206,7 @@ def _in_folder(folder: Path) -> _Found:
     there = {name: found for name in KNOWN if (found := _find(name, folder))}
     if len(there) > 1:
         raise InputError(f"{folder} holds {len(there)} data sets: {', '.join(there)}.",
-                         hint=f"Say which one: --data {folder / next(iter(there))}")
+                         hint=f"Say which one: --data {shlex.quote(str(folder / next(iter(there))))}")
     for name, found in there.items():
         return _Found(name, *found)
     if splits.find(folder):

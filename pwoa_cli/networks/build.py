@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
     file, _, function = arch.rpartition(":") if ".py:" in arch else (arch, "", "")
     if not function:
         raise InputError(f"--arch {arch} names a file and no function in it.",
-                         hint=f"--arch {file}:fn, where fn() returns the network.")
+                         hint=f"--arch {shlex.quote(file + ':fn')}, where fn() returns the network.")
     if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         raise InputError(f"--arch {arch}: there is no file {file}.",
                          hint="--arch path/to/file.py:fn, where fn() returns the network.")
@@ -180,7 +181,7 @@ def _run_file(arch: str, file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise InputError(f"--arch {arch}: {file} raises {type(error).__name__}: {error}",
-                         hint=f"It must import by itself: python {file}") from error
+                         hint=f"It must import by itself: python {shlex.quote(str(file))}") from error
     finally:
         sys.path.remove(str(file.resolve().parent))
     return module

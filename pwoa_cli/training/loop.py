@@ -90,7 +90,7 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
                 raise PwoaError(f"The loss is not finite by step {explosion.step} of {plan.steps}: "
                                 f"{explosion}.",
                                 hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set "
-                                     "clip=5, or --set lr=1e-4.") from None
+                                     "clip=5, or --set lr=1e-4") from None
             saved["lr_scale"] *= RATE
             restarted(f"the loss exploded by step {explosion.step} of {plan.steps} ({explosion}): once "
                       f"more from step {saved['step']}, at {saved['lr_scale']:g} of the recipe's learning "

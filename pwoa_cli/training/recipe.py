@@ -170,10 +170,10 @@ def _tables(table: dict[str, Any], kind: str, where: str, *,
     example = {"network": "plain", "images": "flat", "data": "mnist"}[kind]
     if not isinstance(found, dict) or not all(isinstance(t, dict) for t in found.values()):
         raise InputError(f"{where}: {kind} is not a table of tables.",
-                         hint=f"Fields that differ stand under a heading such as [{kind}.{example}].")
+                         hint=f"Fields that differ stand under a heading such as [{kind}.{example}]")
     if unknown := [name for name in found if names and name not in names]:
         raise InputError(f"{where}: [{kind}.{unknown[0]}], expected one of {', '.join(names)}.",
-                         hint=f"For example: [{kind}.{example}].")
+                         hint=f"For example: [{kind}.{example}]")
     for name, fields_of_it in found.items():
         _with(Recipe(), fields_of_it, where=f"{where}: [{kind}.{name}]")
     return found
@@ -206,7 +206,7 @@ def _convert(key: str, value: Any, kind: type, where: str) -> Any:
         return kind(float(value)) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
         raise InputError(f"{where}: {key} = {value!r}, expected a {kind.__name__}.",
-                         hint=f"For example: {key} = {getattr(Recipe, key)!r}.") from None
+                         hint=f"For example: {key} = {getattr(Recipe, key)!r}") from None
 
 
 def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
@@ -215,20 +215,20 @@ def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
     if recipe.cutmix + recipe.mixup > 1:
         raise InputError(f"{where}: cutmix {recipe.cutmix}, mixup {recipe.mixup}; expected at most 1 "
                          "together (a batch is mixed in one way).",
-                         hint="For example: cutmix = 0.5, mixup = 0.5.")
+                         hint="For example: cutmix = 0.5, mixup = 0.5")
     if "gaussian" in noise_scales(recipe, eps=1) and not recipe.gaussian_scale:
         raise InputError(f"{where}: noise = {recipe.noise!r}, but noise_scale is in units of eps: "
                          "gaussian_scale must say the largest deviation, in units of pixels in 0..1.",
-                         hint="For example: gaussian_scale = 0.1.")
+                         hint="For example: gaussian_scale = 0.1")
     if not any(getattr(recipe, name) for name in _TEACHING):
         raise InputError(f"{where}: {', '.join(_TEACHING)} are 0: there is nothing to learn from the "
                          "teacher.",
-                         hint="For example: alpha = 1.")
+                         hint="For example: alpha = 1")
     for need in _NEEDS:
         value = getattr(recipe, need.field)
         if value != need.off and not need.met(recipe):
             raise InputError(f"{where}: {need.field} = {value!r} {need.missing}.",
-                             hint=f"For example: {need.example}; or {need.field} = {need.off!r}.")
+                             hint=f"For example: {need.example}; or {need.field} = {need.off!r}")
     return recipe
 
 
@@ -280,7 +280,7 @@ def _check_fields(recipe: Recipe, where: str) -> None:
         if getattr(recipe, key) not in words:
             raise InputError(f"{where}: {key} = {getattr(recipe, key)!r}, expected one of "
                              f"{', '.join(words)}.",
-                             hint=f"For example: {key} = {words[0]!r}.")
+                             hint=f"For example: {key} = {words[0]!r}")
     positive = ("epochs", "batch_size", "lr", "temperature", "sigma", "mask_updates", "rho", "rho_growth",
                 "rho_max", "admm_every")
     for f in fields(Recipe):
@@ -290,20 +290,20 @@ def _check_fields(recipe: Recipe, where: str) -> None:
         if not 0 <= value < float("inf") or (f.name in positive and value == 0):
             raise InputError(f"{where}: {f.name} = {value}, expected a number "
                              f"{'above' if f.name in positive else 'of at least'} 0.",
-                             hint=f"For example: {f.name} = {f.default}.")
+                             hint=f"For example: {f.name} = {f.default}")
         if (f.name in _AT_MOST_1 and value > 1) or (f.name in _BELOW_1 and value >= 1):
             flag = " (--mix-ratio 0)" if f.name == "mix_ratio" else ""
             raise InputError(f"{where}: {f.name} = {value}, expected a number "
                              f"{'below' if f.name in _BELOW_1 else 'at most'} 1.",
-                             hint=f"For example: {f.name} = {f.default:g}{flag}.")
+                             hint=f"For example: {f.name} = {f.default:g}{flag}")
     if recipe.batch_size < 2:
         raise InputError(f"{where}: batch_size {recipe.batch_size}, expected at least 2.",
-                         hint="For example: batch_size = 128.")
+                         hint="For example: batch_size = 128")
     kinds = recipe.noise.split("+")
     if recipe.noise != "none" and (set(kinds) - set(NOISES) or len(set(kinds)) < len(kinds)):
         raise InputError(f"{where}: noise = {recipe.noise!r}, expected none, one of {', '.join(NOISES)}, or "
                          "several of them joined by +.",
-                         hint="For example: noise = 'blocks+gaussian', gaussian_scale = 0.1.")
+                         hint="For example: noise = 'blocks+gaussian', gaussian_scale = 0.1")
 
 
 def _check_asked_scales(recipe: Recipe, overrides: Mapping[str, Any], where: str) -> None:

@@ -3,6 +3,7 @@ result.
 
 `pwoa prune` ends with the same measurement.
 """
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -133,7 +134,8 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     if model.get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):
         raise InputError(f"{folder} is of two runs: its model.safetensors is not the one that its "
                          "report.json is of.",
-                         hint=f"Measure the file by itself: pwoa eval {folder / 'model.safetensors'}")
+                         hint=f"Measure the file by itself: pwoa eval "
+                              f"{shlex.quote(str(folder / 'model.safetensors'))}")
     # the very file that was pruned is read as it was then, --arch, --mean, --std, --entry and --keep included
     is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
     teacher = request.teacher or _same_file(model.get("teacher", model["source"]),

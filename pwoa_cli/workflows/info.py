@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model
+from pwoa_cli.checkpoints.parametrisations import Misfit
 from pwoa_cli.checkpoints.reading import is_near_chance, outputs
 from pwoa_cli.checkpoints.readings import Undecided, warn_of_code
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.data.choices import Choices
+from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import plain, read_json
 from pwoa_cli.machine.memory import one_thread
@@ -38,7 +40,8 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
     Args: data: a data set on whose training images the model is tried, and what its file leaves open is
     settled. choices: what the user says of how it is read.
     Raises: InputError if it cannot be read. An architecture that is not known is a finding: `arch` is null
-    then, `unknown` says why and what to do, and `layers` are the matrices in the file.
+    then, `unknown` says why and what to do, and `layers` are the matrices in the file. So are parametrised
+    weights whose parts do not fit: they are shown as they are stored.
     """
     with one_thread() if data is None else nullcontext():
         return _described(source, data, choices or Choices(), say=say)
@@ -52,7 +55,9 @@ def _described(source: Source, data: str | None, choices: Choices, *,
     try:
         loaded = load_model(source)
     except UnknownArchitecture as error:
-        return plain(about | _of_no_architecture(source, error))
+        return plain(about | _of_no_architecture(source, error, candidates=error.candidates))
+    except Misfit as error:
+        return plain(about | _of_no_architecture(source, error, folded=False))
     accuracy, x = None, None
     if data is not None:
         possible = images.ways(loaded, data, choices, device=torch.device("cpu"), say=say)
@@ -83,13 +88,15 @@ def _described(source: Source, data: str | None, choices: Choices, *,
         "notes": notes})
 
 
-def _of_no_architecture(source: Source, error: UnknownArchitecture) -> dict[str, Any]:
+def _of_no_architecture(source: Source, error: InputError, *, candidates: tuple[str, ...] = (),
+                        folded: bool = True) -> dict[str, Any]:
+    """Args: folded: whether parametrised weights are shown as they are multiplied, or as they are stored."""
     state, _, unwrapped = read_state_dict(source.path, entry=source.entry, keep=source.keep,
-                                          trust_pickle=source.trust_pickle)
+                                          trust_pickle=source.trust_pickle, folded=folded)
     matrices = {name: t for name, t in state.items() if t.ndim >= 2 and t.is_floating_point()}
     return {"sha256": file_sha256(source.path), "arch": None, "unwrapped": unwrapped,
             **_counted(matrices, None), "notes": [],
-            "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": error.candidates},
+            "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": candidates},
             "parameters": sum(t.numel() for k, t in state.items() if not k.endswith(STATISTICS))}
 
 

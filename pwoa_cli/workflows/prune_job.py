@@ -218,11 +218,12 @@ def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
     try:
         return recipe, tuple(layers.hidden_layers(model, x, recipe.hidden))
     except ValueError as error:
-        asked = [name for name in ("hidden", *_OF_HIDDEN) if request.overrides.get(name, 0)]
+        asked = [name for name in _OF_HIDDEN if float(request.overrides.get(name, 0))]  # it may be text
         if recipe.hidden != "auto" or asked:
             raise InputError(f"{request.source.path}: {error}.",
-                             hint=" ".join(f"--set {name}=0" for name in asked if name != "hidden")
-                             or "--set hidden=auto, inner or another pattern of module names") from None
+                             hint="--set hidden=auto, inner or another pattern of module names"
+                             if recipe.hidden != "auto"
+                             else " ".join(f"--set {name}=0" for name in asked)) from None
     without = replace(recipe, hidden_weight=0.0, explain_weight=0.0, lambda_x=0.0, lambda_y=0.0)
     return check(without, where="recipe for a network without hidden layers"), ()
 
@@ -243,7 +244,13 @@ def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) 
     if zeros > sparsity * total:
         raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros / total)}% of its "
                          f"weights are zero, {100 * sparsity:g}% were asked for.",
-                         hint=f"Ask for more: --sparsity above {zeros / total:.4g}")
+                         hint=f"Ask for more: --sparsity {_above(zeros / total)}")
+
+
+def _above(share: float) -> str:
+    """A fraction half way from `share` in [0, 1) to 1, in the fewest digits that tell it from both."""
+    half = (1 + share) / 2
+    return next(text for digits in range(1, 18) if share < float(text := f"{half:.{digits}g}") < 1)
 
 
 def _check_structure(recipe: Recipe, kind: str, groups: Mapping[str, Groups]) -> None:

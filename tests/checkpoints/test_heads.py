@@ -14,6 +14,7 @@ from torch import nn
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.heads import body_of
 from pwoa_cli.checkpoints.model import Source, load_model
+from pwoa_cli.errors import InputError
 from pwoa_cli.networks import families
 from pwoa_cli.reports import checkpoint
 from pwoa_cli.workflows import info
@@ -84,6 +85,24 @@ def test_it_is_named_and_the_file_that_is_printed_makes_it_loadable(name, way):
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.model(x), net(x))
+
+
+@pytest.mark.parametrize(("arch", "own_keys"), [("resnet18", False), ("timm:resnet18", False),
+                                                ("resnet18", True), ("resnet34", True)])
+def test_a_name_that_is_right_but_for_the_head_gets_the_file_to_write(arch, own_keys):
+    """A whole network under another name is told to name the right one, as ever."""
+    net = torchvision.models.resnet18(num_classes=5)
+    if not own_keys:
+        net = with_head(net, "fc", nn.Sequential(nn.Dropout(), nn.Linear(512, 5)))
+    torch.save(net.state_dict(), "m.pt")
+    if own_keys and arch == "resnet18":
+        assert load_model(Source("m.pt", arch=arch)).num_classes == 5
+        return
+    with pytest.raises(InputError) as caught:
+        load_model(Source("m.pt", arch=arch))
+    assert ("it is torchvision:resnet18 but for its head, fc.1 (512 -> 5)" in caught.value.message
+            and "tensors missing" in caught.value.message) != own_keys
+    assert ("    net.fc = nn.Sequential(" in caught.value.hint) != own_keys, caught.value.hint
 
 
 def test_info_shows_the_file_in_both_forms():

@@ -43,7 +43,7 @@ def test_of_user():
     assert of_user(None, (0.1,), (0.2,)) == ((0.1,), (0.2,)) and of_user(None, None, None) == (None, None)
     assert refused(of_user, "imagnet", None, None) == (
         f"--normalize imagnet is none of {', '.join(NORMALISATIONS)}.", "Did you mean imagenet?")
-    assert refused(of_user, "zzz", None, None)[1] == "Or the numbers: --mean A,B,C --std A,B,C"
+    assert refused(of_user, "zzz", None, None)[1] == "Or the numbers in its place: --mean A,B,C --std A,B,C"
     assert "twice" in refused(of_user, "half", (0.5,), None)[0]
 
 

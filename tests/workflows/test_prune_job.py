@@ -14,7 +14,7 @@ from pwoa_cli.networks.build import build
 from pwoa_cli.training import objective
 from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import read_recipe
-from pwoa_cli.workflows import evaluate
+from pwoa_cli.workflows import evaluate, prune_job
 from pwoa_cli.workflows.prune_job import NO_HIDDEN, prepare
 
 
@@ -25,6 +25,12 @@ def test_a_sparsity_that_whole_groups_cannot_reach():
     with pytest.raises(InputError) as caught:
         prepare(request(structure="column", sparsity=0.99), say=lambda text: None)
     assert "whole columns" in caught.value.message and caught.value.hint.startswith("--sparsity 0.9")
+
+
+@pytest.mark.parametrize(("zeros", "more"), [
+    (0.0, "0.5"), (0.5, "0.8"), (0.9, "0.95"), (0.9949, "0.997"), (1 - 1e-9, "0.9999999995")])
+def test_the_sparsity_that_is_named_to_ask_for_more_is_more(zeros, more):
+    assert prune_job._above(zeros) == more and zeros < float(more) < 1
 
 
 def test_an_attack_of_another_norm_is_refused_before_any_work():
