@@ -39,7 +39,8 @@ def test_rounds_end_with_the_time_and_at_the_most():
 def test_medians_and_quartiles_are_numpys(count):
     values = np.random.default_rng(0).lognormal(size=count).tolist()
     found = spread(values)
-    assert [found.low, found.median, found.high] == pytest.approx(np.percentile(values, [25, 50, 75]).tolist())
+    assert [found.low, found.median, found.high] == pytest.approx(
+        np.percentile(values, [25, 50, 75]).tolist())
 
 
 def test_ratios_are_taken_round_by_round():
