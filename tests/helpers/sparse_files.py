@@ -1,6 +1,8 @@
 """Tensors with zeros, and sparse files as any safetensors reader sees them."""
 import json
+import zlib
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -33,25 +35,43 @@ def small_state():
             "bn.count": torch.tensor(7), "flag": torch.tensor([True, False])}
 
 
-def stored(path):
-    """Arrays, index and metadata of a file, as any safetensors reader sees them."""
+def opened(path):
+    """Index, streams as they are stored, and metadata of a file of format 2."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        arrays = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (no dict)
-        return arrays, json.loads(metadata["pwoa"]), metadata
+        blob, metadata = file.get_tensor("pwoa").numpy().tobytes(), file.metadata()
+    start = 8 + int.from_bytes(blob[4:8], "little")
+    index = json.loads(zlib.decompress(blob[8:start], -15))
+    streams, at = [], start
+    for length in index["streams"]:
+        streams.append(blob[at:at + abs(length)])
+        at += abs(length)
+    return index, streams, metadata
+
+
+def framed(index, streams):
+    """The blob of an index (an object, or its JSON text) and streams, with its checksum."""
+    coder = zlib.compressobj(6, zlib.DEFLATED, -15)
+    text = index if isinstance(index, bytes) else json.dumps(index).encode()
+    small = coder.compress(text) + coder.flush()
+    rest = len(small).to_bytes(4, "little") + small + b"".join(streams)
+    return zlib.crc32(rest).to_bytes(4, "little") + rest
+
+
+def written(path, blob, metadata, *, dtype=np.uint8, name="pwoa"):
+    """A safetensors file of one array."""
+    array = torch.from_numpy(np.frombuffer(blob, dtype).copy())
+    safetensors.torch.save_file({name: array}, path, metadata=metadata)
 
 
 def rewrite(path, edit):
-    """Change a valid file through edit(arrays, index, metadata), which may change them in place."""
-    arrays, index, metadata = stored(path)
-    edit(arrays, index, metadata)
-    if "pwoa" in metadata:
-        metadata["pwoa"] = json.dumps(index)
-    safetensors.torch.save_file(arrays, path, metadata=metadata)
+    """Change a valid file through edit(rows by name, index, streams), which may change them in place."""
+    index, streams, metadata = opened(path)
+    edit({row[0]: row for row in index["tensors"]}, index, streams)
+    written(path, framed(index, streams), metadata)
 
 
 def encodings(path):
-    return {key: entry["encoding"] for key, entry in stored(path)[1]["tensors"].items()}
+    return {row[0]: (row[3] if len(row) > 3 else "") for row in opened(path)[0]["tensors"]}
 
 
 def assert_refused(path, *words):

@@ -1,0 +1,147 @@
+"""Format 1 of the sparse file, which pwoa 0.1.0 wrote: read for ever, written no more (layout:
+docs/sparse-file.md).
+
+A dense tensor K keeps its key; a sparse one is `K.pwoa_values` with `K.pwoa_mask`, or with `K.pwoa_gap_hi`
+and `K.pwoa_gap_lo`. The metadata string `pwoa` is a JSON index of all tensors. Everything is compared in
+plain Python integers before memory is taken. What is wrong is a ValueError (what, got, expected), to which
+`sparse.load` adds the file and the hint.
+"""
+import math
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pwoa_cli.files import rice
+from pwoa_cli.files.packed import FLOATS, TooLarge, is_nonzero, words_of
+
+VERSION = 1
+PARTS = {"dense": (), "mask": ("values", "mask"), "rice": ("values", "gap_hi", "gap_lo")}
+SUFFIXES = tuple(f".pwoa_{part}" for part in ("values", "mask", "gap_hi", "gap_lo"))
+MAX_DIMS = 64  # torch stores more, but computes with 64
+
+
+def read(file: safe_open, index: dict | None, *, bound: int) -> dict[str, Tensor]:
+    """All tensors of an open file. Args: index: of the metadata, parsed; None for a plain safetensors file,
+    whose tensors are dense. bound: bytes of all sparse tensors together. Raises: ValueError, TooLarge."""
+    entries = _entries(file, index)
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a file is no dictionary)
+    headers = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
+    _check_arrays(entries, headers)
+    sizes = {code: dtype.itemsize for dtype, code in FLOATS.items()}
+    total = sum(math.prod(entry["shape"]) * sizes[entry["dtype"]] for entry in entries.values()
+                if "shape" in entry)
+    if total > bound:
+        raise TooLarge(total, bound)
+    return {key: _read(file, key, entry, headers) for key, entry in entries.items()}
+
+
+def _entries(file: safe_open, index: dict | None) -> dict[str, dict]:
+    """Entry of every tensor, in the saved order; of a plain file in the order of the file."""
+    if index is None:
+        return {key: {"encoding": "dense"} for key in file.offset_keys()}
+    entries = index.get("tensors")
+    if not isinstance(entries, dict):
+        raise ValueError(f"the index of tensors is {str(entries)[:40]!r}, expected a JSON object")
+    for key, entry in entries.items():
+        _check_entry(key, entry)
+    return entries
+
+
+def _check_entry(key: str, found: object) -> None:
+    """Types and ranges of one index entry, in plain Python integers."""
+    entry = found if isinstance(found, dict) else {}
+    encoding = entry.get("encoding")
+    if not isinstance(encoding, str) or encoding not in PARTS:
+        raise ValueError(f"tensor {key!r} has encoding {str(encoding)[:40]!r}, expected one of "
+                         f"{', '.join(PARTS)}")
+    fields = {"encoding", *(("shape", "dtype", "nnz") if encoding != "dense" else ()),
+              *(("k",) if encoding == "rice" else ())}
+    if set(entry) != fields:
+        raise ValueError(f"tensor {key!r} is described by {sorted(entry)}, expected {sorted(fields)}")
+    if encoding == "dense":
+        return
+    shape, nnz = entry["shape"], entry["nnz"]
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_size(d, least=1) for d in shape):
+        raise ValueError(f"tensor {key!r} has shape {str(shape)[:60]}, expected at most {MAX_DIMS} sizes "
+                         "from 1 on")
+    if entry["dtype"] not in FLOATS.values():
+        raise ValueError(f"tensor {key!r} has dtype {str(entry['dtype'])[:40]!r}, expected one of "
+                         f"{', '.join(FLOATS.values())}")
+    if not _is_size(nnz) or nnz > math.prod(shape):
+        raise ValueError(f"tensor {key!r} has nnz {str(nnz)[:40]}, expected at most {math.prod(shape)} for "
+                         f"shape {shape}")
+    if encoding == "rice" and not _is_size(entry["k"]):
+        raise ValueError(f"tensor {key!r} has Rice parameter {str(entry['k'])[:40]}, expected an integer "
+                         "from 0 on")
+
+
+def _is_size(number: object, *, least: int = 0) -> bool:
+    """Whether a number is an integer from `least` on that fits 64 bits."""
+    return type(number) is int and least <= number < 2**63  # a bool is an int too
+
+
+def _array_names(key: str, entry: dict) -> list[str]:
+    """Names of the stored arrays of a tensor, in the order of its PARTS."""
+    return [f"{key}.pwoa_{part}" for part in PARTS[entry["encoding"]]] or [key]
+
+
+def _check_arrays(index: dict[str, dict], headers: dict[str, tuple]) -> None:
+    """Every stored array belongs to exactly one tensor of the index, and every tensor has its arrays."""
+    wanted = {name: key for key, entry in index.items() for name in _array_names(key, entry)}
+    missing = sorted(wanted.keys() - headers.keys())
+    if missing:
+        raise ValueError(f"{len(missing)} arrays are missing, the first is {missing[0]!r}, expected those in "
+                         "the index")
+    unknown = sorted(headers.keys() - wanted.keys())
+    # no index, yet sparse
+    unknown += [name for name, key in wanted.items() if name == key and key.endswith(SUFFIXES)]
+    if unknown:
+        raise ValueError(f"{len(unknown)} arrays belong to no tensor of the index, the first is "
+                         f"{unknown[0]!r}, expected none (the metadata string pwoa is missing or incomplete)")
+
+
+def _read(file: safe_open, key: str, entry: dict, headers: dict[str, tuple]) -> Tensor:
+    """One dense tensor, with memory of its own (safetensors maps the file: a later change would show, or
+    crash)."""
+    try:
+        if entry["encoding"] == "dense":
+            return _read_dense(file, key, *headers[key])
+        names = dict(zip(PARTS[entry["encoding"]], _array_names(key, entry), strict=True))
+        return _decode(file, entry, names, headers)
+    except ValueError as error:
+        raise ValueError(f"tensor {key!r}: {error}") from error
+
+
+def _read_dense(file: safe_open, key: str, dtype: str, shape: list[int]) -> Tensor:
+    if not all(map(_is_size, shape)):
+        raise ValueError(f"the shape is {str(shape)[:60]}, expected sizes below 2^63")
+    tensor = file.get_tensor(key)
+    if dtype == "BOOL" and tensor.view(torch.uint8).gt(1).any():  # undefined behaviour in C++
+        raise ValueError(f"a boolean is stored as {int(tensor.view(torch.uint8).max())}, expected 0 or 1")
+    return tensor.clone()
+
+
+def _decode(file: safe_open, entry: dict, names: dict[str, str], headers: dict[str, tuple]) -> Tensor:
+    numel, nnz = math.prod(entry["shape"]), entry["nnz"]
+    for part, name in names.items():
+        got, shape = headers[name]
+        dtype = entry["dtype"] if part == "values" else "U8"
+        length = {"values": nnz, "mask": -(-numel // 8)}.get(part)  # rice.decode knows those of the gaps
+        if got != dtype or len(shape) != 1 or length not in (None, shape[0]):
+            raise ValueError(f"{part} is {got} {shape}, expected {dtype} "
+                             f"[{'length' if length is None else length}]")
+    values = file.get_tensor(names["values"])
+    words = words_of(values)
+    if not is_nonzero(words).all():
+        zeros = nnz - int(is_nonzero(words).sum())
+        raise ValueError(f"{zeros} of the {nnz} values are zero, expected none")
+    streams = [file.get_tensor(name).numpy() for part, name in names.items() if part != "values"]
+    if entry["encoding"] == "mask":
+        positions = rice.of_mask(*streams, nnz=nnz, numel=numel)
+    else:
+        positions = rice.decode(*streams, nnz=nnz, k=entry["k"], numel=numel)
+    dense = np.zeros(numel, words.dtype)
+    dense[positions] = words
+    return torch.from_numpy(dense.view(f"i{dense.itemsize}")).view(values.dtype).reshape(entry["shape"])

@@ -1,0 +1,236 @@
+"""The main path of `pwoa export`: find the model -> write it in the form that is asked for -> read that again
+and prove it -> measure it where its numbers changed."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pwoa_cli.attacks import parse
+from pwoa_cli.checkpoints.architecture import is_file
+from pwoa_cli.checkpoints.model import Loaded, Source, load_model, to_metadata
+from pwoa_cli.data.choices import Choices
+from pwoa_cli.data.samples import samples
+from pwoa_cli.errors import InputError, PwoaError
+from pwoa_cli.exports import dense, onnx
+from pwoa_cli.files import run_folder, sparse
+from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.files.plain import read_json
+from pwoa_cli.networks.build import SIZES
+from pwoa_cli.progress import Progress, Say
+from pwoa_cli.reports import numbers
+from pwoa_cli.workflows import evaluate as evaluation
+from pwoa_cli.workflows.setup import open_model
+
+ENDINGS = {"sparse": (".safetensors",), "dense": dense.ENDINGS, "onnx": (".onnx",)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+OFFERED = {"sparse": tuple(DTYPES), "dense": ("fp32", "bf16", "fp16"), "onnx": ("fp32",)}
+TRIED = 100  # images, at most, on which logits are compared
+CLOSE = 1e-3  # largest difference of logits that float32 rounding makes in another runtime
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked `pwoa export` for; None: inferred. like: a checkpoint whose envelope a dense file
+    gets; "none": nothing around the names. measure: attack both where values changed. eps as typed."""
+
+    source: Source
+    format: str
+    out: Path | None = None
+    dtype: str = "fp32"
+    prefix: str = ""
+    like: str | None = None
+    data: str | None = None
+    choices: Choices = field(default_factory=Choices)
+    norm: str | None = None
+    eps: str | None = None
+    attacks: str = "fgsm,pgd,cw"
+    n: int = 1000
+    seed: int = 0
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything found and checked. evaluation: data and threat, None where none is needed.
+    like: the checkpoint whose envelope is taken."""
+
+    request: Request
+    loaded: Loaded
+    out: Path
+    like: Source | None
+    evaluation: evaluation.Job | None
+
+
+# --- setting up ---------------------------------------------------------------------------
+
+def prepare(request: Request, *, say: Say) -> Job:
+    """Find and check everything before anything is written. Raises: InputError."""
+    _check(request)
+    path = request.source.path
+    out = request.out or Path(f"{run_folder.name_for(path)}-{request.format}{ENDINGS[request.format][0]}")
+    _check_out(out, request.format)
+    lossy = request.dtype != "fp32" and request.measure
+    found: evaluation.Job | None = None
+    if lossy or request.format == "onnx" and (request.data or Path(path).is_dir()):
+        found = evaluation.prepare(evaluation.Request(
+            request.source, attacks=request.attacks, data=request.data, choices=request.choices,
+            norm=request.norm, eps=request.eps, n=request.n, seed=request.seed, device="cpu"), say=say)
+        loaded = found.subject.loaded
+    else:
+        source = replace(request.source, path=run_folder.model_of(path))
+        loaded = open_model(source, device=torch.device("cpu"), say=say)
+    like = _like(request, say=say) if request.format == "dense" else None
+    return Job(request, loaded, out, like, found)
+
+
+def _check(request: Request) -> None:
+    if request.format not in ENDINGS:
+        raise InputError(f"--format {request.format} is none of {', '.join(ENDINGS)}.",
+                         hint="For example: --format dense")
+    if request.dtype not in OFFERED[request.format]:
+        what = "none of" if request.dtype not in DTYPES else f"not offered for {request.format}, which has"
+        raise InputError(f"--dtype {request.dtype} is {what} {', '.join(OFFERED[request.format])}.",
+                         hint=f"--dtype {OFFERED[request.format][-1]}")
+    if request.format != "dense" and (request.prefix or request.like):
+        raise InputError("--prefix and --like are of dense files.", hint="Leave them out, or: --format dense")
+    if request.prefix and request.like not in (None, "none"):
+        raise InputError("--prefix and --like both say how names begin.", hint="Give one of them.")
+    parse(request.attacks)
+    if request.format == "onnx":
+        onnx.check_installed()
+
+
+def _check_out(out: Path, kind: str) -> None:
+    """Raises: InputError unless a file of that name can be written and is not there yet."""
+    fits = out.suffix in ENDINGS[kind]
+    run_folder.check_file(out, flag="--out", ending=out.suffix if fits else ENDINGS[kind][0])
+    if out.exists():
+        raise InputError(f"{out} exists; it was not touched.", hint="Name another: --out FILE")
+
+
+def _like(request: Request, *, say: Say) -> Source | None:
+    """The checkpoint whose envelope a dense file gets: the one that is named, else the one that a run was
+    made from, if it is still there."""
+    if request.like == "none" or request.prefix:
+        return None
+    if request.like is not None:
+        return Source(request.like, entry=request.source.entry, trust_pickle=request.source.trust_pickle)
+    report = Path(request.source.path) / "report.json"
+    if not report.is_file():
+        return None
+    model = read_json(report).get("model", {})
+    origin = Path(str(model.get("source", "")))
+    if origin.is_file() and file_sha256(origin) == model.get("sha256"):
+        say(f"in the envelope of {origin}, which it was pruned from (--like none: names alone)")
+        return Source(str(origin), entry=model.get("reading", {}).get("entry"))
+    return None
+
+
+# --- doing ---------------------------------------------------------------------------
+
+def execute(job: Job, *, progress: Progress, say: Say) -> dict[str, Any]:
+    """Write, prove and measure. Returns: the JSON object of `pwoa export`; `evaluation` in it is what `pwoa
+    eval` gives, where the numbers changed."""
+    request, net = job.request, job.loaded.model.net
+    say(f"writing {job.out}")
+    size = _write(job)
+    result: dict[str, Any] = {
+        "format": request.format, "dtype": request.dtype, "file": str(job.out), "file_bytes": size,
+        "sha256": file_sha256(job.out), "source": job.loaded.source, "source_sha256": job.loaded.sha256,
+        "arch": job.loaded.arch, "dense_bytes": sparse.dense_bytes(net.state_dict()),
+        "normalisation": {"mean": job.loaded.mean, "std": job.loaded.std},
+        "envelope": job.like.path if job.like else None}
+    if request.format == "onnx":
+        images, what = _images(job)
+        largest = onnx.difference(job.out, job.loaded.model, images)
+        result |= {"opset": onnx.OPSET, "input": ["batch", *images.shape[1:]], "compared_on": what,
+                   "largest_difference": largest}
+        if not largest <= CLOSE:
+            raise PwoaError(f"{job.out} gives other logits than the model: they differ by {largest:.3g} "
+                            f"on {what}.", hint="Please report this, with the checkpoint: the file is kept.")
+        return result
+    again = _again(job)
+    result["largest_difference"], result["compared_on"] = _difference(job, again)
+    if request.dtype == "fp32" and result["largest_difference"]:
+        raise PwoaError(f"{job.out} gives other logits than the model when it is loaded again, by "
+                        f"{result['largest_difference']:.3g}.",
+                        hint="Please report this, with the checkpoint: the file is kept.")
+    if request.dtype != "fp32" and job.evaluation is not None:
+        both = replace(job.evaluation, loaded={"original": job.loaded, "exported": again})
+        result["evaluation"] = evaluation.execute(both, progress=progress, say=say).result
+    return result
+
+
+def _write(job: Job) -> int:
+    request, loaded = job.request, job.loaded
+    if request.format == "sparse":
+        kept = {key: text for key, text in loaded.extra.items() if isinstance(text, str)} \
+            if "arch_options" in loaded.extra else {}
+        return sparse.save(loaded.model.net.state_dict(), job.out,
+                           metadata=kept | to_metadata(loaded),
+                           dtype=None if request.dtype == "fp32" else DTYPES[request.dtype])
+    if request.format == "dense":
+        dtype = None if request.dtype == "fp32" else DTYPES[request.dtype]
+        return dense.save(loaded.model.net, job.out, dtype=dtype, prefix=request.prefix, like=job.like)
+    return onnx.save(loaded.model, job.out, example=_images(job)[0][:2])
+
+
+def _again(job: Job) -> Loaded:
+    """The exported file as a model, read as the original was."""
+    like = job.loaded
+    source = Source(str(job.out), trust_pickle=job.request.source.trust_pickle)
+    if job.request.format == "sparse":
+        return load_model(replace(source, arch=like.arch if is_file(like.arch) else None))
+    entry = job.like.entry if job.like and job.out.suffix != ".safetensors" else None
+    return load_model(replace(source, arch=like.arch, options=like.arch_options, mean=like.mean or (),
+                              std=like.std or (), entry=entry))
+
+
+def _images(job: Job) -> tuple[Tensor, str]:
+    """Images to compare logits on (N, C, H, W) in [0,1], and what they are: test images where the data is
+    known."""
+    if job.evaluation is not None:
+        dataset = job.evaluation.subject.dataset
+        count = min(TRIED, job.request.n)
+        return samples(dataset, count, seed=job.request.seed)[:], f"{count} test images of {dataset.name}"
+    channels, *size = job.loaded.input_shape or (_channels(job.loaded.model.net), *(
+        job.loaded.default_size or SIZES[0]))
+    draw = torch.Generator().manual_seed(job.request.seed)
+    return torch.rand(8, channels, *size, generator=draw), "8 random images (--data names real ones)"
+
+
+def _channels(net: nn.Module) -> int:
+    stem = next((t.shape[1] for name, t in net.state_dict().items() if t.ndim == 4), 3)
+    return int(stem)
+
+
+def _difference(job: Job, again: Loaded) -> tuple[float, str]:
+    images, what = _images(job)
+    with torch.no_grad():
+        return float((again.model(images) - job.loaded.model(images)).abs().max()), what
+
+
+# --- saying ---------------------------------------------------------------------------
+
+def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was written, as (label, sentence)."""
+    mean, std = (result["normalisation"][key] for key in ("mean", "std"))
+    inside = "inside" if result["format"] != "dense" else "not in the file, apply it to images in [0,1]"
+    lines = [("file", f"{result['file']}, {numbers.size(result['file_bytes'])} "
+                      f"({numbers.size(result['dense_bytes'])} dense in float32)"),
+             ("SHA-256", result["sha256"]), ("values", result["dtype"]),
+             ("normalisation", f"mean {mean}, std {std}: {inside}" if mean else "none")]
+    if result["envelope"]:
+        lines.append(("envelope", f"as in {result['envelope']}"))
+    if result["format"] == "onnx":
+        shape = " x ".join(map(str, result["input"]))
+        lines.append(("input", f"images ({shape}) in [0,1], float32, opset {result['opset']}"))
+    lines.append(("logits", f"{_differ(result['largest_difference'])} on {result['compared_on']}"))
+    return lines
+
+
+def _differ(largest: float) -> str:
+    return f"differ by at most {largest:.3g} from the model's" if largest else "are the model's, bit for bit,"

@@ -1,0 +1,85 @@
+"""`pwoa bench` as a user types it: what is timed, what is left out and why, what it concludes."""
+import json
+
+import pytest
+import torch
+
+from pwoa_cli.checkpoints.model import load_model
+from pwoa_cli.exports import runtimes
+from pwoa_cli.workflows import bench
+
+QUICK = ["--batch", "1,3", "--seconds", "0.01", "--runtimes", "eager,channels-last,2:4"]
+
+
+def test_a_sparse_model_is_compared_with_itself_without_zeros(here, pwoa):
+    code, out, err = pwoa("bench", "pruned.safetensors", *QUICK, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert list(found["models"]) == ["model", bench.TWIN]
+    assert found["models"]["model"]["zeros"] > 0.85 and found["models"][bench.TWIN]["zeros"] == 0
+    assert [(row["runtime"], row["batch"]) for row in found["rows"]] == [
+        (name, batch) for batch in (1, 3) for name in ("eager", "channels-last")]
+    assert found["left_out"] == {"2:4": "NVIDIA GPUs alone have these kernels"}
+    for row in found["rows"]:
+        low, middle, high = (row["milliseconds"]["model"][key] for key in ("low", "median", "high"))
+        assert 0 < low <= middle <= high
+        assert row["images_per_second"]["model"] == pytest.approx(1000 * row["batch"] / middle)
+    known = found["models"]["model"]
+    assert known["load_seconds"] > 0 and known["memory_bytes"] >= 0 and known["file_bytes"] > 1000
+
+
+def test_another_model_is_named(here, pwoa):
+    code, out, err = pwoa("bench", "pruned.safetensors", "--against", "model.pt", *QUICK)
+    assert code == 0, err
+    assert "| runtime | batch | model, ms | against, ms | images/s | times as fast |" in out
+    assert "- against: model.pt: " in out and "left out: 2:4: NVIDIA" in out
+
+
+def test_a_dense_model_is_timed_alone(here, pwoa):
+    code, out, err = pwoa("bench", "model.pt", *QUICK[:4], "--runtimes", "eager")
+    assert code == 0 and "times as fast" not in out and "- so:" not in out, err
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["--batch", "0"], "--batch 0 is no list of whole numbers above 0"),
+    (["--batch", "1,x"], "--batch 1,x is no list"), (["--threads", "0"], "numbers above 0"),
+    (["--seconds", "-1"], "numbers above 0"), (["--runtimes", "eager,tvm"], "--runtimes: tvm is none of")])
+def test_wrong_use_is_one_sentence(here, pwoa, words, sentence):
+    code, out, err = pwoa("bench", "model.pt", *words)
+    assert code == 2 and not out and sentence in " ".join(err.split()) and "hint: " in err
+
+
+def row(times, *, runtime="eager"):
+    return {"runtime": runtime, "batch": 1, "times_as_fast": {"median": times, "low": times, "high": times}}
+
+
+@pytest.mark.parametrize(("zeros", "sizes", "times", "says"), [
+    (0.9, (100, 100), 1.02, "Single zeros buy bytes, not time: at best 1.02 times as fast as t.pt"),
+    (0.0, (50, 100), 3.0, "Up to 3.00 times as fast as t.pt (eager, batch 1)."),
+    (0.0, (100, 100), 0.9, "It is no faster: at best 0.90 times as fast as t.pt")])
+def test_the_conclusion_is_what_was_measured(zeros, sizes, times, says):
+    models = {name: {"source": source, "zeros": zeros, "parameters": size} for name, source, size in zip(
+        ("model", "against"), ("m.pt", "t.pt"), sizes, strict=True)}
+    assert bench.conclusion({"models": models, "rows": [row(times), row(0.5)]}).startswith(says)
+    assert bench.conclusion({"models": models, "rows": []}) == ""
+
+
+def test_a_runtime_that_breaks_is_left_out_with_its_reason(here, pwoa, monkeypatch):
+    def broken(model, x):
+        raise RuntimeError("no compiler\nsecond line")
+
+    monkeypatch.setitem(runtimes.RUNTIMES, "compile", broken)
+    code, out, err = pwoa("bench", "model.pt", "--batch", "1", "--seconds", "0.01", "--runtimes",
+                          "eager,compile", "--json")
+    assert code == 0 and json.loads(out)["left_out"] == {"compile": "no compiler"}, err
+
+
+def test_every_runtime_that_is_here_gives_the_models_logits(here):
+    """compile and OpenVINO are left to `pwoa bench` itself, as they take long or are not here."""
+    model, x = load_model("pruned.safetensors").model, torch.rand(3, 1, 8, 8)
+    want = model(x)
+    with torch.no_grad():
+        for name in ("eager", "channels-last", "onnx"):
+            found = runtimes.RUNTIMES[name](model, x)()
+            found = torch.from_numpy(found[0]) if name == "onnx" else found
+            assert torch.allclose(found, want, atol=1e-4), name

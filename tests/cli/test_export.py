@@ -1,0 +1,97 @@
+"""`pwoa export` as a user types it: every format, what is tried and said, and wrong use."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import small_models as small
+from helpers.cli_world import TINY
+
+import pwoa_cli
+from pwoa_cli.exports import onnx
+from pwoa_cli.files import sparse
+
+X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def run_folder():
+    return next(Path("pwoa-runs").glob("model-*"))
+
+
+def export(pwoa, *words):
+    code, out, err = pwoa("export", *words)
+    assert code == 0, err
+    return out, err
+
+
+def test_dense_of_a_run_comes_in_the_envelope_of_its_checkpoint(here, pwoa):
+    out, err = export(pwoa, run_folder(), "--format", "dense", "--out", "d.pt")
+    assert "envelope: as in model.pt" in out and "are the model's, bit for bit" in out
+    net = small.lenet()
+    net.load_state_dict(torch.load("d.pt", weights_only=True))
+    want = pwoa_cli.load(run_folder() / "model.safetensors")(X)
+    assert torch.equal(net.eval()(X), want)
+    out, err = export(pwoa, run_folder(), "--format", "dense", "--prefix", "module.",
+                      "--out", "p.safetensors")
+    assert "envelope" not in out and torch.equal(pwoa_cli.load("p.safetensors")(X), want)
+
+
+def test_the_file_is_named_after_the_model(here, pwoa):
+    out, _ = export(pwoa, "pruned.safetensors", "--format", "dense", "--json")
+    found = json.loads(out)
+    assert found["file"] == "pruned-dense.pt" and Path("pruned-dense.pt").is_file()
+    assert found["file_bytes"] == Path("pruned-dense.pt").stat().st_size and found["largest_difference"] == 0
+
+
+def test_sparse_in_full_precision_is_the_same_file(here, pwoa):
+    export(pwoa, "pruned.safetensors", "--format", "sparse", "--out", "s.safetensors")
+    assert Path("s.safetensors").read_bytes() == Path("pruned.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "int8"])
+def test_rounded_values_are_attacked_again(here, pwoa, dtype):
+    words = ("pruned.safetensors", "--format", "sparse", "--dtype", dtype, *TINY, "--attacks", "fgsm")
+    out, _ = export(pwoa, *words, "--out", "s.safetensors", "--json")
+    found = json.loads(out)
+    made = found["evaluation"]
+    assert made["headings"] == ["original", "exported"] and made["data"]["n"] == 20
+    assert set(made["teacher"]) == set(made["student"]) == {"clean", "fgsm"}
+    assert 0 < found["largest_difference"] < 0.5
+    assert found["file_bytes"] < Path("pruned.safetensors").stat().st_size
+    assert sparse.load_metadata("s.safetensors") == sparse.load_metadata("pruned.safetensors")
+    out, _ = export(pwoa, *words, "--out", "again.safetensors", "--no-measure")
+    assert "worst" not in out and Path("again.safetensors").read_bytes() == Path("s.safetensors").read_bytes()
+    out, _ = export(pwoa, *words, "--out", "table.safetensors")
+    assert "| fgsm |" in out and f"values: {dtype}" in out
+
+
+def test_onnx_is_tried_on_test_images(here, pwoa):
+    out, err = export(pwoa, "pruned.safetensors", "--format", "onnx", *TINY, "--json")
+    found = json.loads(out)
+    assert found["compared_on"] == "20 test images of tiny" and 0 <= found["largest_difference"] < 1e-4
+    assert found["input"] == ["batch", 1, 8, 8] and found["opset"] == onnx.OPSET
+    assert onnx.difference(Path("pruned-onnx.onnx"), pwoa_cli.load("pruned.safetensors"), X) < 1e-4
+
+
+WRONG = {
+    "format": (["--format", "zip"], "--format zip is none of sparse, dense, onnx"),
+    "dtype": (["--format", "dense", "--dtype", "fp8"], "--dtype fp8 is none of fp32, bf16, fp16"),
+    "dtype of a format": (["--format", "onnx", "--dtype", "int8"],
+                          "--dtype int8 is not offered for onnx, which has fp32"),
+    "ending": (["--format", "onnx", "--out", "a.pt"], "--out a.pt is no .onnx file"),
+    "there": (["--format", "dense", "--out", "model.pt"], "model.pt exists; it was not touched"),
+    "folder": (["--format", "dense", "--out", "no/a.pt"], "--out no/a.pt cannot be written"),
+    "prefix": (["--format", "sparse", "--prefix", "a."], "--prefix and --like are of dense files"),
+    "both": (["--format", "dense", "--prefix", "a.", "--like", "model.pt"], "both say how names begin"),
+    "like": (["--format", "dense", "--like", "missing.pt"], "missing.pt"),
+    "attack": (["--format", "sparse", "--attacks", "pgdd"], "pgdd")}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_sentence_and_writes_nothing(here, pwoa, case):
+    words, sentence = WRONG[case]
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    code, out, err = pwoa("export", "pruned.safetensors", *words)
+    assert code == 2 and not out and "hint: " in err
+    assert sentence in " ".join(err.split())
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
