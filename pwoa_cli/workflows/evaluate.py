@@ -12,13 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pwoa_cli import attacks
-from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
-from pwoa_cli.checkpoints.shards import checkpoint_sha256
-from pwoa_cli.data.choices import Choices, of_report
+from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
-from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, units
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.evaluate import BLOCK
@@ -26,14 +23,13 @@ from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinishe
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
-from pwoa_cli.files.hashes import file_sha256
-from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import schema
 from pwoa_cli.reports.gates import Gate, judged, resolved
 from pwoa_cli.reports.write import write
+from pwoa_cli.workflows import finished_run
 from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
 
 TEACHER = "teacher"
@@ -123,42 +119,16 @@ def prepare(request: Request, *, say: Say) -> Job:
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     """The request for a run: its model; its teacher, if that file is still the same, its data and threat
     unless asked for."""
-    missing = [name for name in run_folder.FINISHED if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder} is no finished run: a folder without {' and '.join(missing)}.",
-                         hint="Name a finished run's folder, or the checkpoint itself.")
-    made = schema.validate(read_json(folder / "report.json"), where=str(folder / "report.json"))
-    say(f"run: {folder}")
-    model = made["model"]
-    if model.get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):
-        raise InputError(f"{folder} is of two runs: its model.safetensors is not the one that its "
-                         "report.json is of.",
-                         hint=f"Measure the file by itself: pwoa eval {folder / 'model.safetensors'}")
-    # the very file that was pruned is read as it was then, --arch, --mean, --std, --entry and --keep included
-    is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
-    teacher = request.teacher or _same_file(model.get("teacher", model["source"]),
-                                            model.get("teacher_sha256", model["sha256"]),
-                                            model.get("reading", {}) if is_source else {}, say=say)
-    norm = request.norm or made["threat"]["norm"]
-    eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
-    return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")),
-                   teacher=teacher, teacher_is_source=is_source, norm=norm, eps=eps,
-                   choices=request.choices if request.data or request.choices != Choices() else
-                   of_report(made["data"].get("choices", {})),
-                   data=request.data or made["data"].get("argument", made["data"]["name"]))
-
-
-def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) -> Source | None:
-    """The teacher of a run. Args: reading: which of several models in its file it was, and other choices of
-    its reader."""
-    if not hub.is_name(path) and not Path(path).is_file():
-        say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone "
+    run = finished_run.read(folder, say=say)
+    teacher = request.teacher or finished_run.teacher_source(run)
+    if teacher is None:
+        say(f"warning: its teacher {run.teacher} is not there any more; the pruned model is measured alone "
             "(--compare FILE names one)")
-        return None
-    if (hub.pretrained(path).sha256 if hub.is_name(path) else checkpoint_sha256(path)) != sha256:
-        raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
-                         hint="Name the teacher: --compare FILE")
-    return Source(path, entry=reading.get("entry"), keep=reading.get("keep"))
+    norm, eps = run.threat(request.norm, request.eps)
+    return replace(request, source=replace(request.source, path=run.model), teacher=teacher,
+                   teacher_is_source=request.teacher is None and run.is_source, norm=norm, eps=eps,
+                   choices=request.choices if request.data or request.choices != Choices() else run.choices,
+                   data=request.data or run.data)
 
 
 def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
