@@ -42,7 +42,7 @@ def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, n
     """A sentence for each verdict of a report on stderr, and where CI looks for it; whether all passed."""
     verdicts = report.get("gates", [])
     for verdict in verdicts:
-        sentence = f"{verdict['gate']}: {verdict['text']}"
+        sentence = f"{gates.title(verdict)}: {verdict['text']}"
         if verdict["passed"]:
             console.say(f"gate passed: {sentence}")
         else:

@@ -3,6 +3,7 @@
     report       build():      threat, data, teacher, student, drop, seconds, environment, notes
                                + model, sparsity, size, macs, recipe
     evaluation   build_eval(): the first row; for one model alone `results` in place of teacher, student, drop
+    several      build_several(): the first row, with scores and drop of each model in `models` in their place
 
 A score is {accuracy in 0..1, n, ci95: [low, high]} (Wilson); a drop is {points, ci95} in percentage points,
 teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
@@ -35,6 +36,10 @@ COMMON = {
 # None: clean accuracy only
 EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))},
                        "unfinished": {"*": {"*": {"n": int, "of": int}}}}
+SEVERAL = EVALUATION | {
+    "reference": (str, type(None)),  # None: there is no model that all are compared with
+    "models": {"*": {"source": str, "sha256": str, "arch": str, "scores": SCORES, "drop": DROPS}},
+}
 SCHEMA = COMMON | {
     "created": str,
     "model": {"source": str, "sha256": str, "arch": str, "num_classes": int},
@@ -115,6 +120,26 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
     return _check(evaluation, EVALUATION | shown, "evaluation")
 
 
+def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm: str, eps: float,
+                  seconds: Mapping[str, float], environment: Mapping[str, Any], data: Mapping[str, Any],
+                  notes: Sequence[str] = (), findings: Sequence[Mapping[str, Any]] = (),
+                  classes: Mapping[str, Mapping] | None = None, attacks: Sequence[str] = (),
+                  unfinished: Mapping[str, Mapping[str, Mapping]] | None = None) -> dict[str, Any]:
+    """The JSON object of several models on the same samples; `several.view` shows one of them as `build_eval`
+    would.
+
+    Args: models: {heading: {source, sha256, arch, scores, drop, ...}}, the reference first; drop is {} of the
+    reference, and of all without one. reference: the heading of the model that the others are compared with.
+    The others as in `build_eval`.
+    """
+    more = {} if classes is None else {"classes": classes}
+    made = plain({"schema_version": SCHEMA_VERSION, "threat": {"norm": norm, "eps": eps},
+                  "reference": reference, "models": models, "seconds": seconds, "environment": environment,
+                  "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
+                  "unfinished": unfinished or {}} | more)
+    return _check(made, SEVERAL, "evaluation")
+
+
 def drops(teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
     """Percentage points lost in every attack that both have, with Newcombe's (1998, method 10) 95% interval.
 
@@ -152,6 +177,8 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no report.", hint="Name a run's folder, or its report.json.")
     if "sparsity" in report:
         return validate(report, where=str(path))
+    if "reference" in report:
+        return _check(report, SEVERAL, str(path))
     shown = {name: DROPS if name == "drop" else SCORES for name in ("results", "teacher", "student", "drop")
              if name in report}
     if not shown:

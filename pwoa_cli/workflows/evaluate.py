@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pwoa_cli import attacks
@@ -31,6 +32,7 @@ from pwoa_cli.reports.gates import Gate, judged, resolved
 from pwoa_cli.reports.write import write
 from pwoa_cli.workflows import finished_run
 from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
+from pwoa_cli.workflows.several import Asked, Several, as_read, open_several
 
 TEACHER = "teacher"
 
@@ -41,6 +43,7 @@ class Request:
     "8/255"."""
 
     source: Source
+    others: Sequence[Source] = ()  # more models, for one table
     attacks: str = "fgsm,pgd,cw"
     teacher: Source | None = None  # what the model is compared with
     teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
@@ -63,13 +66,15 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """A request with everything found and checked. loaded: what to measure, by name: the model last, before
-    it what it is compared with. kept: what was kept for --resume, filled by `execute`.
+    it what it is compared with. several: whether they are of one table; then the reference, if there is one,
+    is the first. kept: what was kept for --resume, filled by `execute`.
     """
 
     request: Request
     subject: Subject
     loaded: Mapping[str, Loaded]
     device: str
+    several: Several | None = None
     kept: list[Unfinished] = field(default_factory=list)
 
     @property
@@ -94,6 +99,8 @@ def prepare(request: Request, *, say: Say) -> Job:
     later."""
     attacks.parse(request.attacks)
     device = device_named(request.device)
+    if request.others:
+        return _job_of_several(request, device, say=say)
     of_run = not request.source.path or Path(request.source.path).is_dir()
     if of_run:
         request = _of_run(request, Path(request.source.path) if request.source.path else run_folder.newest(),
@@ -101,19 +108,33 @@ def prepare(request: Request, *, say: Say) -> Job:
     subject = open_subject(request.source, data=request.data, choices=request.choices,
                            norm=request.norm, eps=request.eps,
                            device=device, say=say, near_chance="possible" if of_run else "of pruned")
-    attacks.check_norm(attacks.parse(request.attacks), subject.norm)
-    samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
+    _check(request, subject)
     loaded = {"model": subject.loaded}
     if request.teacher is not None:
         like, teacher = subject.loaded, replace(request.teacher, trust_pickle=request.source.trust_pickle)
         if request.teacher_is_source:
-            teacher = replace(teacher, arch=like.arch, options=like.arch_options, mean=like.mean or (),
-                              std=like.std or ())
+            teacher = as_read(teacher, like)
         other, own = (TEACHER, "pruned") if of_run else ("compared", "model")
         loaded = {other: open_teacher(teacher, subject, device=device, say=say, flag="--compare"),
                   own: subject.loaded}
     checked = resolved(request.gates, attacks.typed(request.attacks), compared=len(loaded) > 1)
     return Job(replace(request, gates=checked), subject, loaded, str(device))
+
+
+def _job_of_several(request: Request, device: torch.device, *, say: Say) -> Job:
+    """`prepare` for a table of several models."""
+    asked = Asked(data=request.data, choices=request.choices, norm=request.norm, eps=request.eps,
+                  compare=request.teacher, trust_pickle=request.source.trust_pickle, device=device)
+    several = open_several((request.source, *request.others), asked, say=say)
+    _check(request, several.subject)
+    checked = resolved(request.gates, attacks.typed(request.attacks), compared=bool(several.reference))
+    return Job(replace(request, gates=checked), several.subject, several.loaded, str(device), several)
+
+
+def _check(request: Request, subject: Subject) -> None:
+    """Raises: InputError if the attacks do not know the norm, or the data has fewer samples."""
+    attacks.check_norm(attacks.parse(request.attacks), subject.norm)
+    samples(subject.dataset, request.n, seed=request.seed)
 
 
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
@@ -152,24 +173,39 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
             "taken over")
     seconds = {f"{who} {name}" if several else name: s for who, scores in found.items()
                for name, s in _seconds(scores).items()}
-    teacher = to_json(others[0]) if several else None
-    drop = compare(others[0], last) if several else None
     labels = x.labels.cpu()
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
-    result = schema.build_eval(
-        norm=subject.norm, eps=subject.eps, results=to_json(last), seconds=seconds,
-        models={who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
-                for who, loaded in job.loaded.items()},
-        model=request.source.path, environment=environment(device=job.device, seed=request.seed),
+    models = {who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
+              for who, loaded in job.loaded.items()}
+    common: dict[str, Any] = dict(
+        norm=subject.norm, eps=subject.eps, seconds=seconds,
+        environment=environment(device=job.device, seed=request.seed),
         notes=[*_late(found, job), *data_notes(subject), *notes(found)], findings=findings(found),
-        classes=classes,
-        attacks=[attack.name for attack in attacks.parse(request.attacks)],
+        classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
-        data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,
-        headings=list(found))
+        data=data_fields(subject, n=request.n, seed=request.seed))
+    if job.several:
+        result = _of_several(job.several, found, models, common)
+    else:
+        result = schema.build_eval(
+            model=request.source.path, results=to_json(last), models=models,
+            teacher=to_json(others[0]) if several else None,
+            drop=compare(others[0], last) if several else None, headings=list(found), **common)
     if request.gates:
         result["gates"] = judged(result, request.gates, strict=request.strict)
     return Outcome(result, found, x.index, labels)
+
+
+def _of_several(several: Several, found: Mapping[str, Evaluation], models: Mapping[str, dict[str, Any]],
+                common: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of one table, each model's drop against the reference, paired."""
+    reference = several.reference
+    entries = {who: models[who] | dict(several.known.get(who, {})) | {
+        "scores": to_json(scores),
+        "drop": {} if reference in (None, who) else compare(found[str(reference)], scores)}
+        for who, scores in found.items()}
+    return schema.build_several(models=entries, reference=reference,
+                                **dict(common) | {"notes": [*several.notes, *common["notes"]]})
 
 
 def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | None:
