@@ -75,7 +75,8 @@ def evaluate(
         workflow.keep(outcome, job, folder=folder, saved=save_samples)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
-    if not tell(console, gate, outcome.result, name=" ".join(models or ["newest run"])):
+    if not tell(console, gate, outcome.result, text=tables.markdown(outcome.result),
+                name=" ".join(models or ["newest run"])):
         raise typer.Exit(GATE)
     if tables.falls_short(outcome.result):
         raise typer.Exit(UNASKED)

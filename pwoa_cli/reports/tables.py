@@ -335,6 +335,14 @@ def table(report: Mapping[str, Any]) -> Any:
     return Group(*parts)
 
 
+def tables(reports: Sequence[Mapping[str, Any]], why: Sequence[str]) -> Any:
+    """Several tables one below the other, after the sentences on why they are not one."""
+    from rich.console import Group
+
+    return Group(*(text_cell(sentence) for sentence in why),
+                 *(part for report in reports for part in (["", table(report)] if why else [table(report)])))
+
+
 def _by_model(report: Mapping[str, Any]) -> Any:
     """A column a model, intervals below the figures, to fit."""
     from rich.table import Table
