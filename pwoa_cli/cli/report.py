@@ -10,7 +10,8 @@ from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
 from pwoa_cli.errors import GATE, UNASKED, InputError
 from pwoa_cli.files import run_folder
-from pwoa_cli.reports import collection, gates, schema, tables
+from pwoa_cli.files.plain import dumps
+from pwoa_cli.reports import collection, gates, json_schema, schema, tables
 from pwoa_cli.reports.collection import Entry
 
 EXAMPLES = """\b
@@ -27,9 +28,14 @@ def report(
         "Folder of a run or of an evaluation, or its report.json. Default: the newest run. Several are shown "
         "in one table, where they can be compared."))] = None,
     gate: GateOptions, json: options.Json = False, quiet: options.Quiet = False,
+    schema_only: Annotated[bool, typer.Option(
+        "--schema", rich_help_panel=options.RUN, help="Print the JSON Schema of report.json.")] = False,
 ) -> None:
     """Show reports again, and judge them."""
     asked, console = gate.parsed(), Console(json=json, quiet=quiet)
+    if schema_only:
+        console.result(dumps(json_schema.json_schema(), indent=1), json_schema.json_schema())
+        return
     if runs and len(runs) > 1:
         _show_several(runs, gate, asked, console)
         return
