@@ -49,27 +49,29 @@ def conditions(report: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for figures to be compared: threat, data and how it was read, samples."""
     threat, data = report["threat"], report["data"]
     eps = None if threat["eps"] is None else float(f"{threat['eps']:.6g}")  # 8/255 in float32 is 8/255
-    read = {key: data[key] for key in ("shape", "choices", "classes", "class_numbers") if key in data}
-    return {"norm": threat["norm"], "eps": eps, "data": data["name"], "read as": read, "n": data["n"],
-            "seed": data.get("seed")}
+    read = {key: data[key] for key in ("shape", "images", "classes", "class_numbers") if key in data}
+    choices = {key: value for key, value in data.get("choices", {}).items() if key != "image_size"}
+    return {"norm": threat["norm"], "eps": eps, "data": data["name"], "n": data["n"],
+            "seed": data.get("seed"), **read, **choices}  # the size of images is in their shape
 
 
 def differences(entries: Mapping[str, Entry]) -> list[str]:
     """Why not all are in one table: who says what, of each condition that differs; [] where none does."""
     told = []
     found = {name: conditions(entry.report) for name, entry in entries.items()}
-    for key in ("norm", "eps", "data", "read as", "n", "seed"):
+    for key in dict.fromkeys(key for values in found.values() for key in values):
         groups: dict[str, list[str]] = {}
         for name, values in found.items():
-            groups.setdefault(_words(values[key]), []).append(name)
+            groups.setdefault(_words(values.get(key, "not said")), []).append(name)
         if len(groups) > 1:
             told.append(f"{key} {', '.join(f'{words} ({_and(names)})' for words, names in groups.items())}")
     return [f"Not compared with one another, as they differ in {'; '.join(told)}."] if told else []
 
 
 def _words(value: Any) -> str:
-    pairs = value.items() if isinstance(value, dict) else ()
-    return ", ".join(f"{key} {item}" for key, item in pairs) or str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _and(names: Sequence[str]) -> str:
@@ -131,7 +133,8 @@ def _shared_teacher(reports: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]
     """The teacher of all reports that have one, with the attacks of all: the same file, and the same figures
     wherever two have one; else {}."""
     found = [teacher for report in reports.values() for teacher in _teacher(report).items()]
-    if not found or len({model["sha256"] for _, model in found}) > 1:
+    files = {model["sha256"] for _, model in found}
+    if len(files) != 1 or "" in files:
         return {}
     heading, shared = found[0]
     scores: dict[str, Any] = {}

@@ -49,7 +49,7 @@ EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float,
                        "unfinished": {"*": {"*": {"n": int, "of": int}}},
                        "classes?": {"*": {"*": {"*": SCORE}}}}
 MODEL = {"source": str, "sha256": str, "arch": str}
-SINGLE = EVALUATION | {"model?": {"source": str}, "models?": {"*": MODEL}}
+SINGLE = EVALUATION | {"model": {"source": str}, "models?": {"*": MODEL}}
 ONE = SINGLE | {"results": SCORES}
 TWO = SINGLE | {"headings?": [str], "teacher": SCORES, "student": SCORES, "drop": DROPS}
 SEVERAL = EVALUATION | {

@@ -19,10 +19,10 @@ from pwoa_cli.workflows.finished_run import FinishedRun, claimed
 from pwoa_cli.workflows.setup import Subject, data_fields, open_subject, open_teacher
 
 TEACHER, COMPARED = "teacher", "compared"  # headings of the reference
-# fields of a report's data in which the images of two models may differ
 FIT = ("Measure them apart, or name what decides: --image-size N, --class-order text, --data with the "
        "classes of all.")
-IMAGES = ("shape", "images", "classes", "choices", "class_numbers")
+# fields of a report's data in which the images and classes of two models may differ
+IMAGES = ("shape", "images", "classes", "class_numbers")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def _of_runs(runs: Mapping[str, FinishedRun], asked: Asked) -> Asked:
     if not asked.data:
         chosen = asked.choices != Choices()
         said = {name: asked.choices if chosen else run.choices for name, run in runs.items()}
-        _agree({name: ((_place(run.data), dumps(said[name].said())), run.data + "".join(
-            f", {key} {value}" for key, value in said[name].said().items())) for name, run in runs.items()},
-            what="are of different data", hint=f"One for all of them: --data {first.data}")
+        _agree({name: ((_place(run.data), _images(run.report["data"], said[name].said())),
+                       run.data + _words(said[name].said())) for name, run in runs.items()},
+               what="are of different data", hint=f"One for all of them: --data {first.data}")
         asked = replace(asked, data=first.data, choices=next(iter(said.values())))
     threats = {name: run.threat(asked.norm, asked.eps) for name, run in runs.items()}
     norm, eps = _one_threat(threats)
@@ -127,7 +127,8 @@ def _subjects(files: Mapping[str, Source], runs: Mapping[str, FinishedRun], aske
                                near_chance="possible" if name in runs else "of pruned")
         found[name] = subject
         first = next(iter(found.values()))
-        _agree({who: (_images(one), _words(one)) for who, one in found.items()},
+        _agree({who: (_images(data_fields(one, n=0, seed=0), _choices(one)), _shown(one))
+                for who, one in found.items()},
                what="take different images or classes", hint=FIT)
         found[name] = replace(subject, dataset=first.dataset)  # the same, and kept in memory once
         asked = replace(asked, data=asked.data or subject.dataset.name, norm=subject.norm,
@@ -152,16 +153,25 @@ def _with_threat(subjects: Mapping[str, Subject], runs: Mapping[str, FinishedRun
     return replace(first, norm=norm, eps=radius_said)
 
 
-def _images(subject: Subject) -> str:
-    fields = data_fields(subject, n=0, seed=0)
-    return dumps({key: fields.get(key) for key in IMAGES})
+def _images(data: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
+    """What is the same where two models take the same images and classes; a size that was chosen is in their
+    shape."""
+    more = {key: value for key, value in choices.items() if key != "image_size"}
+    return dumps({key: data.get(key) for key in IMAGES} | more)
 
 
-def _words(subject: Subject) -> str:
+def _choices(subject: Subject) -> dict[str, Any]:
+    return subject.choices.said() | dict(subject.dataset.taken)
+
+
+def _words(choices: Mapping[str, Any]) -> str:
+    return "".join(f", {key} {value}" for key, value in choices.items())
+
+
+def _shown(subject: Subject) -> str:
     dataset = subject.dataset
-    choices = subject.choices.said() | dict(dataset.taken)
-    return (f"{dataset.shape[0]} channels of {dataset.size_words()}, {dataset.num_classes} classes"
-            + "".join(f", {key} {value}" for key, value in choices.items()))
+    return (f"{dataset.shape[0]} channel{'s' * (dataset.shape[0] != 1)} of {dataset.size_words()}, "
+            f"{dataset.num_classes} classes{_words(_choices(subject))}")
 
 
 # --- the reference, and networks that are there twice ------------------------------------------------

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import small_models as small
 from helpers.cli_world import TINY
+from PIL import Image
 
 import pwoa_cli
 from pwoa_cli.files.plain import read_json, write_json
+from pwoa_cli.networks.families.small import LeNet
 
 ATTACKED = ["--n", "20", "--attacks", "fgsm,pgd-2", "--json"]
 
@@ -89,6 +92,8 @@ def test_files_alone_have_no_reference_but_a_named_one(there, pwoa):
     ({"threat": {"norm": "l2"}}, "half: linf, eps 0.05; most: l2, eps 0.05.",
      ["--norm", "l2", "--eps", "0.2"]),
     ({"data": {"argument": "more.npz"}}, "different data: half: tiny.npz; most: more.npz.",
+     ["--data", "tiny.npz"]),
+    ({"data": {"shape": [1, 9, 9], "images": "9x9"}}, "half: tiny.npz; most: tiny.npz.",
      ["--data", "tiny.npz"]),
     ({"data": {"choices": {"labels_from": 1}}}, "half: tiny.npz; most: tiny.npz, labels_from 1.",
      ["--data", "tiny.npz"])])
@@ -205,6 +210,31 @@ def test_models_of_other_images_or_classes_are_refused(there, pwoa):
     Path("empty").mkdir()
     code, _, err = pwoa("eval", "half", "empty", *ATTACKED)
     assert code == 2 and "empty is no finished run" in err
+
+
+def test_models_that_take_other_sizes_of_the_same_pictures_are_told_apart(there, pwoa):
+    arrays = np.load("tiny.npz")
+    for split in ("train", "test"):
+        for number, (image, label) in enumerate(zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)):
+            path = Path("pictures", split, str(int(label)), f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze()).save(path)
+    x = torch.tensor(arrays["x_train"]).permute(0, 3, 1, 2) / 255
+    labels = torch.tensor(arrays["y_train"]).long()
+    large = LeNet(size=16, widths=(4, 8), hidden=16, num_classes=4)
+    optimizer = torch.optim.Adam(large.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(large(torch.nn.functional.interpolate(
+            x, scale_factor=2, mode="bilinear")), labels).backward()
+        optimizer.step()
+    small.save(large, "large.pt")
+    args = ["--data", "pictures", "--eps", "0.05", *ATTACKED]
+    code, out, err = pwoa("eval", "model.pt", "large.pt", *args)
+    assert code == 2 and not out and "evaluate 0%" not in err
+    assert "These models take different images or classes: model.pt: 1 channel of 8x8" in err
+    assert "; large.pt: 1 channel of 16x16" in err and "--image-size N" in err
+    assert measured(pwoa, "model.pt", "other.pt", *args)[0]["models"].keys() == {"model.pt", "other.pt"}
 
 
 def test_a_dry_run_of_several_attacks_nothing(there, pwoa):

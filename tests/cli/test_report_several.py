@@ -59,7 +59,8 @@ def test_runs_that_cannot_be_compared_stand_apart_and_what_differs_is_said(runs,
 @pytest.mark.parametrize(("fields", "words"), [
     ({"norm": "l2"}, "norm linf (a), l2 (d)"), ({"data": DATA | {"name": "cifar10"}}, "data mnist (a)"),
     ({"data": DATA | {"n": 500}}, "n 1000 (a), 500 (d)"), ({"data": DATA | {"seed": 1}}, "seed 0 (a), 1 (d)"),
-    ({"data": DATA | {"choices": {"image_size": [8, 8]}}}, "read as ")])
+    ({"data": DATA | {"choices": {"class_order": "text"}}}, "class_order not said (a), text (d)"),
+    ({"data": DATA | {"shape": [3, 8, 8]}}, "shape not said (a), 3x8x8 (d)")])
 def test_each_condition_that_differs_keeps_figures_apart(runs, pwoa, fields, words):
     Path("d").mkdir()
     write(Path("d"), report(model=MODEL, **fields))
