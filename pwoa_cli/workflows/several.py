@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
@@ -54,6 +55,10 @@ class Several:
 def open_several(sources: Sequence[Source], asked: Asked, *, say: Say) -> Several:
     """Find and check all models. Raises: InputError that names what the models do not agree on, and the
     option that decides."""
+    for source in (*sources, *([asked.compare] if asked.compare else [])):
+        if not hub.is_name(source.path) and not Path(source.path).exists():
+            raise InputError(f"{source.path}: there is no such file.",
+                             hint="Check the path of the checkpoint.")
     names = headings([source.path for source in sources], taken=(TEACHER, COMPARED))
     runs = {name: finished_run.read(Path(source.path), say=say)
             for name, source in zip(names, sources, strict=True) if Path(source.path).is_dir()}

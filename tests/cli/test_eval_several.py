@@ -205,8 +205,9 @@ def test_models_of_other_images_or_classes_are_refused(there, pwoa):
     small.save(small.learn(small.resnet(), channels=3), "colour.pt")
     code, out, err = pwoa("eval", "half", "colour.pt", *ATTACKED)
     assert code == 2 and not out and "evaluate 0%" not in err and "Traceback" not in err
-    code, _, err = pwoa("eval", "half", "nowhere", *ATTACKED)
-    assert code == 2 and "nowhere" in err
+    for args in (["half", "nowhere"], ["half", "most", "--compare", "nowhere"]):
+        code, _, err = pwoa("eval", *args, *ATTACKED)
+        assert code == 2 and "nowhere: there is no such file" in err and "run: " not in err  # at once
     Path("empty").mkdir()
     code, _, err = pwoa("eval", "half", "empty", *ATTACKED)
     assert code == 2 and "empty is no finished run" in err
