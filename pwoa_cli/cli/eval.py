@@ -18,14 +18,15 @@ Examples:
   pwoa eval --attacks pgd,cw,aa
   pwoa eval model.pt --attacks pgd,cw,aa --samples 500
   pwoa eval pruned.safetensors --compare model.pt --json
+  pwoa eval model.pt pruned.safetensors --attacks pgd
   pwoa eval --attacks aa --max-seconds 600 --resume"""
 
 
 @options.with_groups
 def evaluate(
-    *, model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help=(
+    *, models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", show_default=False, help=(
         "Checkpoint, pruned file or run folder. Default: the newest run. A run is shown beside its "
-        "teacher."))] = "",
+        "teacher; several are measured on the same samples, in one table."))] = None,
     source: options.SourceOptions, compare: options.Compare = None,
     data: options.Data = None, pictures: options.DataOptions,
     logits: options.Logits = "all", norm: options.Norm = None, eps: options.Eps = None,
@@ -38,6 +39,7 @@ def evaluate(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Measure accuracy under attack."""
+    model, *others = models or [""]
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
     run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")
     jobs: list[Any] = []
@@ -52,7 +54,8 @@ def evaluate(
         from pwoa_cli.workflows import evaluate as workflow
 
         job = workflow.prepare(workflow.Request(
-            source.of(model), teacher=source.of_teacher(compare), data=data,
+            source.of(model), others=[source.of(other) for other in others],
+            teacher=source.of_teacher(compare), data=data,
             choices=pictures.choices(logits=logits), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
             keep_inputs=save_samples is not None, gates=gates, strict=gate.strict), say=console.say)
@@ -75,7 +78,8 @@ def evaluate(
         workflow.keep(outcome, job, folder=folder, saved=save_samples)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
-    if not tell(console, gate, outcome.result, name=model or "newest run"):
+    if not tell(console, gate, outcome.result, text=tables.markdown(outcome.result),
+                name=" ".join(models or ["newest run"])):
         raise typer.Exit(GATE)
     if tables.falls_short(outcome.result):
         raise typer.Exit(UNASKED)

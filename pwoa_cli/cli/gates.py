@@ -8,7 +8,7 @@ import typer
 
 from pwoa_cli.cli.console import Console
 from pwoa_cli.files import run_folder
-from pwoa_cli.reports import ci, gates, tables
+from pwoa_cli.reports import ci, gates
 
 HEADING = "Gates"
 Min = Annotated[list[str] | None, typer.Option(
@@ -38,18 +38,20 @@ class GateOptions:
         return gates.parse("min", self.min) + gates.parse("max-drop", self.max_drop)
 
 
-def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, name: str) -> bool:
-    """A sentence for each verdict of a report on stderr, and where CI looks for it; whether all passed."""
+def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, text: str,
+         name: str) -> bool:
+    """A sentence for each verdict of a report on stderr, and where CI looks for it, with the report as
+    Markdown; whether all passed."""
     verdicts = report.get("gates", [])
     for verdict in verdicts:
-        sentence = f"{verdict['gate']}: {verdict['text']}"
+        sentence = f"{gates.title(verdict)}: {verdict['text']}"
         if verdict["passed"]:
             console.say(f"gate passed: {sentence}")
         else:
             console.warn(f"gate failed: {sentence}")
     for line in ci.annotations(verdicts, report["notes"]):
         console.raw(line)
-    ci.summarise(tables.markdown(report), verdicts)
+    ci.summarise(text, verdicts)
     if options.junit:
         ci.write_junit(options.junit, verdicts, name=name)
     return all(verdict["passed"] for verdict in verdicts)

@@ -68,7 +68,7 @@ def prune(
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
     own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")
-    if not tell(console, gate, result, name=folder.name):
+    if not tell(console, gate, result, text=tables.markdown(result), name=folder.name):
         raise typer.Exit(GATE)
     if tables.only_guesses(result) or tables.falls_short(result):
         raise typer.Exit(UNASKED)

@@ -1,43 +1,85 @@
-"""`pwoa report`: read a report -> gates -> show. Nothing is measured, and torch is not needed."""
+"""`pwoa report`: read reports -> gates -> show. Nothing is measured, and torch is not needed."""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
-from pwoa_cli.errors import GATE, UNASKED
+from pwoa_cli.errors import GATE, UNASKED, InputError
 from pwoa_cli.files import run_folder
-from pwoa_cli.reports import gates, schema, tables
+from pwoa_cli.files.plain import dumps
+from pwoa_cli.reports import collection, gates, json_schema, schema, tables
+from pwoa_cli.reports.collection import Entry
 
 EXAMPLES = """\b
 Examples:
   pwoa report
   pwoa report --min worst=0.0 --max-drop clean=100
+  pwoa report pwoa-runs/*
   pwoa report --json"""
 
 
 @options.with_groups
 def report(
-    *, run: Annotated[str, typer.Argument(metavar="RUN", show_default=False, help=(
-        "Folder of a run or of an evaluation, or its report.json. Default: the newest run."))] = "",
+    *, runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", show_default=False, help=(
+        "Folder of a run or of an evaluation, or its report.json. Default: the newest run. Several are shown "
+        "in one table, where they can be compared."))] = None,
     gate: GateOptions, json: options.Json = False, quiet: options.Quiet = False,
+    schema_only: Annotated[bool, typer.Option(
+        "--schema", rich_help_panel=options.RUN, help="Print the JSON Schema of report.json.")] = False,
 ) -> None:
-    """Show a report again, and judge it."""
+    """Show reports again, and judge them."""
     asked, console = gate.parsed(), Console(json=json, quiet=quiet)
-    path = Path(run) if run else run_folder.newest()
+    if schema_only:
+        console.result(dumps(json_schema.json_schema(), indent=1), json_schema.json_schema())
+        return
+    if runs and len(runs) > 1:
+        _show_several(runs, gate, asked, console)
+        return
+    path = Path(runs[0]) if runs else run_folder.newest()
     found = schema.read(path / "report.json" if path.is_dir() else path)
-    scores = [name for column in tables.columns(found).values() for name in column]
-    left = [name for parts in found.get("unfinished", {}).values() for name in parts]
-    known = {name.removesuffix("-20"): name for name in (*scores, *left)} | {n: n for n in (*scores, *left)}
-    compared = "drop" in found
-    checked = gates.resolved(asked, {k: v for k, v in known.items() if v not in ("clean", gates.WORST)},
-                             compared=compared)
-    if checked:
-        found["gates"] = gates.judged(found, checked, strict=gate.strict)
+    if asked:
+        found["gates"] = _judged(found, asked, strict=gate.strict)
     console.result(tables.markdown(found), found, table=lambda: tables.table(found))
-    if not tell(console, gate, found, name=path.name):
+    if not tell(console, gate, found, text=tables.markdown(found), name=path.name):
         raise typer.Exit(GATE)
     if tables.only_guesses(found) or tables.falls_short(found):
         raise typer.Exit(UNASKED)
+
+
+def _judged(found: Mapping[str, Any], asked: Sequence[gates.Gate], *, strict: bool) -> list[dict[str, Any]]:
+    """Verdicts on a report that is there. Raises: InputError for a figure that it does not have."""
+    scores = [name for column in tables.scores(found).values() for name in column]
+    left = [name for parts in found.get("unfinished", {}).values() for name in parts]
+    known = {name.removesuffix("-20"): name for name in (*scores, *left)} | {n: n for n in (*scores, *left)}
+    checked = gates.resolved(asked, {k: v for k, v in known.items() if v not in ("clean", gates.WORST)},
+                             compared=bool(tables.drops(found)))
+    return gates.judged(found, checked, strict=strict)
+
+
+def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates.Gate],
+                  console: Console) -> None:
+    """One table where the reports can be compared, else several and why; each is judged by itself."""
+    entries = collection.read(paths)
+    shown, why = collection.together(entries), collection.differences(entries)
+    verdicts = [{"model": name} | verdict for name, entry in entries.items()
+                for verdict in _of_one(name, entry, asked, strict=gate.strict)]
+    notes = [*why, *(note for table in shown for note in table["notes"])]
+    found = {"schema_version": schema.SCHEMA_VERSION, "tables": shown, "gates": verdicts, "notes": notes}
+    text = "\n".join([*(f"{tables.inline(sentence)}\n" for sentence in why), *map(tables.markdown, shown)])
+    console.result(text, found, table=lambda: tables.tables(shown, why))
+    if not tell(console, gate, found, text=text, name=" ".join(entries)):
+        raise typer.Exit(GATE)
+    reports = [entry.report for entry in entries.values()]
+    if any(tables.only_guesses(one) or tables.falls_short(one) for one in reports):
+        raise typer.Exit(UNASKED)
+
+
+def _of_one(name: str, entry: Entry, asked: Sequence[gates.Gate], *, strict: bool) -> list[dict[str, Any]]:
+    try:
+        return _judged(entry.report, asked, strict=strict)
+    except InputError as error:
+        raise InputError(f"{name}: {error.message}", hint=error.hint) from None

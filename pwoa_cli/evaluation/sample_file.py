@@ -1,8 +1,9 @@
 """What an evaluation says of every sample, as an .npz file that NumPy reads.
 
     index (n,) int64            position in the test set            label (n,) int64
-    WHO/correct/ATTACK, WHO/done/ATTACK (n,) bool     WHO: model; teacher, pruned; or compared, model. correct
-                                                      is False where time ran out before (done is False)
+    WHO/correct/ATTACK, WHO/done/ATTACK (n,) bool     WHO: model; teacher, pruned; compared, model; or the
+                                                      headings of several. correct is False where
+                                                      time ran out before (done is False)
     WHO/distance/ATTACK (n,) float32                  norm of the perturbation, NaN where there is none
     WHO/broken_by (n,) text     the first attack that broke it, "clean" where it was wrong, "" where it holds
     WHO/inputs (n,C,H,W) float32     adversarial inputs in [0,1], clean ones elsewhere; if asked for

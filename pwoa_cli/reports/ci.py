@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pwoa_cli.files.atomic import write_text_atomic
+from pwoa_cli.reports.gates import title
 from pwoa_cli.reports.tables import inline
 
 
@@ -15,7 +16,7 @@ def junit(verdicts: Sequence[Mapping[str, Any]], *, name: str) -> str:
     suite = ET.Element("testsuite", name="pwoa", tests=str(len(verdicts)), failures=str(len(failed)),
                        errors="0", skipped="0")
     for verdict in verdicts:
-        case = ET.SubElement(suite, "testcase", classname=_printable(name), name=_printable(verdict["gate"]))
+        case = ET.SubElement(suite, "testcase", classname=_printable(name), name=_printable(title(verdict)))
         if verdict["passed"]:
             ET.SubElement(case, "system-out").text = _printable(verdict["text"])
         else:
@@ -34,7 +35,7 @@ def summarise(markdown: str, verdicts: Sequence[Mapping[str, Any]]) -> None:
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
         return
-    rows = [f"| {'passed' if v['passed'] else '**failed**'} | {inline(v['gate'])} | {inline(v['text'])} |"
+    rows = [f"| {'passed' if v['passed'] else '**failed**'} | {inline(title(v))} | {inline(v['text'])} |"
             for v in verdicts]
     table = ["", "| gate | | |", "|---|---|---|", *rows, ""] if rows else [""]
     with open(path, "a", encoding="utf-8") as file:
@@ -46,7 +47,7 @@ def annotations(verdicts: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()
     unreliable figure; none elsewhere."""
     if os.environ.get("GITHUB_ACTIONS", "").lower() != "true":
         return []
-    failed = [f"::error title=pwoa {_escaped(v['gate'], ',:')}::{_escaped(v['text'])}"
+    failed = [f"::error title=pwoa {_escaped(title(v), ',:')}::{_escaped(v['text'])}"
               for v in verdicts if not v["passed"]]
     return failed + [f"::warning title=pwoa::{_escaped(note)}" for note in notes
                      if note.startswith("unreliable: ")]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.reports import several
 
 FLAGS = {"min": "--min", "max-drop": "--max-drop"}
 # findings that make clean accuracy unreliable too; the others are of gradients and attacks
@@ -86,8 +87,17 @@ def resolved(gates: Sequence[Gate], attacks: Mapping[str, str], *, compared: boo
 
 
 def judged(report: Mapping[str, Any], gates: Sequence[Gate], *, strict: bool = False) -> list[dict[str, Any]]:
-    """A Verdict on each gate, as a plain dictionary."""
+    """A Verdict on each gate, as a plain dictionary; of several models on each that is not the reference,
+    with its heading as `model`."""
+    if "reference" in report:
+        return [{"model": who} | verdict for who in several.compared(report)
+                for verdict in judged(several.view(report, who), gates, strict=strict)]
     return [asdict(_judged(report, gate, strict)) for gate in gates]
+
+
+def title(verdict: Mapping[str, Any]) -> str:
+    """A gate as it was typed, after the model that it judges where there are several."""
+    return f"{verdict['model']}: {verdict['gate']}" if "model" in verdict else verdict["gate"]
 
 
 def _judged(report: Mapping[str, Any], gate: Gate, strict: bool) -> Verdict:

@@ -3,6 +3,7 @@
     report       build():      threat, data, teacher, student, drop, seconds, environment, notes
                                + model, sparsity, size, macs, recipe
     evaluation   build_eval(): the first row; for one model alone `results` in place of teacher, student, drop
+    several      build_several(): the first row, with scores and drop of each model in `models` in their place
 
 A score is {accuracy in 0..1, n, ci95: [low, high]} (Wilson); a drop is {points, ci95} in percentage points,
 teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
@@ -20,8 +21,13 @@ from pwoa_cli.files.plain import plain, read_json
 SCHEMA_VERSION = 2
 READS = (1, SCHEMA_VERSION)  # 1: a list of names under `unfinished`, which runs do not have
 NUMBER = (int, float)
-SCORES = {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER]}}
-DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER]}}
+ANY = object
+# What `validate` checks and `json_schema` publishes: {field: type, [type of items] or table}; "*": any name;
+# "name?": may be left out
+SCORE = {"accuracy": NUMBER, "n": int, "ci95": [NUMBER], "attacked?": int, "broken?": int, "forwards?": int,
+         "backwards?": int, "parts?": {"*": int}, "curve?": [[NUMBER]]}
+SCORES = {"*": SCORE}
+DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER], "lost?": int, "won?": int, "p?": NUMBER}}
 COMMON = {
     "schema_version": int,
     "threat": {"norm": str, "eps": NUMBER},
@@ -29,22 +35,44 @@ COMMON = {
     "environment": {"python": str, "torch": str, "pwoa": str, "platform": str, "cpu_count": int,
                     "device": str,
                     "threads": int, "seed": int},
-    "data": {"name": str, "n": int},
+    "data": {"name": str, "n": int, "seed?": int, "where?": str, "argument?": str, "shape?": [int],
+             "images?": str, "inferred?": [str], "settled_on?": str,
+             "classes?": {"model": int, "in_test_images": int}, "class_numbers?": [int],
+             "choices?": {"*": ANY}},
     "notes": [str],
+    "findings?": [{"check": str, "unreliable": bool, "text": str, "models": [str]}],
+    "attacks?": [str],
+    "gates?": [{"gate": str, "passed": bool, "text": str, "model?": str}],
 }
 # None: clean accuracy only
 EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))},
-                       "unfinished": {"*": {"*": {"n": int, "of": int}}}}
+                       "unfinished": {"*": {"*": {"n": int, "of": int}}},
+                       "classes?": {"*": {"*": {"*": SCORE}}}}
+MODEL = {"source": str, "sha256": str, "arch": str}
+SINGLE = EVALUATION | {"model": {"source": str}, "models?": {"*": MODEL}}
+ONE = SINGLE | {"results": SCORES}
+TWO = SINGLE | {"headings?": [str], "teacher": SCORES, "student": SCORES, "drop": DROPS}
+SEVERAL = EVALUATION | {
+    "reference": (str, type(None)),  # None: there is no model that all are compared with
+    "models": {"*": MODEL | {"scores": SCORES, "drop": DROPS, "sparsity?": NUMBER, "file_bytes?": int,
+                             "macs?": int, "created?": str}},
+}
 SCHEMA = COMMON | {
     "created": str,
-    "model": {"source": str, "sha256": str, "arch": str, "num_classes": int},
+    "model": MODEL | {"num_classes": int, "arch_options?": {"*": ANY}, "file_sha256?": str, "teacher?": str,
+                      "teacher_sha256?": str, "reading?": {"*": ANY}},
     "sparsity": {"target": NUMBER, "achieved": NUMBER, "nonzero": int, "total": int, "structure": str,
                  "layers": [{"name": str, "shape": [int], "nonzero": int, "total": int}]},
     "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
     "macs": {"dense": int, "nonzero": int},
     "teacher": SCORES, "student": SCORES, "drop": DROPS,
     "recipe": {"name": str},
+    "command?": {"*": ANY},
 }
+# which of them a report is, by the first of these fields that it has
+FORMS: dict[str, dict[str, Any]] = {"sparsity": SCHEMA, "reference": SEVERAL, "results": ONE, "teacher": TWO}
+FRACTIONS = ("accuracy", "achieved", "target")  # 0 to 1, wherever they stand
+INTERVAL = "ci95"  # two numbers, wherever it stands
 
 
 # --- building and checking ---------------------------------------------------------------
@@ -111,8 +139,27 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                         **scores, "seconds": seconds, "environment": environment, "data": data,
                         "notes": notes,
                         "findings": findings, **more})
-    shown = {name: DROPS if name == "drop" else SCORES for name in scores if name != "headings"}
-    return _check(evaluation, EVALUATION | shown, "evaluation")
+    return _check(evaluation, ONE if teacher is None else TWO, "evaluation")
+
+
+def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm: str, eps: float,
+                  seconds: Mapping[str, float], environment: Mapping[str, Any], data: Mapping[str, Any],
+                  notes: Sequence[str] = (), findings: Sequence[Mapping[str, Any]] = (),
+                  classes: Mapping[str, Mapping] | None = None, attacks: Sequence[str] = (),
+                  unfinished: Mapping[str, Mapping[str, Mapping]] | None = None) -> dict[str, Any]:
+    """The JSON object of several models on the same samples; `several.view` shows one of them as `build_eval`
+    would.
+
+    Args: models: {heading: {source, sha256, arch, scores, drop, ...}}, the reference first; drop is {} of the
+    reference, and of all without one. reference: the heading of the model that the others are compared with.
+    The others as in `build_eval`.
+    """
+    more = {} if classes is None else {"classes": classes}
+    made = plain({"schema_version": SCHEMA_VERSION, "threat": {"norm": norm, "eps": eps},
+                  "reference": reference, "models": models, "seconds": seconds, "environment": environment,
+                  "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
+                  "unfinished": unfinished or {}} | more)
+    return _check(made, SEVERAL, "evaluation")
 
 
 def drops(teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
@@ -152,47 +199,58 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no report.", hint="Name a run's folder, or its report.json.")
     if "sparsity" in report:
         return validate(report, where=str(path))
-    shown = {name: DROPS if name == "drop" else SCORES for name in ("results", "teacher", "student", "drop")
-             if name in report}
-    if not shown:
+    form = next((form for field, form in FORMS.items() if field in report), None)
+    if form is None:
         raise InputError(f"{path} holds no report: it has no results.",
                          hint="Name a run's folder, or its report.json.")
-    return _check(report, EVALUATION | shown, str(path))
+    return _check(report, form, str(path))
 
 
 def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if report.get("schema_version") == 1:  # its optional fields were others
+        schema = _required(schema)
     for problem in _problems(report, schema, ""):
         raise InputError(f"{where}: {problem}.",
                          hint="Another tool may have written it; prune again to get a new one.")
     return dict(report)
 
 
+def _required(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _required(inner) for name, inner in schema.items() if not name.endswith("?")}
+    return [_required(schema[0])] if isinstance(schema, list) else schema
+
+
 def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
-    """Sentences on where `value` departs from a schema: {field: schema} ("*": any name), [schema of items],
-    type(s)."""
+    """Sentences on where `value` departs from a schema: {field: schema} ("*": any name, "name?": may be left
+    out), [schema of items], type(s)."""
     kind = dict if isinstance(schema, dict) else list if isinstance(schema, list) else schema
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) and kind not in (bool, ANY):
         expected = ("number" if kind is NUMBER
                     else " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,))))
         yield f"{path or 'the report'} is {value!r:.40}, expected {expected}"
     elif kind is list:
         for index, item in enumerate(value):
             yield from _problems(item, schema[0], f"{path}[{index}]")
-    elif kind is dict:
-        for name in (value if "*" in schema else schema):
-            inner = f"{path}.{name}" if path else name
-            if name in value:
-                yield from _problems(value[name], schema.get("*", schema.get(name)), inner)
-            else:
-                yield f"{inner} is missing"
+    elif kind is dict and isinstance(value, dict):
+        yield from _wrong_fields(value, schema, path)
     yield from _out_of_range(value, path)
+
+
+def _wrong_fields(value: Mapping[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    known = dict.fromkeys(value, schema["*"]) if "*" in schema else schema
+    for name, inner in known.items():
+        field = name if "*" in schema else name.removesuffix("?")
+        where = f"{path}.{field}" if path else field
+        if field in value:
+            yield from _problems(value[field], inner, where)
+        elif field == name:
+            yield f"{where} is missing"
 
 
 def _out_of_range(value: Any, path: str) -> Iterator[str]:
     field = path.rpartition(".")[2]
-    if field in ("accuracy", "achieved", "target") and isinstance(value, NUMBER) and not 0 <= value <= 1:
+    if field in FRACTIONS and isinstance(value, NUMBER) and not 0 <= value <= 1:
         yield f"{path} is {value}, expected 0 to 1"
-    if field == "ci95" and isinstance(value, list) and len(value) != 2:
+    if field == INTERVAL and isinstance(value, list) and len(value) != 2:
         yield f"{path} has {len(value)} numbers, expected 2"
-
-

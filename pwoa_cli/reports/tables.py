@@ -22,41 +22,61 @@ from pwoa_cli.reports.numbers import (
 
 # --- showing a report ---------------------------------------------------------------
 
-def columns(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
-    """Heading and scores of each column: accuracy of one model, or teacher, pruned and drop."""
+def scores(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
+    """Heading and scores of each model: accuracy of one, or teacher and pruned, or several by their names."""
     if "results" in report:
         return {"accuracy": report["results"]}
+    if "reference" in report:
+        return {heading: model["scores"] for heading, model in report["models"].items()}
     teacher, student = report.get("headings", ("teacher", "pruned"))
-    return {teacher: report["teacher"], student: report["student"], "drop": report["drop"]}
+    return {teacher: report["teacher"], student: report["student"]}
+
+
+def columns(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
+    """`scores`, and the drop of two."""
+    return scores(report) | ({"drop": report["drop"]} if "drop" in report else {})
+
+
+def drops(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
+    """What is lost, by the headings of the models that lose it."""
+    if "reference" in report:
+        return {heading: model["drop"] for heading, model in report["models"].items() if model["drop"]}
+    return {list(scores(report))[-1]: report["drop"]} if "drop" in report else {}
 
 
 def headings(report: Mapping[str, Any]) -> list[str]:
     """What stands above `columns`: a figure that must not be believed says so where it stands."""
     doubted = _doubted(report)
-    return [f"{heading} (unreliable)" if heading in doubted or heading in ("accuracy", "drop") and doubted
-            else heading for heading in columns(report)]
+    if doubted and "reference" not in report:
+        doubted |= {"accuracy", "drop"}
+    return [f"{heading} (unreliable)" if heading in doubted else heading for heading in columns(report)]
 
 
 def _doubted(report: Mapping[str, Any]) -> set[str]:
     """The models whose figures must not be believed, by their headings."""
-    everyone = [heading for heading in columns(report) if heading != "drop"]
     return {who for finding in report.get("findings", []) if finding["unreliable"]
-            for who in finding["models"] or everyone}
+            for who in finding["models"] or scores(report)}
 
 
 def unfinished(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
     """What time did not suffice for, by the headings of `columns`."""
     left = list(report.get("unfinished", {}).values())
-    return {heading: attacks for heading, attacks in zip(columns(report), left, strict=False) if attacks}
+    return {heading: attacks for heading, attacks in zip(scores(report), left, strict=False) if attacks}
 
 
 def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row for clean and every attack: its name as given, then a cell "93.2 [91.5, 94.6]" for each of
     `columns`, or "unfinished, 200 of 1000"."""
-    scores, left = columns(report), unfinished(report)
-    names = dict.fromkeys(name for column in [*scores.values(), *left.values()] for name in column)
+    shown, left = columns(report), unfinished(report)
     return [(name, *(_cell(column.get(name), left.get(heading, {}).get(name))
-                     for heading, column in scores.items())) for name in names]
+                     for heading, column in shown.items())) for name in attack_names(report)]
+
+
+def attack_names(report: Mapping[str, Any]) -> list[str]:
+    """Clean, the attacks in their order, the worst case; what is not finished with them."""
+    names = dict.fromkeys(name for column in [*columns(report).values(), *unfinished(report).values()]
+                          for name in column if name != WORST)
+    return [*names, *([WORST] if any(WORST in column for column in columns(report).values()) else [])]
 
 
 def _cell(score: Mapping[str, Any] | None, left: Mapping[str, Any] | None) -> str:
@@ -65,6 +85,9 @@ def _cell(score: Mapping[str, Any] | None, left: Mapping[str, Any] | None) -> st
 
 def headline(report: Mapping[str, Any]) -> str:
     """What this is about, in a line; a pruned model that only guesses is nothing else."""
+    if "reference" in report:
+        count = len(report["models"]) - (report["reference"] is not None)
+        return f"{count} model{'s' * (count != 1)} under attack"
     path = report["model"]["source"]
     # the same name in every run: the folder's says more
     in_run = os.path.basename(path) == "model.safetensors"
@@ -90,12 +113,14 @@ def is_unfinished(report: Mapping[str, Any]) -> bool:
 
 def falls_short(report: Mapping[str, Any]) -> bool:
     """Whether an attack that was asked for has no figure: time did not suffice, or it had no gradient."""
-    asked, scores = report.get("attacks", ()), [s for head, s in columns(report).items() if head != "drop"]
-    return is_unfinished(report) or any(name not in column for name in asked for column in scores)
+    asked, found = report.get("attacks", ()), scores(report).values()
+    return is_unfinished(report) or any(name not in column for name in asked for column in found)
 
 
 def summary(report: Mapping[str, Any]) -> str:
     """Clean and worst accuracy and the file's size, in a sentence. What is not finished gives no figure."""
+    if "reference" in report:
+        return _summary_of_several(report)
     pruned = list(columns(report).values())[:2]  # teacher and pruned, or one model
     attacks = [name for name in pruned[-1] if name != "clean"]
     worst = WORST if WORST in attacks else min(attacks, key=lambda name: pruned[-1][name]["accuracy"],
@@ -113,6 +138,15 @@ def summary(report: Mapping[str, Any]) -> str:
     return ("Unreliable: " if _doubted(report) else "") + ", ".join(parts) + "."
 
 
+def _summary_of_several(report: Mapping[str, Any]) -> str:
+    """The last figure that is there, the worst case where there is one, of each model."""
+    name, doubted = attack_names(report)[-1], _doubted(report)
+    parts = [f"{heading} {_short(column.get(name))}%{' (unreliable)' * (heading in doubted)}"
+             if name in column else f"{heading} unfinished" if heading in unfinished(report) else
+             f"{heading} -" for heading, column in scores(report).items()]
+    return f"{name}: {', '.join(parts)}."
+
+
 def _times(dense: float, file: float) -> str:
     """8.65 times smaller, or 1.20 times larger."""
     return f"{ratio(dense, file)} times smaller" if file <= dense else f"{ratio(file, dense)} times larger"
@@ -124,30 +158,40 @@ def _short(score: Mapping[str, Any] | None) -> str:
 
 def caption(report: Mapping[str, Any]) -> str:
     """How to read the table: unit, interval, n, data set, threat."""
-    shown = [column for heading, column in columns(report).items() if heading != "drop"]
+    shown = list(scores(report).values())
     counts = Counter(score["n"] for column in shown for score in column.values())
     common = counts.most_common(1)[0][0] if counts else 0
     sizes = {name: dict.fromkeys(str(column[name]["n"]) for column in shown if name in column)
-             for name in shown[-1]}
+             for name in attack_names(report) if any(name in column for column in shown)}
     others = ", ".join(f"{name}: {' and '.join(found)}" for name, found in sizes.items()
                        if list(found) != [str(common)])
-    drop = "; drop in points" if "drop" in report else ""
+    drop = f"; drop in points{_against(report)}" if drops(report) else ""
     norm, eps = report["threat"]["norm"], report["threat"]["eps"]
     threat = "" if eps is None else f"; attacks within {norm} eps {radius(eps)}"
     return (f"Accuracy in % [Wilson 95% interval]{drop}. n = {common}{f' ({others})' if others else ''} "
             f"test samples of {report['data']['name']}{threat}.")
 
 
+def _against(report: Mapping[str, Any]) -> str:
+    """Of several models: what their drops are against."""
+    if "reference" not in report:
+        return ""
+    return f" against {report['reference'] or 'the teacher of each'}"
+
+
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What it cost and what it gave, as (label, sentence)."""
     lines = _pruning_facts(report) if "sparsity" in report else []
-    if "drop" in report and not is_unfinished(report):
-        lines += _drop_facts(report["drop"])
-    compared = list(report.get("models", {}).items())[:-1]
-    lines += [(heading, model["source"]) for heading, model in compared]
-    lines += _spent_facts(columns(report))
+    if not is_unfinished(report):
+        several = "reference" in report
+        lines += [("paired", f"{who}: {sentence}" if several else sentence)
+                  for who, drop in drops(report).items() for sentence in _drop_sentences(drop)]
+    lines += _model_facts(report)
+    lines += _spent_facts(scores(report))
     times = report["seconds"]
-    if times:
+    if times and "reference" in report:
+        lines.append(("time", duration(sum(times.values()))))
+    elif times:
         phases = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in times.items())
         lines.append(("time",
                       phases + (f"; together {duration(sum(times.values()))}" if len(times) > 1 else "")))
@@ -157,7 +201,20 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("machine", f"{where['device']}, {threads}, torch {where['torch']}, seed {where['seed']}")]
 
 
-def _drop_facts(drops: Mapping[str, Mapping]) -> list[tuple[str, str]]:
+def _model_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the models came from, but for the one that the headline names; of several also what their runs
+    say."""
+    models = report.get("models", {})
+    if "reference" not in report:
+        return [(heading, model["source"]) for heading, model in list(models.items())[:-1]]
+    return [("model" if heading != report["reference"] else "reference", f"{heading}: " + ", ".join(
+        [model["source"], *([f"{percent_of_weights(model['sparsity'])}% zeros"] if "sparsity" in model
+                            else []),
+         *([size(model["file_bytes"])] if "file_bytes" in model else [])]))
+        for heading, model in models.items()]
+
+
+def _drop_sentences(drops: Mapping[str, Mapping]) -> list[str]:
     """McNemar's test of the last row, the worst case where there is one: so that "no drop" means
     something."""
     name = list(drops)[-1] if drops else ""
@@ -166,8 +223,7 @@ def _drop_facts(drops: Mapping[str, Mapping]) -> list[tuple[str, str]]:
     lost, won, p, (low, high) = (drops[name][key] for key in ("lost", "won", "p", "ci95"))
     verdict = ("a loss" if low > 0 else "a gain under these attacks" if high < 0 else
                f"no loss was found; one above {high:.1f} points is unlikely (95%)")
-    return [("paired",
-             f"{name}: {lost} sample{'s' * (lost != 1)} lost, {won} won, McNemar p = {p:.2g}: {verdict}")]
+    return [f"{name}: {lost} sample{'s' * (lost != 1)} lost, {won} won, McNemar p = {p:.2g}: {verdict}"]
 
 
 def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str, str]]:
@@ -199,14 +255,20 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def class_rows(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Heading and rows of accuracy in % by class, of the model that was named (the last one)."""
-    scores = list(report["classes"].values())[-1]
+def class_tables(report: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """Head and rows of accuracy in % by class, by title: of each of several models, else of the one that was
+    named (the last)."""
+    found = report.get("classes", {})
+    shown = list(found) if "reference" in report else list(found)[-1:]
+    return {f"By class ({who})": _class_rows(found[who]) for who in shown}
+
+
+def _class_rows(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str, ...]]:
     classes = sorted({c for column in scores.values() for c in column}, key=int)
     counts = scores["clean"]
-    body = [(c, str(counts[c]["n"]),
-             *(_of_class(column.get(c), counts[c]["n"]) for column in scores.values())) for c in classes]
-    return ["class", "n", *scores], body
+    return [("class", "n", *scores), *(
+        (c, str(counts[c]["n"]), *(_of_class(column.get(c), counts[c]["n"]) for column in scores.values()))
+        for c in classes)]
 
 
 def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
@@ -217,12 +279,16 @@ def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
 def markdown(report: Mapping[str, Any]) -> str:
     """A report or an evaluation as one Markdown document."""
     lines = [f"# {inline(headline(report))}", "", inline(summary(report)), ""]
-    lines += markdown_table(["", *headings(report)], rows(report)) + ["", inline(caption(report)), ""]
+    lines += markdown_table(["", *headings(report)], rows(report)) + [""]
+    if "reference" in report and drops(report):
+        body = [(name, *(with_interval(drop.get(name)) for drop in drops(report).values()))
+                for name in attack_names(report)]
+        lines += [*markdown_table(["drop", *drops(report)], body), ""]
+    lines += [inline(caption(report)), ""]
     lines += [f"- {label}: {inline(text)}" for label, text in facts(report)]
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
-    if "classes" in report:
-        head, body = class_rows(report)
-        lines += ["", f"## By class ({list(report['classes'])[-1]})", "", *markdown_table(head, body)]
+    for title, (head, *body) in class_tables(report).items():
+        lines += ["", f"## {inline(title)}", "", *markdown_table(head, body)]
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}",
                    f"{layer['total']:,}",
@@ -251,30 +317,62 @@ def table(report: Mapping[str, Any]) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    scores = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    scores.add_column("")
-    for heading in headings(report):
-        scores.add_column(heading.replace(" (", "\n("), justify="right", no_wrap=True)
-    for name, *cells in rows(report):
-        # interval below, to fit
-        stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]
-        scores.add_row(text_cell(name), *map(text_cell, stacked))
     costs = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     costs.add_column(no_wrap=True)
     costs.add_column(overflow="fold")
     for label, sentence in [*facts(report), *(("note", note) for note in report["notes"])]:
         costs.add_row(label, text_cell(sentence))
-    parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", scores, "",
+    figures = _by_attack(report) if "reference" in report else _by_model(report)
+    parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", figures, "",
              text_cell(caption(report), "dim"), "", costs]
-    if "classes" in report:
-        head, body = class_rows(report)
+    for title, (head, *body) in class_tables(report).items():
         by_class = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for heading in head:
             by_class.add_column(heading, justify="right", overflow="fold")
         for row in body:
             by_class.add_row(*map(text_cell, row))
-        parts += ["", text_cell(f"By class ({list(report['classes'])[-1]})", "bold"), by_class]
+        parts += ["", text_cell(title, "bold"), by_class]
     return Group(*parts)
+
+
+def tables(reports: Sequence[Mapping[str, Any]], why: Sequence[str]) -> Any:
+    """Several tables one below the other, after the sentences on why they are not one."""
+    from rich.console import Group
+
+    return Group(*(text_cell(sentence) for sentence in why),
+                 *(part for report in reports for part in (["", table(report)] if why else [table(report)])))
+
+
+def _by_model(report: Mapping[str, Any]) -> Any:
+    """A column a model, intervals below the figures, to fit."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column("")
+    for heading in headings(report):
+        shown.add_column(heading.replace(" (", "\n("), justify="right", no_wrap=True)
+    for name, *cells in rows(report):
+        stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]
+        shown.add_row(text_cell(name), *map(text_cell, stacked))
+    return shown
+
+
+def _by_attack(report: Mapping[str, Any]) -> Any:
+    """A row a model below each attack: many models fit into the width of one."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    lost = drops(report)
+    shown.add_column("", overflow="fold")
+    for heading in ("accuracy", "drop")[:1 + bool(lost)]:
+        shown.add_column(heading, justify="right", overflow="fold", min_width=17)
+    for name, *cells in rows(report):
+        shown.add_row(text_cell(name, "bold"))
+        for who, heading, cell in zip(scores(report), headings(report), cells, strict=True):
+            drop = with_interval(lost[who].get(name)) if who in lost else ""
+            label = who + heading.removeprefix(who).replace(" ", "\n  ", 1)  # doubt on a line of its own
+            shown.add_row(text_cell(f"  {label}"), *map(text_cell, [cell, drop][:1 + bool(lost)]))
+    return shown
 
 
 def text_cell(content: str, style: str = "") -> Any:

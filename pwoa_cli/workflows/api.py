@@ -1,19 +1,20 @@
 """The commands as functions: `pwoa_cli.prune` and `pwoa_cli.evaluate`. Nothing is printed; errors are
 `pwoa_cli.errors.InputError` (wrong use or input) and `PwoaError` (a run that broke), one sentence each.
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
 from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.checkpoints.normalisation import of_user
+from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
 from pwoa_cli.progress import Progress, Say
-from pwoa_cli.reports import tables
+from pwoa_cli.reports import several, tables
 from pwoa_cli.workflows import evaluate as evaluation
 from pwoa_cli.workflows import prune as pruning
 from pwoa_cli.workflows.prune_job import Request, prepare
@@ -101,22 +102,68 @@ def prune(model: PathText, sparsity: float, *, out: PathText | None = None, stru
                   folder / "model.safetensors")
 
 
-def evaluate(model: PathText, *, compare: PathText | None = None, arch: str | None = None,
+class Options(TypedDict, total=False):
+    """Those of `evaluate`, for type checkers: its result depends on whether it gets a list."""
+
+    compare: PathText | None
+    arch: str | None
+    normalize: str | None
+    num_classes: int | None
+    data: PathText | None
+    norm: str | None
+    eps: float | str | None
+    attacks: str
+    samples: int
+    seed: int
+    batch_size: int | None
+    device: str
+    max_seconds: float | None
+    progress: Progress
+    say: Say
+
+
+@overload
+def evaluate(  # type: ignore[overload-overlap]  # text is a sequence of text, too: this one is first
+        model: PathText, **options: Unpack[Options]) -> Result: ...
+
+
+@overload
+def evaluate(model: Sequence[PathText], **options: Unpack[Options]) -> dict[str, Result]: ...
+
+
+def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None = None,
+             arch: str | None = None,
              normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
              norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
              samples: int = 1000, seed: int = 0, batch_size: int | None = None, device: str = "auto",
-             max_seconds: float | None = None, progress: Progress = _nothing, say: Say = _nothing) -> Result:
+             max_seconds: float | None = None, progress: Progress = _nothing,
+             say: Say = _nothing) -> Result | dict[str, Result]:
     """What `pwoa eval` does: accuracy under attack of a checkpoint, or of a run beside its teacher.
 
-    Args: compare: another checkpoint or run, on the same samples. max_seconds: stop then; what is not
-        finished is no figure (`Result.short`). The others as in `prune`. Raises: InputError, PwoaError.
+    Args: model: a checkpoint or a run's folder; several in a list, on the same samples: then the result of
+        each by its name in the table, `teacher` being that of the reference. compare: another checkpoint or
+        run, on the same samples. max_seconds: stop then; what is not finished is no figure (`Result.short`).
+        The others as in `prune`. Raises: InputError, PwoaError.
     """
+    paths = [model] if isinstance(model, str | PathLike) else model
+    sources = [_source(path, arch=arch, normalize=normalize, num_classes=num_classes, run=True)
+               for path in paths]
+    if not sources:
+        raise InputError("evaluate([]) names no model.", hint="For example: evaluate([\"a.pt\", \"b.pt\"])")
     job = evaluation.prepare(evaluation.Request(
-        _source(model, arch=arch, normalize=normalize, num_classes=num_classes, run=True), attacks=attacks,
+        sources[0], others=sources[1:], attacks=attacks,
         teacher=None if compare is None else Source(run_folder.model_of(str(compare))),
         data=None if data is None else str(data), norm=norm, eps=_eps(eps), n=samples, seed=seed,
         batch_size=batch_size, device=device, max_seconds=max_seconds), say=say)
     report = evaluation.execute(job, progress=progress, say=say).result
+    if isinstance(model, str | PathLike):
+        return _result(report)
+    if job.several is None:  # a list of one
+        return {several.headings([sources[0].path])[0]: _result(report)}
+    return {who: _result(several.view(report, who)) for who in several.compared(report)}
+
+
+def _result(report: Mapping[str, Any]) -> Result:
     return Result(_scores(report.get("results", report.get("student", {}))),
                   _scores(report.get("teacher", {})), report)
 

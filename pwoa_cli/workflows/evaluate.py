@@ -3,23 +3,20 @@ result.
 
 `pwoa prune` ends with the same measurement.
 """
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pwoa_cli import attacks
-from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
-from pwoa_cli.checkpoints.shards import checkpoint_sha256
-from pwoa_cli.data.choices import Choices, of_report
+from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
-from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, units
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.evaluate import BLOCK
@@ -27,8 +24,6 @@ from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinishe
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
-from pwoa_cli.files.hashes import file_sha256
-from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.environment import log as log_environment
@@ -36,7 +31,9 @@ from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import schema
 from pwoa_cli.reports.gates import Gate, judged, resolved
 from pwoa_cli.reports.write import write
+from pwoa_cli.workflows import finished_run
 from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
+from pwoa_cli.workflows.several import Asked, Several, as_read, open_several
 
 TEACHER = "teacher"
 
@@ -47,6 +44,7 @@ class Request:
     "8/255"."""
 
     source: Source
+    others: Sequence[Source] = ()  # more models, for one table
     attacks: str = "fgsm,pgd,cw"
     teacher: Source | None = None  # what the model is compared with
     teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
@@ -69,13 +67,15 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """A request with everything found and checked. loaded: what to measure, by name: the model last, before
-    it what it is compared with. kept: what was kept for --resume, filled by `execute`.
+    it what it is compared with. several: whether they are of one table; then the reference, if there is one,
+    is the first. kept: what was kept for --resume, filled by `execute`.
     """
 
     request: Request
     subject: Subject
     loaded: Mapping[str, Loaded]
     device: str
+    several: Several | None = None
     kept: list[Unfinished] = field(default_factory=list)
 
     @property
@@ -101,6 +101,8 @@ def prepare(request: Request, *, say: Say) -> Job:
     attacks.parse(request.attacks)
     device = device_named(request.device)
     log_environment(device=str(device))
+    if request.others:
+        return _job_of_several(request, device, say=say)
     of_run = not request.source.path or Path(request.source.path).is_dir()
     if of_run:
         request = _of_run(request, Path(request.source.path) if request.source.path else run_folder.newest(),
@@ -108,14 +110,12 @@ def prepare(request: Request, *, say: Say) -> Job:
     subject = open_subject(request.source, data=request.data, choices=request.choices,
                            norm=request.norm, eps=request.eps,
                            device=device, say=say, near_chance="possible" if of_run else "of pruned")
-    attacks.check_norm(attacks.parse(request.attacks), subject.norm)
-    samples(subject.dataset, request.n, seed=request.seed)  # n fits the data
+    _check(request, subject)
     loaded = {"model": subject.loaded}
     if request.teacher is not None:
         like, teacher = subject.loaded, replace(request.teacher, trust_pickle=request.source.trust_pickle)
         if request.teacher_is_source:
-            teacher = replace(teacher, arch=like.arch, options=like.arch_options, mean=like.mean or (),
-                              std=like.std or ())
+            teacher = as_read(teacher, like)
         other, own = (TEACHER, "pruned") if of_run else ("compared", "model")
         loaded = {other: open_teacher(teacher, subject, device=device, say=say, flag="--compare"),
                   own: subject.loaded}
@@ -123,46 +123,35 @@ def prepare(request: Request, *, say: Say) -> Job:
     return Job(replace(request, gates=checked), subject, loaded, str(device))
 
 
+def _job_of_several(request: Request, device: torch.device, *, say: Say) -> Job:
+    """`prepare` for a table of several models."""
+    asked = Asked(data=request.data, choices=request.choices, norm=request.norm, eps=request.eps,
+                  compare=request.teacher, trust_pickle=request.source.trust_pickle, device=device)
+    several = open_several((request.source, *request.others), asked, say=say)
+    _check(request, several.subject)
+    checked = resolved(request.gates, attacks.typed(request.attacks), compared=bool(several.reference))
+    return Job(replace(request, gates=checked), several.subject, several.loaded, str(device), several)
+
+
+def _check(request: Request, subject: Subject) -> None:
+    """Raises: InputError if the attacks do not know the norm, or the data has fewer samples."""
+    attacks.check_norm(attacks.parse(request.attacks), subject.norm)
+    samples(subject.dataset, request.n, seed=request.seed)
+
+
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     """The request for a run: its model; its teacher, if that file is still the same, its data and threat
     unless asked for."""
-    missing = [name for name in run_folder.FINISHED if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder} is no finished run: a folder without {' and '.join(missing)}.",
-                         hint="Name a finished run's folder, or the checkpoint itself.")
-    made = schema.validate(read_json(folder / "report.json"), where=str(folder / "report.json"))
-    say(f"run: {folder}")
-    model = made["model"]
-    if model.get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):
-        raise InputError(f"{folder} is of two runs: its model.safetensors is not the one that its "
-                         "report.json is of.",
-                         hint=f"Measure the file by itself: pwoa eval "
-                              f"{shlex.quote(str(folder / 'model.safetensors'))}")
-    # the very file that was pruned is read as it was then, --arch, --mean, --std, --entry and --keep included
-    is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
-    teacher = request.teacher or _same_file(model.get("teacher", model["source"]),
-                                            model.get("teacher_sha256", model["sha256"]),
-                                            model.get("reading", {}) if is_source else {}, say=say)
-    norm = request.norm or made["threat"]["norm"]
-    eps = request.eps or (repr(made["threat"]["eps"]) if norm == made["threat"]["norm"] else None)
-    return replace(request, source=replace(request.source, path=str(folder / "model.safetensors")),
-                   teacher=teacher, teacher_is_source=is_source, norm=norm, eps=eps,
-                   choices=request.choices if request.data or request.choices != Choices() else
-                   of_report(made["data"].get("choices", {})),
-                   data=request.data or made["data"].get("argument", made["data"]["name"]))
-
-
-def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) -> Source | None:
-    """The teacher of a run. Args: reading: which of several models in its file it was, and other choices of
-    its reader."""
-    if not hub.is_name(path) and not Path(path).is_file():
-        say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone "
+    run = finished_run.read(folder, say=say)
+    teacher = request.teacher or finished_run.teacher_source(run)
+    if teacher is None:
+        say(f"warning: its teacher {run.teacher} is not there any more; the pruned model is measured alone "
             "(--compare FILE names one)")
-        return None
-    if (hub.pretrained(path).sha256 if hub.is_name(path) else checkpoint_sha256(path)) != sha256:
-        raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
-                         hint="Name the teacher: --compare FILE")
-    return Source(path, entry=reading.get("entry"), keep=reading.get("keep"))
+    norm, eps = run.threat(request.norm, request.eps)
+    return replace(request, source=replace(request.source, path=run.model), teacher=teacher,
+                   teacher_is_source=request.teacher is None and run.is_source, norm=norm, eps=eps,
+                   choices=request.choices if request.data or request.choices != Choices() else run.choices,
+                   data=request.data or run.data)
 
 
 def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
@@ -186,24 +175,39 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
             "taken over")
     seconds = {f"{who} {name}" if several else name: s for who, scores in found.items()
                for name, s in _seconds(scores).items()}
-    teacher = to_json(others[0]) if several else None
-    drop = compare(others[0], last) if several else None
     labels = x.labels.cpu()
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
-    result = schema.build_eval(
-        norm=subject.norm, eps=subject.eps, results=to_json(last), seconds=seconds,
-        models={who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
-                for who, loaded in job.loaded.items()},
-        model=request.source.path, environment=environment(device=job.device, seed=request.seed),
+    models = {who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
+              for who, loaded in job.loaded.items()}
+    common: dict[str, Any] = dict(
+        norm=subject.norm, eps=subject.eps, seconds=seconds,
+        environment=environment(device=job.device, seed=request.seed),
         notes=[*_late(found, job), *data_notes(subject), *notes(found)], findings=findings(found),
-        classes=classes,
-        attacks=[attack.name for attack in attacks.parse(request.attacks)],
+        classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
-        data=data_fields(subject, n=request.n, seed=request.seed), teacher=teacher, drop=drop,
-        headings=list(found))
+        data=data_fields(subject, n=request.n, seed=request.seed))
+    if job.several:
+        result = _of_several(job.several, found, models, common)
+    else:
+        result = schema.build_eval(
+            model=request.source.path, results=to_json(last), models=models,
+            teacher=to_json(others[0]) if several else None,
+            drop=compare(others[0], last) if several else None, headings=list(found), **common)
     if request.gates:
         result["gates"] = judged(result, request.gates, strict=request.strict)
     return Outcome(result, found, x.index, labels)
+
+
+def _of_several(several: Several, found: Mapping[str, Evaluation], models: Mapping[str, dict[str, Any]],
+                common: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of one table, each model's drop against the reference, paired."""
+    reference = several.reference
+    entries = {who: models[who] | dict(several.known.get(who, {})) | {
+        "scores": to_json(scores),
+        "drop": {} if reference in (None, who) else compare(found[str(reference)], scores)}
+        for who, scores in found.items()}
+    return schema.build_several(models=entries, reference=reference,
+                                **dict(common) | {"notes": [*several.notes, *common["notes"]]})
 
 
 def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | None:

@@ -41,6 +41,23 @@ def test_evaluate_of_a_file_and_of_a_run(here, pwoa):
     assert late.short and late.worst is None
 
 
+def test_evaluate_of_several_gives_each_as_it_is_alone(here):
+    run = next(Path("pwoa-runs").glob("model-*"))
+    options = {"attacks": "fgsm,pgd-2", "samples": 20}
+    both = pwoa_cli.evaluate([run, "pruned.safetensors"], **options)
+    alone = pwoa_cli.evaluate(run, **options)
+    assert list(both) == ["model-0.9", "pruned.safetensors"]
+    of_run = both["model-0.9"]
+    assert (of_run.scores, of_run.teacher, of_run.worst) == (alone.scores, alone.teacher, alone.worst)
+    assert of_run.report["drop"] == alone.report["drop"] and not of_run.short
+    (one,) = pwoa_cli.evaluate([run], **options).values()
+    assert one.scores == alone.scores
+    late = pwoa_cli.evaluate([run, "model.pt"], max_seconds=1e-9, **options)
+    assert all(result.short and result.worst is None for result in late.values())
+    with pytest.raises(InputError, match="names no model"):
+        pwoa_cli.evaluate([])
+
+
 def test_wrong_input_is_an_error_of_ours_and_leaves_nothing(here):
     before = sorted(here.rglob("*"))
     for call in (lambda: pwoa_cli.prune("missing.pt", 0.9, out="o"),

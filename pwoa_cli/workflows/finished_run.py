@@ -1,0 +1,104 @@
+"""A finished run of `pwoa prune` as `pwoa eval` takes it: its model, teacher, data and threat, from its
+report."""
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pwoa_cli.checkpoints import hub
+from pwoa_cli.checkpoints.model import Source
+from pwoa_cli.checkpoints.shards import checkpoint_sha256
+from pwoa_cli.data.choices import Choices, of_report
+from pwoa_cli.errors import InputError
+from pwoa_cli.files import run_folder
+from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.files.plain import read_json
+from pwoa_cli.progress import Say
+from pwoa_cli.reports import schema
+
+Threat = tuple[str | None, str | None]  # norm and eps as typed; None: nobody says
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's folder and its report, which is of the model in it."""
+
+    folder: Path
+    report: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Its pruned model's file."""
+        return str(self.folder / "model.safetensors")
+
+    @property
+    def teacher(self) -> str:
+        """Path or name of its teacher, as it was typed."""
+        return self.report["model"].get("teacher", self.report["model"]["source"])
+
+    @property
+    def teacher_sha256(self) -> str:
+        """Of the teacher's file, as it was then."""
+        return self.report["model"].get("teacher_sha256", self.report["model"]["sha256"])
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the teacher is the very file that was pruned, which is read as it was then: --arch, --mean,
+        --std, --entry and --keep included."""
+        return self.report["model"].get("teacher_sha256") == self.report["model"]["sha256"]
+
+    @property
+    def reading(self) -> Mapping[str, Any]:
+        """Which of several models in the teacher's file it was, and other choices of its reader."""
+        return self.report["model"].get("reading", {}) if self.is_source else {}
+
+    @property
+    def data(self) -> str:
+        """--data of the run."""
+        return self.report["data"].get("argument", self.report["data"]["name"])
+
+    @property
+    def choices(self) -> Choices:
+        """How its data was read."""
+        return of_report(self.report["data"].get("choices", {}))
+
+    def threat(self, norm: str | None, eps: str | None) -> Threat:
+        """What of norm and eps the user does not say, from the report."""
+        made = self.report["threat"]
+        return claimed((made["norm"], made["eps"]), norm, eps)
+
+
+def claimed(threat: tuple[str, float], norm: str | None, eps: str | None) -> Threat:
+    """A threat that a file or report names, where the user does not say another."""
+    norm = norm or threat[0]
+    return norm, eps or (repr(threat[1]) if norm == threat[0] else None)
+
+
+def read(folder: Path, *, say: Say) -> FinishedRun:
+    """The run in a folder. Raises: InputError if it is not finished, or of two runs."""
+    missing = [name for name in run_folder.FINISHED if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is no finished run: a folder without {' and '.join(missing)}.",
+                         hint="Name a finished run's folder, or the checkpoint itself.")
+    report = schema.validate(read_json(folder / "report.json"), where=str(folder / "report.json"))
+    say(f"run: {folder}")
+    if report["model"].get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):
+        raise InputError(f"{folder} is of two runs: its model.safetensors is not the one that its "
+                         "report.json is of.",
+                         hint=f"Measure the file by itself: pwoa eval "
+                              f"{shlex.quote(str(folder / 'model.safetensors'))}")
+    return FinishedRun(folder, report)
+
+
+def teacher_source(run: FinishedRun) -> Source | None:
+    """The teacher of a run, None if its file is not there any more. Raises: InputError if it is another file
+    now."""
+    path = run.teacher
+    if not hub.is_name(path) and not Path(path).is_file():
+        return None
+    now = hub.pretrained(path).sha256 if hub.is_name(path) else checkpoint_sha256(path)
+    if now != run.teacher_sha256:
+        raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
+                         hint="Name the teacher: --compare FILE")
+    return Source(path, entry=run.reading.get("entry"), keep=run.reading.get("keep"))
