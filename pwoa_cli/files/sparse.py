@@ -148,9 +148,7 @@ def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is None or tensor.dtype not in FLOATS:
         return tensor
     if dtype == torch.int8:
-        if tensor.ndim > 1 and not tensor.isfinite().all():
-            raise InputError(f"Tensor {key!r} has values that are not finite, which int8 cannot hold.",
-                             hint="Store it as torch.bfloat16.")
+        _check_finite(key, tensor)
         return tensor
     narrow = tensor.to(dtype)
     lost = int((narrow.isinf() & tensor.isfinite()).sum())
@@ -159,6 +157,12 @@ def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
                          f"most {torch.finfo(dtype).max:g}.",
                          hint="Store it as torch.bfloat16, which has float32's range.")
     return narrow
+
+
+def _check_finite(key: str, tensor: Tensor) -> None:
+    if tensor.ndim > 1 and not tensor.isfinite().all():
+        raise InputError(f"Tensor {key!r} has values that are not finite, which int8 cannot hold.",
+                         hint="Store it as torch.bfloat16.")
 
 
 def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> bytes:
