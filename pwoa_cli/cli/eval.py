@@ -66,10 +66,13 @@ def evaluate(
         for note in outcome.result["notes"]:
             if note.startswith("unreliable: "):
                 console.warn(note)
-        console.result(tables.markdown(outcome.result), outcome.result,
-                       table=lambda: tables.table(outcome.result))
-        # last: a full disk must not cost the figures
-        workflow.keep(outcome, job, folder=folder, saved=save_samples)
+        try:
+            workflow.keep(outcome, folder=folder, saved=save_samples)
+        finally:  # a full disk must not cost the figures
+            shown = console.result(tables.markdown(outcome.result), outcome.result,
+                                   table=lambda: tables.table(outcome.result))
+        if shown or folder:
+            workflow.forget(outcome, job)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
     if not tell(console, gate, outcome.result, name=model or "newest run"):

@@ -5,7 +5,6 @@ an attack without gradient), 4 the run broke, 130 interrupted. torch is imported
 --help answers at once.
 """
 import gc
-import io
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pwoa_cli.cli import doctor, eval, info, options, prune, recipe, report, runs
+from pwoa_cli.cli import doctor, eval, faults, info, options, prune, recipe, report, runs, streams
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
@@ -56,7 +55,7 @@ for _command, _name, _examples in ((prune.prune, "prune", prune.EXAMPLES),
 @app.command("version", cls=options.Command)
 def _version() -> None:
     """Print the version."""
-    print(f"pwoa {__version__}")
+    Console().result(f"pwoa {__version__}", {})
 
 
 @app.command("help", cls=options.Command)
@@ -69,7 +68,7 @@ def _help(context: typer.Context,
     if found is None:
         raise InputError(f"pwoa has no command {command!r}.", hint="See pwoa --help")
     with type(context)(found, info_name=command, parent=above) if command else above as shown:
-        print(shown.get_help())
+        Console().result(shown.get_help(), {})
 
 
 def entry() -> None:
@@ -92,31 +91,25 @@ def main() -> None:
     """Run the command line, and turn what went wrong into a sentence and an exit code."""
     # `kill` and CI time limits end a run as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name that it cannot encode must not cost the result
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     try:
-        sys.exit(app(prog_name="pwoa", standalone_mode=False))
-    except Interrupted as stop:
-        Console().say(stop.message)
-        sys.exit(stop.exit_code)
-    except PwoaError as error:
-        _fail(error)
+        code = app(prog_name="pwoa", standalone_mode=False)
     except UsageError as error:  # type: ignore[misc]  # __base__ is a type of anything to mypy
-        _fail(InputError(error.format_message(),
-                         hint=f"See {error.ctx.command_path if error.ctx else 'pwoa'} --help"))
-    except OSError as error:
-        _fail(PwoaError(f"{error.filename or 'A file'}: {error.strerror or error}.",
-                        hint="Free disk space and permissions are the usual causes."))
-    except (MemoryError, RuntimeError) as error:
-        from pwoa_cli.machine.memory import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        _fail(PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
-                        hint="A smaller --batch-size, or another --device."))
+        code = _told(InputError(error.format_message(),
+                                hint=f"See {error.ctx.command_path if error.ctx else 'pwoa'} --help"))
+    except typer.Abort:  # so click calls Ctrl-C
+        code = _told(Interrupted("interrupted; nothing was written."))
+    except SystemExit:
+        raise  # of the completion of shells
+    except BaseException as error:
+        code = _told(faults.of(error))
+    sys.exit(code)
 
 
-def _fail(error: PwoaError) -> None:
-    Console().error(error)
-    sys.exit(error.exit_code)
+def _told(error: PwoaError) -> int:
+    """Say it, and return its exit code."""
+    if isinstance(error, Interrupted):
+        Console().say(error.message)
+    else:
+        Console().error(error)
+    return error.exit_code

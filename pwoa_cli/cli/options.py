@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from pwoa_cli.cli import faults, streams
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.run_folder import model_of
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 class Command(TyperCommand):
     """Help as plain text, options under the headings of their `rich_help_panel`, all in one column."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, with stdout for its result alone. No command of ours calls sys.exit: other code
+        may."""
+        try:
+            with streams.apart():
+                return super().invoke(ctx)
+        except (SystemExit, EOFError) as error:  # the second is Ctrl-C to click
+            raise faults.of(error) from error
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """MODEL or [MODEL], without the braces of newer typers."""

@@ -61,8 +61,11 @@ def prune(
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
-    where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
-    console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
+        where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
+        try:
+            workflow.keep(folder, result)
+        finally:  # a full disk must not cost the figures
+            console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
     own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import PwoaError
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.files.run_folder import ROOT, UNFINISHED
@@ -106,7 +106,7 @@ class Unfinished:
             self.folder.mkdir(parents=True, exist_ok=True)  # another evaluation may have tidied it away
             with atomic(self._path(name)) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy: one may be named allow_pickle
-        except (OSError, InputError) as error:
+        except (OSError, PwoaError) as error:
             return str(error)
         self.made += 1
         return ""

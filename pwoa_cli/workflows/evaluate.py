@@ -26,6 +26,7 @@ from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinishe
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
+from pwoa_cli.files.atomic import each
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
 from pwoa_cli.machine.devices import device_named
@@ -248,18 +249,24 @@ def _late(found: Mapping[str, Evaluation], job: Job) -> list[str]:
     return sentences
 
 
-def keep(outcome: Outcome, job: Job, *, folder: Path | None, saved: Path | None) -> None:
-    """Write what was asked for; then what was kept for --resume is no longer needed, unless time ran out.
+def keep(outcome: Outcome, *, folder: Path | None, saved: Path | None) -> None:
+    """Write what was asked for, whichever can be written.
 
     Args: folder: for report.json, report.md and samples.npz. saved: for the samples with their adversarial
     inputs.
+    Raises: as `files.atomic.each`.
     """
+    save = partial(sample_file.save, found=outcome.found, index=outcome.index, labels=outcome.labels)
+    writes = [partial(save, saved, inputs=True)] if saved else []
     if folder:
-        sample_file.save(folder / "samples.npz", outcome.found, index=outcome.index, labels=outcome.labels,
-                         inputs=False)
-        write(folder, outcome.result)
-    if saved:
-        sample_file.save(saved, outcome.found, index=outcome.index, labels=outcome.labels, inputs=True)
+        folder.mkdir(parents=True, exist_ok=True)  # it may have been removed while the attacks ran
+        writes = [partial(save, folder / "samples.npz", inputs=False),
+                  partial(write, folder, outcome.result), *writes]
+    each(*writes)
+
+
+def forget(outcome: Outcome, job: Job) -> None:
+    """Remove what was kept for --resume, where the figures are shown or written, unless time ran out."""
     if not any(evaluation.unfinished for evaluation in outcome.found.values()):
         for kept in job.kept:
             kept.clear()

@@ -101,6 +101,7 @@ def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monk
     job = prepare(request, say=lambda text: None)
     made = prune.execute(job, tmp_path / "run", say=lambda text: None, progress=lambda *_: None,
                          created=datetime(2026, 1, 2))
+    prune.keep(tmp_path / "run", made)
     request = evaluate.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=14)
     again = evaluate.prepare(request, say=lambda text: None)
     measured = evaluate.execute(again, progress=lambda *_: None, say=lambda text: None).result
