@@ -14,7 +14,8 @@ from typing import Any
 from pwoa_cli.cli import streams
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.files.plain import dumps
-from pwoa_cli.reports.numbers import duration, visible
+from pwoa_cli.reports.escapes import terminal, visible
+from pwoa_cli.reports.numbers import duration
 
 SECONDS_BETWEEN_LINES = 30
 
@@ -63,7 +64,7 @@ class Console:
             # without a height rich takes 80 columns on a dumb terminal
             RichConsole(file=stream, width=_width(stream), height=25).print(table())
         else:
-            _write(stream, visible(text.rstrip("\n")))
+            _write(stream, terminal(text.rstrip("\n")))
         return not streams.fault(stream)
 
     @contextmanager
@@ -179,7 +180,7 @@ def _live(stream: Any) -> bool:
 def _to_stderr(text: str) -> None:
     """One write, so that lines of threads do not mix; broken between words on a terminal, never where it is
     read by a program."""
-    text = visible(text)
+    text = terminal(text)
     if sys.stderr.isatty():
         text = "\n".join(_wrapped(line, _width(sys.stderr)) for line in text.split("\n"))
     _write(sys.stderr, text)

@@ -1,11 +1,13 @@
 """A report or an evaluation for people: as Markdown, as a terminal table, and each kind of number in one
 form."""
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.reports import escapes
 from pwoa_cli.reports.numbers import (
     duration,
     percent_of_weights,
@@ -13,7 +15,6 @@ from pwoa_cli.reports.numbers import (
     ratio,
     scaled,
     size,
-    visible,
     with_interval,
 )
 
@@ -202,7 +203,8 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def class_rows(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Heading and rows of accuracy in % by class, of the model that was named (the last one)."""
     scores = list(report["classes"].values())[-1]
-    classes = sorted({c for column in scores.values() for c in column}, key=int)
+    classes = sorted({c for column in scores.values() for c in column},
+                     key=lambda c: (int(c) if c.isdecimal() else math.inf, c))  # of foreign reports: names
     counts = scores["clean"]
     body = [(c, str(counts[c]["n"]),
              *(_of_class(column.get(c), counts[c]["n"]) for column in scores.values())) for c in classes]
@@ -214,15 +216,19 @@ def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
     return _short(score) + (f" ({score['n']})" if score and score["n"] != n else "")
 
 
+def _by_class(report: Mapping[str, Any]) -> str:
+    return f"By class ({list(report['classes'])[-1]})"
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """A report or an evaluation as one Markdown document."""
     lines = [f"# {inline(headline(report))}", "", inline(summary(report)), ""]
     lines += markdown_table(["", *headings(report)], rows(report)) + ["", inline(caption(report)), ""]
-    lines += [f"- {label}: {inline(text)}" for label, text in facts(report)]
+    lines += [f"- {inline(label)}: {inline(text)}" for label, text in facts(report)]
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
     if "classes" in report:
         head, body = class_rows(report)
-        lines += ["", f"## By class ({list(report['classes'])[-1]})", "", *markdown_table(head, body)]
+        lines += ["", f"## {inline(_by_class(report))}", "", *markdown_table(head, body)]
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}",
                    f"{layer['total']:,}",
@@ -241,8 +247,8 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[s
 
 
 def inline(text: str) -> str:
-    """No line break and no cell border out of a name."""
-    return " ".join(visible(text).split()).replace("|", "\\|")
+    """Text on one line of Markdown, none of it read as more than text."""
+    return escapes.markdown(text)
 
 
 def table(report: Mapping[str, Any]) -> Any:
@@ -254,7 +260,7 @@ def table(report: Mapping[str, Any]) -> Any:
     scores = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     scores.add_column("")
     for heading in headings(report):
-        scores.add_column(heading.replace(" (", "\n("), justify="right", no_wrap=True)
+        scores.add_column(text_cell(heading.replace(" (", "\n(")), justify="right", no_wrap=True)
     for name, *cells in rows(report):
         # interval below, to fit
         stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]
@@ -263,17 +269,17 @@ def table(report: Mapping[str, Any]) -> Any:
     costs.add_column(no_wrap=True)
     costs.add_column(overflow="fold")
     for label, sentence in [*facts(report), *(("note", note) for note in report["notes"])]:
-        costs.add_row(label, text_cell(sentence))
+        costs.add_row(text_cell(label), text_cell(sentence))
     parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", scores, "",
              text_cell(caption(report), "dim"), "", costs]
     if "classes" in report:
         head, body = class_rows(report)
         by_class = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for heading in head:
-            by_class.add_column(heading, justify="right", overflow="fold")
+            by_class.add_column(text_cell(heading), justify="right", overflow="fold")
         for row in body:
             by_class.add_row(*map(text_cell, row))
-        parts += ["", text_cell(f"By class ({list(report['classes'])[-1]})", "bold"), by_class]
+        parts += ["", text_cell(_by_class(report), "bold"), by_class]
     return Group(*parts)
 
 
@@ -281,4 +287,4 @@ def text_cell(content: str, style: str = "") -> Any:
     """Content as it is: rich must not read markup such as [x] in a file name."""
     from rich.text import Text
 
-    return Text(visible(content), style=style, overflow="fold")
+    return Text(escapes.visible(content), style=style, overflow="fold")
