@@ -53,13 +53,18 @@ class Command(TyperCommand):
                 formatter.write_dl([(name.ljust(width), text) for name, text in records])
 
 
+DIGITS = 18  # of whole numbers: all of them fit into 64 bits, as torch, TOML and other readers of JSON want
+
+
 def _whole(flag: str, least: int) -> Callable[[Any], int]:
-    """Parser of a whole number >= least. It raises InputError naming the flag."""
+    """Parser of a whole number >= least, of at most DIGITS digits. It raises InputError naming the flag."""
     def parse(text: Any) -> int:
-        if not str(text).strip().isdecimal() or int(text) < least:
-            raise InputError(f"{flag} {text} is not a whole number of at least {least}.",
+        digits = str(text).strip()
+        most = f" and at most {DIGITS} digits" * (len(digits) > DIGITS)
+        if not digits.isdecimal() or most or int(digits) < least:
+            raise InputError(f"{flag} {text} is not a whole number of at least {least}{most}.",
                              hint=f"For example: {flag} {max(least, 100)}")
-        return int(text)
+        return int(digits)
 
     return parse
 

@@ -9,6 +9,7 @@ this package and of its libraries. A file that is cut short or of other samples 
 """
 import glob
 import hashlib
+import os
 import sys
 import tempfile
 import zipfile
@@ -149,7 +150,7 @@ def of_folder(path: Path) -> str:
            *(file for file in loaded if file.is_relative_to(home) and "site-packages" not in file.parts)}
     digest = hashlib.sha256()
     for file in sorted(filter(Path.is_file, own)):
-        digest.update(str(file.relative_to(home)).encode() + file.read_bytes())
+        digest.update(os.fsencode(file.relative_to(home)) + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -39,9 +39,10 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Put text (UTF-8) at `path` as a whole or not at all. Raises: as `atomic`."""
+    """Put text (UTF-8; bytes of file names that are no UTF-8 as they are) at `path` as a whole or not at all.
+    Raises: as `atomic`."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def each(*writes: Callable[[], None]) -> None:

@@ -3,6 +3,8 @@ result.
 
 `pwoa prune` ends with the same measurement.
 """
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +18,7 @@ from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
+from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices, of_report
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
@@ -29,6 +32,7 @@ from pwoa_cli.files import run_folder
 from pwoa_cli.files.atomic import each
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
+from pwoa_cli.machine import seeds
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.progress import Progress, Say
@@ -98,6 +102,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     """Find and check everything before the first attack. Raises: InputError for anything that would fail
     later."""
     attacks.parse(request.attacks)
+    seeds.check(request.seed)
     device = device_named(request.device)
     of_run = not request.source.path or Path(request.source.path).is_dir()
     if of_run:
@@ -137,7 +142,7 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
                          hint=f"Measure the file by itself: pwoa eval {folder / 'model.safetensors'}")
     # the very file that was pruned is read as it was then, --arch, --mean, --std, --entry and --keep included
     is_source = request.teacher is None and model.get("teacher_sha256") == model["sha256"]
-    teacher = request.teacher or _same_file(model.get("teacher", model["source"]),
+    teacher = request.teacher or _same_file(run_folder.beside(model.get("teacher", model["source"]), folder),
                                             model.get("teacher_sha256", model["sha256"]),
                                             model.get("reading", {}) if is_source else {}, say=say)
     norm = request.norm or made["threat"]["norm"]
@@ -146,17 +151,31 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
                    teacher=teacher, teacher_is_source=is_source, norm=norm, eps=eps,
                    choices=request.choices if request.data or request.choices != Choices() else
                    of_report(made["data"].get("choices", {})),
-                   data=request.data or made["data"].get("argument", made["data"]["name"]))
+                   data=request.data or _data_of(made["data"], folder))
+
+
+def _data_of(data: Mapping[str, Any], folder: Path) -> str:
+    """The --data of a run, where it is now. Raises: InputError if it is a file or folder that has gone."""
+    name = data.get("argument", data["name"])
+    where = name if name in datasets.KNOWN else run_folder.beside(name, folder)
+    if where not in datasets.KNOWN and not os.path.exists(os.path.expanduser(where)):
+        raise InputError(f"{name}, the data of {folder}, is not there any more.",
+                         hint="Name it: --data FILE, a folder or a known data set.")
+    return where
 
 
 def _same_file(path: str, sha256: str, reading: Mapping[str, Any], *, say: Say) -> Source | None:
     """The teacher of a run. Args: reading: which of several models in its file it was, and other choices of
     its reader."""
-    if not hub.is_name(path) and not Path(path).is_file():
+    if hub.is_name(path):  # a report may come from anybody: nothing is fetched because it says so
+        say(f"warning: its teacher is {path}, which may have to be downloaded; the pruned model is measured "
+            f"alone (--compare {shlex.quote(path)} names it)")
+        return None
+    if not Path(path).is_file():
         say(f"warning: its teacher {path} is not there any more; the pruned model is measured alone "
             "(--compare FILE names one)")
         return None
-    if (hub.pretrained(path).sha256 if hub.is_name(path) else checkpoint_sha256(path)) != sha256:
+    if checkpoint_sha256(path) != sha256:
         raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
                          hint="Name the teacher: --compare FILE")
     return Source(path, entry=reading.get("entry"), keep=reading.get("keep"))

@@ -28,6 +28,7 @@ from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.pruning.groups import single
 from pwoa_cli.reports import numbers, schema
+from pwoa_cli.reports.escapes import visible
 from pwoa_cli.reports.gates import judged
 from pwoa_cli.reports.write import write
 from pwoa_cli.training import duration, loop
@@ -158,6 +159,7 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
         "recipe": job.plan.recipe.name,
         "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256,
         "pwoa_version": __version__, "seed": str(job.request.seed)}
+    metadata = {key: visible(text) for key, text in metadata.items()}  # names of files may be no UTF-8
     file_bytes = sparse.save(state, path, metadata=metadata)
     # the user named that file in this very command
     arch = subject.loaded.arch if is_file(subject.loaded.arch) else None
