@@ -49,7 +49,8 @@ def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, n
             console.warn(f"gate failed: {sentence}")
     for line in ci.annotations(verdicts, report["notes"]):
         console.raw(line)
-    ci.summarise(tables.markdown(report), verdicts)
+    if why := ci.summarise(tables.markdown(report), verdicts):
+        console.warn(f"the step summary cannot be written: {why}")
     if options.junit:
         ci.write_junit(options.junit, verdicts, name=name)
     return all(verdict["passed"] for verdict in verdicts)

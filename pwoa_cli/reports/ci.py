@@ -30,16 +30,22 @@ def write_junit(path: Path, verdicts: Sequence[Mapping[str, Any]], *, name: str)
     write_text_atomic(path, junit(verdicts, name=name))
 
 
-def summarise(markdown: str, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """Append the report and its gates to GitHub's step summary, where $GITHUB_STEP_SUMMARY names one."""
+def summarise(markdown: str, verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Append the report and its gates to GitHub's step summary, where $GITHUB_STEP_SUMMARY names one.
+
+    Returns: why that failed, "" if it did not."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
-        return
+        return ""
     rows = [f"| {'passed' if v['passed'] else '**failed**'} | {inline(v['gate'])} | {inline(v['text'])} |"
             for v in verdicts]
     table = ["", "| gate | | |", "|---|---|---|", *rows, ""] if rows else [""]
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("\n".join([markdown.rstrip("\n"), *table]) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n".join([markdown.rstrip("\n"), *table]) + "\n")
+    except OSError as error:
+        return str(error.strerror)
+    return ""
 
 
 def annotations(verdicts: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> list[str]:
