@@ -32,6 +32,7 @@ def evaluate(
     attacks: options.Attacks = "fgsm,pgd,cw",
     n: options.N = 1000, per_class: options.PerClass = False, gate: GateOptions,
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
+    deterministic: options.Deterministic = False,
     max_seconds: options.MaxSeconds = None, resume: options.Resume = False,
     save_samples: options.SaveSamples = None,
     out: options.ReportFolder = None, json: options.Json = False,
@@ -48,9 +49,12 @@ def evaluate(
     with opened(console, out, model=model, goes_on=goes_on,
                 again=resume) if out else no_folder(goes_on) as folder:
         console.say("loading torch")
+        from pwoa_cli.machine import determinism
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import evaluate as workflow
 
+        if deterministic:
+            determinism.fix()
         job = workflow.prepare(workflow.Request(
             source.of(model), teacher=source.of_teacher(compare), data=data,
             choices=pictures.choices(logits=logits), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,

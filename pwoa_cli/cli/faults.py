@@ -16,8 +16,12 @@ def of(error: BaseException) -> PwoaError:
     if isinstance(error, PwoaError):
         return error
     if isinstance(error, MemoryError | RuntimeError):
+        from pwoa_cli.machine.determinism import is_refusal
         from pwoa_cli.machine.memory import is_out_of_memory
 
+        if is_refusal(error):
+            return InputError(f"--deterministic: {str(error).partition('.')[0]}.",
+                              hint="Leave --deterministic out, or: --device cpu")
         if is_out_of_memory(error):
             return PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
                              hint="A smaller --batch-size, or another --device.")

@@ -178,6 +178,8 @@ Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier ru
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
                               parser=_whole("--seed", 0))]
 Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
+Deterministic = Annotated[bool, _option(
+    "--deterministic", RUN, "The same bytes from the same command: one thread, deterministic algorithms.")]
 RunFolder = Annotated[Path | None,
                       _option("--out", RUN, "Run folder. Default: pwoa-runs/MODEL-S-TIME.", metavar="DIR")]
 ReportFolder = Annotated[Path | None, _option(

@@ -31,7 +31,8 @@ def prune(
     data: options.Data = None, pictures: options.DataOptions,
     norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
-    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", config: Config = None,
+    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto",
+    deterministic: options.Deterministic = False, config: Config = None,
     out: options.RunFolder = None,
     json: options.Json = False,
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
@@ -43,10 +44,13 @@ def prune(
     gates, console = gate.parsed(), Console(json=json, quiet=quiet)
     with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
         console.say("loading torch")
+        from pwoa_cli.machine import determinism
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import prune as workflow
         from pwoa_cli.workflows.prune_job import Request, prepare
 
+        if deterministic:
+            determinism.fix()
         job = prepare(Request(
             source.of(model_of(model)), wanted, structure=structure, recipe=recipe, overrides=overrides,
             teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),

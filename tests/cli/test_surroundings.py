@@ -1,4 +1,5 @@
 """What surrounds the command: a stream that cannot encode a file name, a machine without a home folder."""
+import ctypes
 import json
 import os
 import shutil
@@ -121,3 +122,54 @@ def test_a_run_folder_that_is_removed_during_the_run_is_made_again(here, pwoa, m
     monkeypatch.setattr(evaluate, "execute", gone)
     code, out, err = pwoa("eval", "model.pt", *EVAL, "--out", "out")
     assert code == 0 and sorted(os.listdir("out")) == ["report.json", "report.md", "samples.npz"], err
+
+
+def test_deterministic_runs_give_the_same_bytes_with_any_number_of_threads(here):
+    made = []
+    for threads in ("1", "2"):
+        process = start(*PRUNE, "--deterministic", "--json", "--quiet", "--out", threads, threads=threads)
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        report = json.loads(out)
+        assert (report["environment"]["threads"], report["environment"]["deterministic"]) == (1, True)
+        made.append((Path(threads, "model.safetensors").read_bytes(), report["student"]["fgsm"]["accuracy"]))
+    assert made[0] == made[1]
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_a_sentence(here, pwoa, monkeypatch):
+    def refused(*args, **options):
+        raise RuntimeError("put_ does not have a deterministic implementation, but you set "
+                           "'torch.use_deterministic_algorithms(True)'. You can turn off determinism ...")
+
+    monkeypatch.setattr(evaluate, "execute", refused)
+    code, out, err = pwoa("eval", "model.pt", *EVAL, "--quiet")
+    assert code == 2 and not out and err.startswith("error: --deterministic: put_ does not have")
+    assert "hint: Leave --deterministic out" in err
+
+
+def unprivileged():
+    """Let root, as containers run, be refused by permissions too."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: gone after exec
+
+
+@pytest.mark.parametrize(("args", "code", "says"), [
+    (["eval", "model.pt", *EVAL], 0, "warning: what is finished cannot be kept"),
+    (["eval", "model.pt", *EVAL, "--out", "out"], 2, "output folder out cannot be written: Permission"),
+    (["eval", "model.pt", *EVAL, "--save-samples", "s.npz"], 2, "s.npz cannot be written: Permission denied"),
+    (PRUNE, 2, "output folder pwoa-runs cannot be written: Permission denied"),
+    (["runs"], 0, ""), (["report"], 0, "")], ids=lambda value: value[0] if isinstance(value, list) else None)
+def test_folders_that_can_only_be_read_and_a_home_that_is_not_there(here, monkeypatch, args, code, says):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    folders = [here, *(path for path in here.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        process = start(*args, preexec_fn=unprivileged)
+        out, err = process.communicate(timeout=60)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert process.returncode == code and says in err and "Traceback" not in err, err
+    assert bool(out) == (code == 0)
