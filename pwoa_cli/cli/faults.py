@@ -1,5 +1,6 @@
 """Whatever a command raises, as one sentence and an exit code: the machine's fault, other people's code's, or
 ours. A traceback is never the answer."""
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pwoa_cli
 from pwoa_cli.errors import InputError, PwoaError, of_system
 
-OURS = str(Path(pwoa_cli.__file__).parent)
+OURS = str(Path(pwoa_cli.__file__).parent) + os.sep
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -53,7 +54,7 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 def _place(frame: traceback.FrameSummary) -> str:
     own = frame.filename.startswith(OURS)
-    name = frame.filename[len(OURS) + 1:] if own else Path(frame.filename).name
+    name = frame.filename[len(OURS):] if own else Path(frame.filename).name
     return f"{name}, line {frame.lineno}, in {frame.name}"
 
 
