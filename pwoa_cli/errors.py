@@ -1,5 +1,5 @@
 """Errors that a user can act on: one sentence (what, where, got, expected) and the next command to try."""
-
+import errno
 
 GATE = 1  # exit code: a figure is beyond the limit of a gate
 UNASKED = 3  # exit code: written, but not what was asked for: unfinished, or no better than guessing
@@ -21,3 +21,38 @@ class InputError(PwoaError):
     """Wrong use or wrong input: exit code 2."""
 
     exit_code = 2
+
+
+# What helps against an error of the operating system, by its number: first those that are the machine's, ...
+_MACHINE = {
+    errno.ENOSPC: "Free some space, or name a folder on another disk.",
+    errno.EDQUOT: "Your quota of that disk is used up: free some space, or name a folder on another disk.",
+    errno.EFBIG: "Files may not become so large here: raise the limit (ulimit -f unlimited), or name a "
+                 "folder on another disk.",
+    errno.EIO: "The disk or network failed: try again, or name a folder on another disk.",
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "Raise the limit of open files: ulimit -n 4096",
+}
+# ... then those of what was named
+_NAMED = {
+    errno.ENAMETOOLONG: "Give it a shorter name, or a shorter path.",
+    errno.ENOENT: "Check the path: it, or a folder on the way to it, is not there.",
+    errno.ENOTDIR: "Check the path: a part of it is a file and no folder.",
+    errno.EISDIR: "Name a file; this is a folder.",
+    errno.ELOOP: "Check the path: its links go in a circle.",
+    errno.EACCES: "Check its permissions and those of its folder.",
+    errno.EPERM: "Check its permissions and those of its folder.",
+    errno.EROFS: "That disk can only be read: name a folder on another.",
+}
+
+
+def of_system(error: OSError, message: str = "", *, hint: str = "") -> PwoaError:
+    """An error of the operating system as a sentence: its number decides what helps and whose fault it is.
+
+    Args: message: "" for "PATH: what it says". hint: what helps where the path was named wrongly.
+    Returns: PwoaError where the machine failed (disk full), InputError where the path is at fault.
+    """
+    message = message or f"{error.filename or 'A file'}: {error.strerror or error}."
+    if error.errno in _NAMED:
+        return InputError(message, hint=hint or _NAMED[error.errno])
+    return PwoaError(message, hint=_MACHINE.get(error.errno or 0, hint or "Check the path and the disk."))

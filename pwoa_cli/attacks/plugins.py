@@ -38,7 +38,9 @@ def load(name: str, points: list[EntryPoint]) -> partial[Tensor]:
     where = f"Attack {name!r} of package {_package(points[0])}"
     try:
         function = points[0].load()
-    except Exception as error:  # whatever foreign code raises while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever foreign code raises while it is imported, sys.exit included
         raise InputError(f"{where} cannot be loaded from {points[0].value}: {_told(error)}.",
                          hint="Install the package again, or leave the attack out.") from error
     if not callable(function):
@@ -65,10 +67,11 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)  # a plug-in that ignores the generator is still the same in every run
             adv = function(model, inputs.clone(), labels.clone(), norm=norm, eps=eps, generator=generator)
-    except InputError:
+    except KeyboardInterrupt:
         raise
-    except Exception as error:  # whatever foreign code raises
-        if is_out_of_memory(error):
+    except BaseException as error:  # whatever foreign code raises, sys.exit included
+        ours = type(error).__module__.partition(".")[0] == __package__.partition(".")[0]  # time ran out
+        if ours or is_out_of_memory(error):
             raise
         raise InputError(f"{where} raised {_told(error)}.",
                          hint="Report it to that package, or leave the attack out.") from error
@@ -163,7 +166,7 @@ def _fault(adv: object, inputs: Tensor, *, eps: float, norm: str) -> str:
     return f"left the ball: {norm} distance {size:.6g}, expected at most eps {eps:.6g}" if outside else ""
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Type and first line of the message: "ValueError: no such norm"."""
     lines = str(error).strip().splitlines()
     return type(error).__name__ + (f": {lines[0].rstrip('.')}" if lines else "")

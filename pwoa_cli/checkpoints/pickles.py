@@ -116,7 +116,9 @@ def _read_trusted(path: Path, *, torch_made: bool) -> Any:
             content = torch.load(file, map_location="cpu",
                                  weights_only=False) if torch_made else pickle.load(file)
             return _without_modules(content)
-    except (Exception, SystemExit) as error:  # the file's own code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the file's own code may raise anything
         missing = isinstance(error, ImportError | AttributeError)
         what = ("needs code that cannot be imported here" if missing
                 else f"raises {type(error).__name__} when it is read")

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pwoa_cli.cli import streams
 from pwoa_cli.cli.heartbeat import Heartbeat
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files.plain import dumps
 from pwoa_cli.progress import pause
-from pwoa_cli.reports.numbers import duration, visible
+from pwoa_cli.reports.escapes import terminal, visible
+from pwoa_cli.reports.numbers import duration
 
 _BEGUN = time.monotonic()
 _BAR = 6  # columns of a bar
@@ -68,22 +70,25 @@ class Console:
             _to_stderr(line)
 
     def result(self, text: str, json_object: Mapping[str, Any], *,
-               table: Callable[[], Any] | None = None) -> None:
+               table: Callable[[], Any] | None = None) -> bool:
         """The result on stdout, in one of three forms of the same content.
 
         Args: text: Markdown, for a pipe or a file. json_object: for --json; NaN and infinity become null.
         table: makes a rich renderable for a terminal (default: the text there too).
+        Returns: whether it could be written; if not, the command ends with that error.
         """
         HEARTBEAT.rest()
+        stream = streams.result()
         if self.json:
-            _write(sys.stdout, dumps(json_object))
-        elif table is not None and sys.stdout.isatty():
+            _write(stream, dumps(json_object))
+        elif table is not None and stream.isatty():
             from rich.console import Console as RichConsole
 
             # without a height rich takes 80 columns on a dumb terminal
-            RichConsole(file=sys.stdout, width=_width(sys.stdout), height=25).print(table())
+            RichConsole(file=stream, width=_width(stream), height=25).print(table())
         else:
-            _write(sys.stdout, visible(text.rstrip("\n")))
+            _write(stream, terminal(text.rstrip("\n")))
+        return not streams.fault(stream)
 
     @contextmanager
     def progress(self) -> Iterator["Progress"]:
@@ -217,7 +222,7 @@ def _live(stream: Any) -> bool:
 def _to_stderr(text: str) -> None:
     """One write, so that lines of threads do not mix; broken between words on a terminal, never where it is
     read by a program."""
-    text = visible(text)
+    text = terminal(text)
     if sys.stderr.isatty():
         text = "\n".join(_wrapped(line, _width(sys.stderr)) for line in text.split("\n"))
     _write(sys.stderr, text)
@@ -252,13 +257,8 @@ def _causes(error: BaseException) -> Iterator[str]:
 
 
 def _write(stream: Any, text: str) -> None:
-    """A reader of a pipe that has gone (`| head -1`) has what it wanted, and does not end a run of hours."""
-    try:
-        stream.write(text + "\n")
-        stream.flush()
-    except BrokenPipeError:
-        # else Python complains about the rest at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def _wrapped(line: str, width: int) -> str:

@@ -33,6 +33,7 @@ def evaluate(
     attacks: options.Attacks = "fgsm,pgd,cw",
     n: options.N = 1000, per_class: options.PerClass = False, gate: GateOptions,
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
+    deterministic: options.Deterministic = False,
     max_seconds: options.MaxSeconds = None, resume: options.Resume = False,
     save_samples: options.SaveSamples = None,
     out: options.ReportFolder = None, json: options.Json = False,
@@ -50,9 +51,12 @@ def evaluate(
     with opened(console, out, model=model, goes_on=goes_on,
                 again=resume) if out else no_folder(goes_on) as folder:
         console.say("loading torch")
+        from pwoa_cli.machine import determinism
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import evaluate as workflow
 
+        if deterministic:
+            determinism.fix()
         job = workflow.prepare(workflow.Request(
             source.of(model), others=[source.of(other) for other in others],
             teacher=source.of_teacher(compare), data=data,
@@ -72,10 +76,13 @@ def evaluate(
         for note in outcome.result["notes"]:
             if note.startswith("unreliable: "):
                 console.warn(note)
-        console.result(tables.markdown(outcome.result), outcome.result,
-                       table=lambda: tables.table(outcome.result))
-        # last: a full disk must not cost the figures
-        workflow.keep(outcome, job, folder=folder, saved=save_samples)
+        try:
+            workflow.keep(outcome, folder=folder, saved=save_samples)
+        finally:  # a full disk must not cost the figures
+            shown = console.result(tables.markdown(outcome.result), outcome.result,
+                                   table=lambda: tables.table(outcome.result))
+        if shown or folder:
+            workflow.forget(outcome, job)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
     if not tell(console, gate, outcome.result, text=tables.markdown(outcome.result),

@@ -51,7 +51,8 @@ def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, t
             console.warn(f"gate failed: {sentence}")
     for line in ci.annotations(verdicts, report["notes"]):
         console.raw(line)
-    ci.summarise(text, verdicts)
+    if why := ci.summarise(text, verdicts):
+        console.warn(f"the step summary cannot be written: {why}")
     if options.junit:
         ci.write_junit(options.junit, verdicts, name=name)
     return all(verdict["passed"] for verdict in verdicts)

@@ -5,7 +5,6 @@ an attack without gradient), 4 the run broke, 130 interrupted. torch is imported
 --help answers at once.
 """
 import gc
-import io
 import os
 import signal
 import sys
@@ -14,7 +13,20 @@ from typing import Annotated
 
 import typer
 
-from pwoa_cli.cli import bench, doctor, eval, export, info, options, prune, recipe, report, runs
+from pwoa_cli.cli import (
+    bench,
+    doctor,
+    eval,
+    export,
+    faults,
+    info,
+    options,
+    prune,
+    recipe,
+    report,
+    runs,
+    streams,
+)
 from pwoa_cli.cli.console import HEARTBEAT, Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
@@ -58,7 +70,7 @@ for _command, _name, _examples in ((prune.prune, "prune", prune.EXAMPLES),
 @app.command("version", cls=options.Command)
 def _version() -> None:
     """Print the version."""
-    print(f"pwoa {__version__}")
+    Console().result(f"pwoa {__version__}", {})
 
 
 def _commands() -> list[str]:
@@ -77,7 +89,7 @@ def _help(context: typer.Context,
     if found is None:
         raise InputError(f"pwoa has no command {command!r}.", hint="See pwoa --help")
     with type(context)(found, info_name=command, parent=above) if command else above as shown:
-        print(shown.get_help())
+        Console().result(shown.get_help(), {})
 
 
 def entry() -> None:
@@ -102,34 +114,28 @@ def main() -> None:
     # `kill` and CI time limits end a run as Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     Console(verbose=False)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name that it cannot encode must not cost the result
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     try:
-        sys.exit(app(prog_name="pwoa", standalone_mode=False))
-    except Interrupted as stop:
-        Console().say(stop.message)
-        sys.exit(stop.exit_code)
-    except PwoaError as error:
-        _fail(error)
+        code = app(prog_name="pwoa", standalone_mode=False)
     except UsageError as error:  # type: ignore[misc]  # __base__ is a type of anything to mypy
-        _fail(InputError(error.format_message(),
-                         hint=f"See {error.ctx.command_path if error.ctx else 'pwoa'} --help"))
-    except OSError as error:
-        _fail(PwoaError(f"{error.filename or 'A file'}: {error.strerror or error}.",
-                        hint="Free disk space and permissions are the usual causes."))
-    except (MemoryError, RuntimeError) as error:
-        from pwoa_cli.machine.memory import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        _fail(PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
-                        hint="A smaller --batch-size, or another --device."))
+        code = _told(InputError(error.format_message(),
+                                hint=f"See {error.ctx.command_path if error.ctx else 'pwoa'} --help"))
+    except typer.Abort:  # so click calls Ctrl-C
+        code = _told(Interrupted("interrupted; nothing was written."))
+    except SystemExit:
+        raise  # of the completion of shells
+    except BaseException as error:
+        code = _told(faults.of(error))
+    sys.exit(code)
 
 
-def _fail(error: PwoaError) -> None:
+def _told(error: PwoaError) -> int:
+    """Say it, and return its exit code."""
     handled = sys.exc_info()[1]
     if handled is not error:
-        error.__context__ = handled  # a sentence of ours for what the machine raised
-    Console().error(error)
-    sys.exit(error.exit_code)
+        error.__context__ = handled  # a sentence of ours for what the machine raised: --verbose shows both
+    if isinstance(error, Interrupted):
+        Console().say(error.message)
+    else:
+        Console().error(error)
+    return error.exit_code

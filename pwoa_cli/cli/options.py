@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from pwoa_cli.cli import faults, streams
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.run_folder import model_of
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 class Command(TyperCommand):
     """Help as plain text, options under the headings of their `rich_help_panel`, all in one column."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, with stdout for its result alone. No command of ours calls sys.exit: other code
+        may."""
+        try:
+            with streams.apart():
+                return super().invoke(ctx)
+        except (SystemExit, EOFError) as error:  # the second is Ctrl-C to click
+            raise faults.of(error) from error
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """MODEL or [MODEL], without the braces of newer typers."""
@@ -43,13 +53,19 @@ class Command(TyperCommand):
                 formatter.write_dl([(name.ljust(width), text) for name, text in records])
 
 
+DIGITS = 18  # of whole numbers: all of them fit into 64 bits, as torch, TOML and other readers of JSON want
+
+
 def _whole(flag: str, least: int, such_as: int = 100) -> Callable[[Any], int]:
-    """Parser of a whole number >= least. It raises InputError naming the flag and an example."""
+    """Parser of a whole number >= least, of at most DIGITS digits. It raises InputError naming the flag and
+    an example."""
     def parse(text: Any) -> int:
-        if not str(text).strip().isdecimal() or int(text) < least:
-            raise InputError(f"{flag} {text} is not a whole number of at least {least}.",
+        digits = str(text).strip()
+        most = f" and at most {DIGITS} digits" * (len(digits) > DIGITS)
+        if not digits.isdecimal() or most or int(digits) < least:
+            raise InputError(f"{flag} {text} is not a whole number of at least {least}{most}.",
                              hint=f"For example: {flag} {such_as}")
-        return int(text)
+        return int(digits)
 
     return parse
 
@@ -165,6 +181,8 @@ Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier ru
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
                               parser=_whole("--seed", 0, 0))]
 Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
+Deterministic = Annotated[bool, _option(
+    "--deterministic", RUN, "The same bytes from the same command: one thread, deterministic algorithms.")]
 RunFolder = Annotated[Path | None,
                       _option("--out", RUN, "Run folder. Default: pwoa-runs/MODEL-S-TIME.", metavar="DIR")]
 ReportFolder = Annotated[Path | None, _option(

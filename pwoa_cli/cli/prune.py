@@ -31,7 +31,8 @@ def prune(
     data: options.Data = None, pictures: options.DataOptions,
     norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
-    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", config: Config = None,
+    gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto",
+    deterministic: options.Deterministic = False, config: Config = None,
     out: options.RunFolder = None,
     json: options.Json = False,
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
@@ -43,10 +44,13 @@ def prune(
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
     with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
         console.say("loading torch")
+        from pwoa_cli.machine import determinism
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import prune as workflow
         from pwoa_cli.workflows.prune_job import Request, epochs_said, prepare
 
+        if deterministic:
+            determinism.fix()
         job = prepare(Request(
             source.of(model_of(model)), wanted, structure=structure, recipe=recipe, overrides=overrides,
             teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
@@ -63,8 +67,11 @@ def prune(
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
-    where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
-    console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
+        where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
+        try:
+            workflow.keep(folder, result)
+        finally:  # a full disk must not cost the figures
+            console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
     own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")

@@ -20,7 +20,7 @@ TABLE = "command"
 def _read(path: Path) -> dict[str, Any]:
     """The [command] table. Raises: InputError for a file that has none."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror}.",
                          hint="Name a run's: --config pwoa-runs/RUN/config.toml") from None

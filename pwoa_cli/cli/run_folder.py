@@ -27,21 +27,26 @@ def opened(console: Console, out: Path | None, *, model: str, sparsity: float = 
     """
     with run_folder.opened(out, model_name=run_folder.name_for(model), sparsity=sparsity,
                            now=created or datetime.now(), again=again) as folder:
-        before = {path.name for path in folder.iterdir()}
+        before = _names(folder)
         try:
             yield folder
-        except (KeyboardInterrupt, PwoaError) as error:
+        except BaseException as error:  # a user's code may call sys.exit
             kept = _kept(folder, before)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"interrupted; {kept} {goes_on()}".rstrip()) from None
-            if {path.name for path in folder.iterdir()} - before:
+            if _names(folder) - before:
                 console.warn(f"stopped; {kept}")
             raise
 
 
+def _names(folder: Path) -> set[str]:
+    """What is in the folder: nothing, where somebody removed it."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
 def _kept(folder: Path, before: set[str]) -> str:
     """What a run that did not finish leaves besides what was there before, in a sentence or two."""
-    names = sorted({p.name for p in folder.iterdir()} - before)
+    names = sorted(_names(folder) - before)
     if not names:
         return "nothing was written."
     kept = f"kept in {folder}: {', '.join(names)}."

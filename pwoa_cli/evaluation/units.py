@@ -9,6 +9,7 @@ this package and of its libraries. A file that is cut short or of other samples 
 """
 import glob
 import hashlib
+import os
 import sys
 import tempfile
 import zipfile
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import PwoaError
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.files.run_folder import ROOT, UNFINISHED
@@ -106,7 +107,7 @@ class Unfinished:
             self.folder.mkdir(parents=True, exist_ok=True)  # another evaluation may have tidied it away
             with atomic(self._path(name)) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy: one may be named allow_pickle
-        except (OSError, InputError) as error:
+        except (OSError, PwoaError) as error:
             return str(error)
         self.made += 1
         return ""
@@ -149,7 +150,7 @@ def of_folder(path: Path) -> str:
            *(file for file in loaded if file.is_relative_to(home) and "site-packages" not in file.parts)}
     digest = hashlib.sha256()
     for file in sorted(filter(Path.is_file, own)):
-        digest.update(str(file.relative_to(home)).encode() + file.read_bytes())
+        digest.update(os.fsencode(file.relative_to(home)) + file.read_bytes())
     return digest.hexdigest()
 
 

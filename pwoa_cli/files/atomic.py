@@ -1,11 +1,12 @@
 """Files that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import PwoaError, of_system
 
 OUT_HINT = "Name a folder that you can write to: --out DIR"
 
@@ -15,13 +16,14 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
     """A temporary name beside `path` to write to; becomes `path` if the block ends well, else is removed.
 
     A link is followed. Args: wanted: what kind of file was expected, for the error.
-    Raises: InputError for an OSError inside (disk full, no permission): the old file, if any, is as it was.
+    Raises: as `errors.of_system` for an OSError inside (PwoaError for a full disk, InputError for a path that
+    cannot be written): the old file, if any, is as it was.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".pwoa-{secrets.token_hex(6)}.tmp")
     try:
         if target.exists() and not target.is_file():  # a rename would replace /dev/null
-            raise FileExistsError("it is not a regular file")
+            raise FileExistsError(errno.EISDIR, "it is not a regular file")
         yield temporary
         with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
@@ -29,7 +31,7 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
     except OSError as error:
         why = error.strerror or error
         said = f": cannot be written ({why}), expected {wanted}" if wanted else f" cannot be written: {why}"
-        raise InputError(f"{path}{said}.", hint=hint) from error
+        raise of_system(error, f"{path}{said}.", hint=hint) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -37,9 +39,23 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Put text (UTF-8) at `path` as a whole or not at all. Raises: InputError as `atomic`."""
+    """Put text (UTF-8; bytes of file names that are no UTF-8 as they are) at `path` as a whole or not at all.
+    Raises: as `atomic`."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def each(*writes: Callable[[], None]) -> None:
+    """Do all of them, whichever fails: what one cannot write does not cost the others. Raises: the first
+    PwoaError."""
+    failed: list[PwoaError] = []
+    for write in writes:
+        try:
+            write()
+        except PwoaError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,21 +9,38 @@ from typing import Any, Self
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.plain import dumps
+from pwoa_cli.progress import Say
 
 
 class MetricsLog:
     """metrics.jsonl of a run, appended to: `with MetricsLog(path) as log: log.append({"step": 1, "loss":
-    0.5})`."""
+    0.5})`.
 
-    def __init__(self, path: Path):
-        self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`, and by the block of the log itself)
-        if self._file.tell() and not _ends_with_newline(self._file):
-            self._file.write(b"\n")  # a killed run left half a line: start behind it
+    A line that cannot be written (a full disk) costs the log and not the run. Args: lost: told of it, once.
+    """
+
+    def __init__(self, path: Path, *, lost: Say = lambda text: None):
+        self.path, self._lost, self._told = path, lost, False
+        # unbuffered: what could not be written must not be tried once more when it is closed
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by `close`, and by the log's block)
+        # a killed run may have left half a line: start behind it
+        self._first = b"\n" if self._file.tell() and not _ends_with_newline(self._file) else b""
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one JSON line and hand it to the operating system, so that a killed process loses nothing."""
-        self._file.write(dumps(record).encode() + b"\n")
-        self._file.flush()
+        """Hand one JSON line to the operating system, so that a killed process loses nothing."""
+        line = self._first + dumps(record).encode() + b"\n"
+        try:
+            whole = self._file.write(line) == len(line)
+            self._first = b"" if whole else b"\n"
+            self._say("" if whole else "there was space for half a line")
+        except OSError as error:
+            self._say(str(error.strerror or error))
+
+    def _say(self, why: str) -> None:
+        if why and not self._told:
+            self._lost(f"warning: {self.path} cannot be written ({why}): the run goes on, and its log lacks "
+                       "these lines.")
+            self._told = True
 
     def close(self) -> None:
         """Close the file; `append` is over."""

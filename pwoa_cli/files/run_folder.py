@@ -124,6 +124,15 @@ def name_for(model: str) -> str:
     return Path(model).name if os.path.isdir(model) else Path(model).stem
 
 
+def beside(path: str, folder: Path) -> str:
+    """A path that the report of a run holds, as it is from here: where the run was moved together with what
+    lies around it, that of the nearest folder above it."""
+    if os.path.isabs(path) or os.path.exists(path):
+        return path
+    around = (os.path.join(parent, path) for parent in folder.resolve().parents)
+    return next((os.path.relpath(there) for there in around if os.path.exists(there)), path)
+
+
 def newest(root: Path = ROOT) -> Path:
     """The finished run under `root` that started last, by the time in its report, else in its name.
 

@@ -25,7 +25,8 @@ def environment(*, device: str, seed: int) -> dict[str, Any]:
             "torchvision": version("torchvision"),
             "timm": version("timm"), "pwoa": version("pwoa-cli"), "platform": platform.platform(),
             "cpu_count": cpu_count(), "device": device, "device_name": _device_name(device),
-            "threads": torch.get_num_threads(), "seed": seed}
+            "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "seed": seed}
 
 
 def log(*, device: str) -> None:

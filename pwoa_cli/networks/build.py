@@ -159,8 +159,10 @@ def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:
     anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     try:
         net = make(**{k: v for k, v in options.items() if anything or k in takes})
-    except (Exception, SystemExit) as error:  # the user's own code, again
-        raise InputError(f"--arch {arch}: {function} raises {type(error).__name__}: {error}",
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code, again
+        raise InputError(f"--arch {arch}: {function} raises {raised(error)}.",
                          hint="It is called with num_classes, if it takes it, and nothing else.") from error
     if not isinstance(net, nn.Module):
         raise InputError(f"--arch {arch}: {function} returns a {type(net).__name__}, expected a "
@@ -179,8 +181,10 @@ def _run_file(arch: str, file: Path) -> ModuleType:
     sys.path.insert(0, str(file.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise InputError(f"--arch {arch}: {file} raises {type(error).__name__}: {error}",
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code may raise anything, and call sys.exit
+        raise InputError(f"--arch {arch}: {file} raises {raised(error)}.",
                          hint=f"It must import by itself: python {shlex.quote(str(file))}") from error
     finally:
         sys.path.remove(str(file.resolve().parent))

@@ -90,7 +90,7 @@ HEAD = ("layer", "shape", "weights", "zero %")
 def markdown(info: Mapping[str, Any]) -> str:
     """The findings as one Markdown document."""
     lines = [f"# {tables.inline(headline(info))}", "",
-             *(f"- {label}: {tables.inline(text)}" for label, text in facts(info))]
+             *(f"- {tables.inline(label)}: {tables.inline(text)}" for label, text in facts(info))]
     lines += ["", code(info)] * bool(code(info))
     return "\n".join([*lines, "", *tables.markdown_table(HEAD, rows(info))]) + "\n"
 
@@ -106,7 +106,7 @@ def table(info: Mapping[str, Any]) -> Any:
     findings.add_column(no_wrap=True)
     findings.add_column(overflow="fold")
     for label, text in facts(info):
-        findings.add_row(label, tables.text_cell(text))
+        findings.add_row(tables.text_cell(label), tables.text_cell(text))
     weights.add_column(HEAD[0], overflow="fold")
     for heading in HEAD[1:]:
         weights.add_column(heading, justify="right", no_wrap=True)

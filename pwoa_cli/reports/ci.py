@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pwoa_cli.files.atomic import write_text_atomic
+from pwoa_cli.reports.escapes import markdown as inline
+from pwoa_cli.reports.escapes import visible, workflow_command
 from pwoa_cli.reports.gates import title
-from pwoa_cli.reports.tables import inline
 
 
 def junit(verdicts: Sequence[Mapping[str, Any]], *, name: str) -> str:
@@ -16,11 +17,11 @@ def junit(verdicts: Sequence[Mapping[str, Any]], *, name: str) -> str:
     suite = ET.Element("testsuite", name="pwoa", tests=str(len(verdicts)), failures=str(len(failed)),
                        errors="0", skipped="0")
     for verdict in verdicts:
-        case = ET.SubElement(suite, "testcase", classname=_printable(name), name=_printable(title(verdict)))
+        case = ET.SubElement(suite, "testcase", classname=visible(name), name=visible(title(verdict)))
         if verdict["passed"]:
-            ET.SubElement(case, "system-out").text = _printable(verdict["text"])
+            ET.SubElement(case, "system-out").text = visible(verdict["text"])
         else:
-            ET.SubElement(case, "failure", message=_printable(verdict["text"]))
+            ET.SubElement(case, "failure", message=visible(verdict["text"]))
     ET.indent(suite)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(suite, encoding="unicode")}\n'
 
@@ -30,16 +31,22 @@ def write_junit(path: Path, verdicts: Sequence[Mapping[str, Any]], *, name: str)
     write_text_atomic(path, junit(verdicts, name=name))
 
 
-def summarise(markdown: str, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """Append the report and its gates to GitHub's step summary, where $GITHUB_STEP_SUMMARY names one."""
+def summarise(markdown: str, verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Append the report and its gates to GitHub's step summary, where $GITHUB_STEP_SUMMARY names one.
+
+    Returns: why that failed, "" if it did not."""
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
-        return
+        return ""
     rows = [f"| {'passed' if v['passed'] else '**failed**'} | {inline(title(v))} | {inline(v['text'])} |"
             for v in verdicts]
     table = ["", "| gate | | |", "|---|---|---|", *rows, ""] if rows else [""]
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("\n".join([markdown.rstrip("\n"), *table]) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n".join([markdown.rstrip("\n"), *table]) + "\n")
+    except OSError as error:
+        return str(error.strerror)
+    return ""
 
 
 def annotations(verdicts: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> list[str]:
@@ -47,19 +54,7 @@ def annotations(verdicts: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()
     unreliable figure; none elsewhere."""
     if os.environ.get("GITHUB_ACTIONS", "").lower() != "true":
         return []
-    failed = [f"::error title=pwoa {_escaped(title(v), ',:')}::{_escaped(v['text'])}"
-              for v in verdicts if not v["passed"]]
-    return failed + [f"::warning title=pwoa::{_escaped(note)}" for note in notes
+    failed = [f"::error title=pwoa {workflow_command(title(v), of_property=True)}::"
+              f"{workflow_command(v['text'])}" for v in verdicts if not v["passed"]]
+    return failed + [f"::warning title=pwoa::{workflow_command(note)}" for note in notes
                      if note.startswith("unreliable: ")]
-
-
-def _escaped(text: str, more: str = "") -> str:
-    """As workflow commands want data (and properties, `more`)."""
-    for char in "%\r\n" + more:
-        text = text.replace(char, f"%{ord(char):02X}")
-    return text
-
-
-def _printable(text: str) -> str:
-    """XML 1.0 holds no control characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)

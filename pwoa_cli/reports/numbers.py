@@ -61,9 +61,3 @@ def with_interval(entry: Mapping[str, Any] | None) -> str:
     scale, value = (1, entry["points"]) if "points" in entry else (100, entry["accuracy"])
     low, high = entry["ci95"]
     return f"{scale * value:z.1f} [{scale * low:z.1f}, {scale * high:z.1f}]"  # z: no -0.0
-
-
-def visible(text: str) -> str:
-    """Control characters and broken Unicode as escapes (line breaks and tabs stay): names come from files and
-    users."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -1,11 +1,13 @@
 """A report or an evaluation for people: as Markdown, as a terminal table, and each kind of number in one
 form."""
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.reports import escapes
 from pwoa_cli.reports.numbers import (
     duration,
     percent_of_weights,
@@ -13,7 +15,6 @@ from pwoa_cli.reports.numbers import (
     ratio,
     scaled,
     size,
-    visible,
     with_interval,
 )
 
@@ -264,7 +265,8 @@ def class_tables(report: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _class_rows(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str, ...]]:
-    classes = sorted({c for column in scores.values() for c in column}, key=int)
+    classes = sorted({c for column in scores.values() for c in column},
+                     key=lambda c: (int(c) if c.isdecimal() else math.inf, c))  # of foreign reports: names
     counts = scores["clean"]
     return [("class", "n", *scores), *(
         (c, str(counts[c]["n"]), *(_of_class(column.get(c), counts[c]["n"]) for column in scores.values()))
@@ -276,6 +278,10 @@ def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
     return _short(score) + (f" ({score['n']})" if score and score["n"] != n else "")
 
 
+def _by_class(report: Mapping[str, Any]) -> str:
+    return f"By class ({list(report['classes'])[-1]})"
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """A report or an evaluation as one Markdown document."""
     lines = [f"# {inline(headline(report))}", "", inline(summary(report)), ""]
@@ -285,7 +291,7 @@ def markdown(report: Mapping[str, Any]) -> str:
                 for name in attack_names(report)]
         lines += [*markdown_table(["drop", *drops(report)], body), ""]
     lines += [inline(caption(report)), ""]
-    lines += [f"- {label}: {inline(text)}" for label, text in facts(report)]
+    lines += [f"- {inline(label)}: {inline(text)}" for label, text in facts(report)]
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
     for title, (head, *body) in class_tables(report).items():
         lines += ["", f"## {inline(title)}", "", *markdown_table(head, body)]
@@ -307,8 +313,8 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[s
 
 
 def inline(text: str) -> str:
-    """No line break and no cell border out of a name."""
-    return " ".join(visible(text).split()).replace("|", "\\|")
+    """Text on one line of Markdown, none of it read as more than text."""
+    return escapes.markdown(text)
 
 
 def table(report: Mapping[str, Any]) -> Any:
@@ -321,14 +327,14 @@ def table(report: Mapping[str, Any]) -> Any:
     costs.add_column(no_wrap=True)
     costs.add_column(overflow="fold")
     for label, sentence in [*facts(report), *(("note", note) for note in report["notes"])]:
-        costs.add_row(label, text_cell(sentence))
+        costs.add_row(text_cell(label), text_cell(sentence))
     figures = _by_attack(report) if "reference" in report else _by_model(report)
     parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", figures, "",
              text_cell(caption(report), "dim"), "", costs]
     for title, (head, *body) in class_tables(report).items():
         by_class = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for heading in head:
-            by_class.add_column(heading, justify="right", overflow="fold")
+            by_class.add_column(text_cell(heading), justify="right", overflow="fold")
         for row in body:
             by_class.add_row(*map(text_cell, row))
         parts += ["", text_cell(title, "bold"), by_class]
@@ -350,7 +356,7 @@ def _by_model(report: Mapping[str, Any]) -> Any:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown.add_column("")
     for heading in headings(report):
-        shown.add_column(heading.replace(" (", "\n("), justify="right", no_wrap=True)
+        shown.add_column(text_cell(heading.replace(" (", "\n(")), justify="right", no_wrap=True)
     for name, *cells in rows(report):
         stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]
         shown.add_row(text_cell(name), *map(text_cell, stacked))
@@ -379,4 +385,4 @@ def text_cell(content: str, style: str = "") -> Any:
     """Content as it is: rich must not read markup such as [x] in a file name."""
     from rich.text import Text
 
-    return Text(visible(content), style=style, overflow="fold")
+    return Text(escapes.visible(content), style=style, overflow="fold")

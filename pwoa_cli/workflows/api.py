@@ -98,6 +98,7 @@ def prune(model: PathText, sparsity: float, *, out: PathText | None = None, stru
                           attacks=attacks, n=samples, seed=seed, device=device)
         report = pruning.execute(prepare(request, say=say), folder, say=say, progress=progress,
                                  created=created)
+        pruning.keep(folder, report)
     return Pruned(_scores(report["student"]), _scores(report["teacher"]), report, folder,
                   folder / "model.safetensors")
 

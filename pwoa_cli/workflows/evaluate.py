@@ -24,6 +24,8 @@ from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinishe
 from pwoa_cli.evaluation.units import Unfinished
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import run_folder
+from pwoa_cli.files.atomic import each
+from pwoa_cli.machine import seeds
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.environment import log as log_environment
@@ -99,6 +101,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     """Find and check everything before the first attack. Raises: InputError for anything that would fail
     later."""
     attacks.parse(request.attacks)
+    seeds.check(request.seed)
     device = device_named(request.device)
     log_environment(device=str(device))
     if request.others:
@@ -144,9 +147,8 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     unless asked for."""
     run = finished_run.read(folder, say=say)
     teacher = request.teacher or finished_run.teacher_source(run)
-    if teacher is None:
-        say(f"warning: its teacher {run.teacher} is not there any more; the pruned model is measured alone "
-            "(--compare FILE names one)")
+    if teacher is None and (why := finished_run.no_teacher(run)):
+        say(f"warning: its teacher {why[0]}; the pruned model is measured alone ({why[1]})")
     norm, eps = run.threat(request.norm, request.eps)
     return replace(request, source=replace(request.source, path=run.model), teacher=teacher,
                    teacher_is_source=request.teacher is None and run.is_source, norm=norm, eps=eps,
@@ -256,18 +258,24 @@ def _late(found: Mapping[str, Evaluation], job: Job) -> list[str]:
     return sentences
 
 
-def keep(outcome: Outcome, job: Job, *, folder: Path | None, saved: Path | None) -> None:
-    """Write what was asked for; then what was kept for --resume is no longer needed, unless time ran out.
+def keep(outcome: Outcome, *, folder: Path | None, saved: Path | None) -> None:
+    """Write what was asked for, whichever can be written.
 
     Args: folder: for report.json, report.md and samples.npz. saved: for the samples with their adversarial
     inputs.
+    Raises: as `files.atomic.each`.
     """
+    save = partial(sample_file.save, found=outcome.found, index=outcome.index, labels=outcome.labels)
+    writes = [partial(save, saved, inputs=True)] if saved else []
     if folder:
-        sample_file.save(folder / "samples.npz", outcome.found, index=outcome.index, labels=outcome.labels,
-                         inputs=False)
-        write(folder, outcome.result)
-    if saved:
-        sample_file.save(saved, outcome.found, index=outcome.index, labels=outcome.labels, inputs=True)
+        folder.mkdir(parents=True, exist_ok=True)  # it may have been removed while the attacks ran
+        writes = [partial(save, folder / "samples.npz", inputs=False),
+                  partial(write, folder, outcome.result), *writes]
+    each(*writes)
+
+
+def forget(outcome: Outcome, job: Job) -> None:
+    """Remove what was kept for --resume, where the figures are shown or written, unless time ran out."""
     if not any(evaluation.unfinished for evaluation in outcome.found.values()):
         for kept in job.kept:
             kept.clear()

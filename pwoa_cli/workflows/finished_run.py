@@ -1,5 +1,6 @@
 """A finished run of `pwoa prune` as `pwoa eval` takes it: its model, teacher, data and threat, from its
 report."""
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
+from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices, of_report
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import run_folder
@@ -34,8 +36,9 @@ class FinishedRun:
 
     @property
     def teacher(self) -> str:
-        """Path or name of its teacher, as it was typed."""
-        return self.report["model"].get("teacher", self.report["model"]["source"])
+        """Path or name of its teacher, where it is now: a run may have been moved with what is beside it."""
+        model = self.report["model"]
+        return run_folder.beside(model.get("teacher", model["source"]), self.folder)
 
     @property
     def teacher_sha256(self) -> str:
@@ -55,8 +58,13 @@ class FinishedRun:
 
     @property
     def data(self) -> str:
-        """--data of the run."""
-        return self.report["data"].get("argument", self.report["data"]["name"])
+        """--data of the run, where it is now. Raises: InputError if it is a file or folder that has gone."""
+        name = self.report["data"].get("argument", self.report["data"]["name"])
+        where = name if name in datasets.KNOWN else run_folder.beside(name, self.folder)
+        if where not in datasets.KNOWN and not os.path.exists(os.path.expanduser(where)):
+            raise InputError(f"{name}, the data of {self.folder}, is not there any more.",
+                             hint="Name it: --data FILE, a folder or a known data set.")
+        return where
 
     @property
     def choices(self) -> Choices:
@@ -92,13 +100,21 @@ def read(folder: Path, *, say: Say) -> FinishedRun:
 
 
 def teacher_source(run: FinishedRun) -> Source | None:
-    """The teacher of a run, None if its file is not there any more. Raises: InputError if it is another file
-    now."""
+    """The teacher of a run; None if it is not to be had (`no_teacher` says why). Raises: InputError if it is
+    another file now."""
     path = run.teacher
-    if not hub.is_name(path) and not Path(path).is_file():
+    if no_teacher(run):
         return None
-    now = hub.pretrained(path).sha256 if hub.is_name(path) else checkpoint_sha256(path)
-    if now != run.teacher_sha256:
+    if checkpoint_sha256(path) != run.teacher_sha256:
         raise InputError(f"{path} is not the file that the run was distilled from: its SHA-256 differs.",
                          hint="Name the teacher: --compare FILE")
     return Source(path, entry=run.reading.get("entry"), keep=run.reading.get("keep"))
+
+
+def no_teacher(run: FinishedRun) -> tuple[str, str] | None:
+    """(why a run's teacher is not taken, the option that names one); None where its file is there. A report
+    may come from anybody: nothing is fetched from a hub because it says so."""
+    path = run.teacher
+    if hub.is_name(path):
+        return f"is {path}, which may have to be downloaded", f"--compare {shlex.quote(path)} names it"
+    return None if Path(path).is_file() else (f"{path} is not there any more", "--compare FILE names one")

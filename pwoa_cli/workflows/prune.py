@@ -2,7 +2,7 @@
 measure -> report."""
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.pruning.groups import single
 from pwoa_cli.reports import numbers, schema
+from pwoa_cli.reports.escapes import visible
 from pwoa_cli.reports.gates import judged
 from pwoa_cli.reports.write import write
 from pwoa_cli.training import duration, loop
@@ -43,13 +44,17 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     """Prune, save, verify, measure; every file of the run folder but metrics.jsonl is written whole or not at
     all.
 
-    Returns: the report, as in report.json.
+    Returns: the report, as `keep` writes it.
     """
     request, subject, seconds = job.request, job.subject, job.seconds
     machine = environment(device=str(job.device), seed=request.seed)
     write_toml(folder / "config.toml", config(job, machine))
     student, lowered = _logged_fit(job, folder, say=say, progress=progress)
     say("saving, and loading again what was saved")
+    if not folder.is_dir():
+        say(f"warning: {folder} was removed during the run; it is made again, without the log.")
+        folder.mkdir(parents=True)
+        write_toml(folder / "config.toml", config(job, machine))
     with timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
@@ -73,8 +78,13 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         | {"argument": request.data or subject.dataset.name})
     if request.gates:
         result["gates"] = judged(result, request.gates, strict=request.strict)
-    write(folder, result)
     return result
+
+
+def keep(folder: Path, result: Mapping[str, Any]) -> None:
+    """report.json and report.md, with which a run is finished. Raises: as `reports.write.write`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, result)
 
 
 def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
@@ -118,7 +128,7 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tupl
         lowered.append(text[0].upper() + text[1:])
         say(f"warning: {text}")
 
-    with MetricsLog(folder / "metrics.jsonl") as log:
+    with MetricsLog(folder / "metrics.jsonl", lost=say) as log:
 
         def note(state: State, losses: dict[str, float]) -> None:
             phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
@@ -152,6 +162,7 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
         "recipe": job.plan.recipe.name,
         "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256,
         "pwoa_version": __version__, "seed": str(job.request.seed)}
+    metadata = {key: visible(text) for key, text in metadata.items()}  # names of files may be no UTF-8
     file_bytes = sparse.save(state, path, metadata=metadata)
     # the user named that file in this very command
     arch = subject.loaded.arch if is_file(subject.loaded.arch) else None

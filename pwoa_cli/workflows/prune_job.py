@@ -15,6 +15,7 @@ from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import COMPANY
+from pwoa_cli.machine import seeds
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.networks import layers
@@ -87,6 +88,7 @@ def prepare(request: Request, *, say: Say,
     Raises: InputError for anything that would fail later.
     """
     seconds: dict[str, float] = {}
+    seeds.check(request.seed)
     checked = resolved(request.gates, attacks.typed(request.attacks), compared=True)
     request = replace(request, gates=checked)
     if request.structure not in STRUCTURES:

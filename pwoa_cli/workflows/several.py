@@ -199,7 +199,8 @@ def _reference(subjects: Mapping[str, Subject], runs: Mapping[str, FinishedRun],
     name = next((name for name, run in runs.items() if run.is_source), next(iter(runs)))
     path = _teacher_path(runs)
     if path is None:
-        return None, {}, [f"The runs' teacher {runs[name].teacher} is not there any more, {more}"]
+        why, _ = finished_run.no_teacher(runs[name]) or ("is not there any more", "")
+        return None, {}, [f"The runs' teacher {why}, {more}"]
     source = Source(path, trust_pickle=asked.trust_pickle)
     if runs[name].is_source:
         source = as_read(replace(source, entry=runs[name].reading.get("entry"),

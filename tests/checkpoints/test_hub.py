@@ -1,5 +1,6 @@
 """timm:NAME and hf-hub:ID, from a cache laid out as huggingface_hub does; nothing is downloaded here."""
 import json
+from dataclasses import replace
 from datetime import datetime
 
 import huggingface_hub.constants
@@ -9,7 +10,7 @@ import safetensors.torch
 import timm
 import torch
 
-from pwoa_cli.checkpoints import protocol
+from pwoa_cli.checkpoints import hub, protocol
 from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
 from pwoa_cli.data.pictures import Framing
 from pwoa_cli.errors import InputError
@@ -89,7 +90,7 @@ def test_what_cannot_be_had(cache):
     assert "--arch, --entry and --keep are for files" in refused(named)
 
 
-def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monkeypatch):
+def test_a_run_from_the_hub_is_measured_beside_its_teacher_if_asked(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 1)).astype(np.uint8)
     y = np.arange(40) % 7
@@ -101,7 +102,15 @@ def test_a_run_from_the_hub_is_measured_beside_its_teacher(cache, tmp_path, monk
     job = prepare(request, say=lambda text: None)
     made = prune.execute(job, tmp_path / "run", say=lambda text: None, progress=lambda *_: None,
                          created=datetime(2026, 1, 2))
+    prune.keep(tmp_path / "run", made)
     request = evaluate.Request(Source(str(tmp_path / "run")), attacks="fgsm", n=14)
+    said = []
+    with monkeypatch.context() as patch:  # a report may come from anybody
+        patch.setattr(hub, "_create", lambda source: pytest.fail(f"{source} was fetched unasked"))
+        assert list(evaluate.prepare(request, say=said.append).models) == ["model"]
+    warning, = [line for line in said if line.startswith("warning: its teacher is hf-hub:someone/robust")]
+    assert warning.endswith("(--compare hf-hub:someone/robust names it)")
+    request = replace(request, teacher=Source("hf-hub:someone/robust"))
     again = evaluate.prepare(request, say=lambda text: None)
     measured = evaluate.execute(again, progress=lambda *_: None, say=lambda text: None).result
     assert list(again.models) == ["teacher", "pruned"]

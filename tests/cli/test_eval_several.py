@@ -98,6 +98,7 @@ def test_files_alone_have_no_reference_but_a_named_one(there, pwoa):
     ({"data": {"choices": {"labels_from": 1}}}, "half: tiny.npz; most: tiny.npz, labels_from 1.",
      ["--data", "tiny.npz"])])
 def test_runs_that_differ_say_who_says_what_and_the_option_that_decides(there, pwoa, changes, said, decides):
+    shutil.copy("tiny.npz", "more.npz")
     changed("most", **changes)
     code, out, err = pwoa("eval", "half", "most", *ATTACKED)
     assert code == 2 and not out and said in " ".join(err.split()) and decides[0] in err

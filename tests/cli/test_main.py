@@ -216,9 +216,3 @@ def test_what_a_machine_can_do_wrong_is_a_sentence(here, pwoa, monkeypatch, erro
     monkeypatch.setattr(prune_job, "prepare", fails)
     got, out, err = pwoa(*PRUNE, "--quiet")
     assert got == code and not out and message in err and "hint: " in err and "Traceback" not in err
-
-
-def test_a_bug_keeps_its_traceback(here, pwoa, monkeypatch):
-    monkeypatch.setattr(prune_job, "prepare", lambda *args, **options: [][1])
-    with pytest.raises(IndexError):
-        pwoa(*PRUNE)

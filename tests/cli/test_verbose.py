@@ -22,7 +22,7 @@ def test_every_line_has_its_time_and_more_is_said(here, pwoa, args):
     plain_code, plain, less = pwoa(*args)
     assert code == plain_code == 0 and len(err.splitlines()) > len(less.splitlines())
     assert all(re.match(r"\[\d+\.\d s\] ", line) for line in err.splitlines())
-    assert re.search(r"\] python 3\.\S+, torch \S+, .*threads \d+$", err, re.M)
+    assert re.search(r"\] python 3\.\S+, torch \S+, .*threads \d+\b", err, re.M)
     assert re.search(r"\]   tried as read \d+\.\d%.* of \d+ images$", err, re.M)
     without = re.sub(r"^\[.*?\] ", "", err, flags=re.M).splitlines()
     assert [line for line in less.splitlines() if "took" not in line and line not in without] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files.atomic import atomic, write_text_atomic
 
 
@@ -16,7 +16,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file_and_no_other():
     with pytest.raises(KeyboardInterrupt), atomic(target) as temporary:
         temporary.write_text("half of the n")
         raise KeyboardInterrupt
-    with (pytest.raises(InputError, match="report.md cannot be written: No space left"),
+    with (pytest.raises(PwoaError, match="report.md cannot be written: No space left"),
           atomic(target) as temporary):
         temporary.write_text("half of the n")
         raise OSError(28, "No space left on device")
@@ -26,7 +26,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file_and_no_other():
 def test_a_rename_that_fails_leaves_the_old_file_and_no_other(monkeypatch):
     write_text_atomic(Path("report.md"), "old")
     monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    with pytest.raises(InputError, match="Input/output error"):
+    with pytest.raises(PwoaError, match="Input/output error"):
         write_text_atomic(Path("report.md"), "new")
     assert Path("report.md").read_text() == "old" and os.listdir() == ["report.md"]
 

@@ -14,7 +14,7 @@ import torch
 from helpers.sparse_files import FLOATS, WORD, encodings, equal, opened, small_state, zeroed
 from safetensors import safe_open
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files import packed, sparse
 
 # --- round trips ---------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, error, w
         raise error
 
     monkeypatch.setattr(os, where, fail)
-    with pytest.raises(InputError if isinstance(error, OSError) else error):
+    with pytest.raises(PwoaError if isinstance(error, OSError) else error):
         sparse.save({"w": torch.zeros(3)}, tmp_path / "a")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -68,13 +68,13 @@ def _main(patch, *args):
         torch.set_num_threads(threads)
 
 
-def start(*args, **options):
+def start(*args, threads="1", **options):
     """A process of its own, for what cannot be had in this one; Ctrl-C reaches it even where a job in the
     background ignores it."""
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
+    own = {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen([sys.executable, "-m", "pwoa_cli", *args], env=os.environ | own, text=True,
                             stdin=subprocess.DEVNULL,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)
+                            **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                               "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)
 
 

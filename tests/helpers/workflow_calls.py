@@ -28,6 +28,7 @@ def run_in(folder, *args, **options):
     folder.mkdir()
     job = prepare(request(*args, **options), say=said.append)
     made = prune.execute(job, folder, say=said.append, progress=lambda *_: None, created=datetime(2026, 1, 2))
+    prune.keep(folder, made)
     return made, "\n".join(said)
 
 

@@ -1,7 +1,9 @@
 """Random numbers are pure functions of the seed and their use; published figures rest on them."""
+import pytest
 import torch
 
-from pwoa_cli.machine.seeds import block_seed, epoch_order, number
+from pwoa_cli.errors import InputError
+from pwoa_cli.machine.seeds import SEEDS, block_seed, check, epoch_order, generator, number
 
 
 def test_the_first_numbers_are_those_of_published_figures():
@@ -27,3 +29,12 @@ def test_block_seeds_are_fixed():
     """SHA-256 of "0|pgd-20|0"; a change here changes every published figure."""
     assert block_seed(0, "pgd-20", 0) == 6994804532548014198
     assert len({block_seed(s, n, b) for s in (0, 1) for n in ("pgd-20", "cw") for b in (0, 1)}) == 8
+
+
+def test_seeds_are_those_that_every_use_takes():
+    for seed in (0, 1, 2**53 + 1, SEEDS - 1):
+        assert check(seed) == seed and torch.Generator().manual_seed(seed).initial_seed() == seed
+        generator(seed, "use"), epoch_order(5, seed=seed, epoch=0), block_seed(seed, "pgd", 0)
+    for seed in (-1, SEEDS, 2**64, 10**5000):
+        with pytest.raises(InputError, match="at least 0 and at most 18 digits"):
+            check(seed)
