@@ -71,11 +71,17 @@ def test_zip_entries_that_overlap_or_repeat():
     whole = bytearray(save(STATE))
     entry = whole.index(b"m/data/0", whole.index(b"PK\1\2")) - 46
     whole[entry + 20:entry + 28] = (2**31).to_bytes(4, "little") * 2
-    assert "its zip entries claim 2147" in refused(bytes(whole))
+    assert "bytes between m/data/0 and what follows it" in refused(bytes(whole))
     twice = io.BytesIO(save(STATE))
     with zipfile.ZipFile(twice, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("m/data/0", bytes(64))
     assert "same name" in refused(twice.getvalue())
+
+
+@pytest.mark.parametrize("harm", [lambda m: m[:40] + m, lambda m: m + b"x", lambda m: m + m,
+                                  lambda m: m.replace(b"m/version", b"m/DATA/0.")])
+def test_what_other_readers_would_read_otherwise_is_refused(harm):
+    assert "broken or truncated: " in refused(harm(save(STATE)))
 
 
 def test_record_that_is_missing():
