@@ -1,5 +1,7 @@
 """Errors that a user can act on: one sentence (what, where, got, expected) and the next command to try."""
-
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 GATE = 1  # exit code: a figure is beyond the limit of a gate
 UNASKED = 3  # exit code: written, but not what was asked for: unfinished, or no better than guessing
@@ -21,3 +23,29 @@ class InputError(PwoaError):
     """Wrong use or wrong input: exit code 2."""
 
     exit_code = 2
+
+
+@contextmanager
+def reading(path: str | Path, kind: str, *, hint: str) -> Iterator[None]:
+    """Inside, whatever a parser of other people's bytes raises becomes an InputError: the file, its kind, the
+    cause. Only parsing stands inside, as parsers raise anything: pickle's own documentation says so, zlib and
+    tokenize have errors of their own, deep nesting is a RecursionError, a wrong length a MemoryError."""
+    try:
+        yield
+    except PwoaError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
+        raise InputError(f"{path} cannot be read as {kind}, it is broken or truncated: {cause(error)}.",
+                         hint=hint) from error
+
+
+def cause(error: Exception) -> str:
+    """Why a parser gave up, in a clause without control characters."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    words = " ".join(str(error).split())[:120].rstrip(". ")
+    return "".join(c if c.isprintable() else "?" for c in words) or type(error).__name__

@@ -4,7 +4,6 @@
 it); wrapped in envelopes or not; with prefixes of wrappers or not; parametrised (parametrisations.py) or not.
 weights_only, unless told to trust.
 """
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
 from pwoa_cli.checkpoints.keys import cleaned, normalisation_of
 from pwoa_cli.checkpoints.parametrisations import fold
 from pwoa_cli.checkpoints.shards import files_of, index_of
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, reading
 from pwoa_cli.files import sparse
+from pwoa_cli.files.plain import json_of
 
 # where training scripts keep a model, those first that are evaluated (of RobustBench, robustness, timm,
 # Lightning, AWP, ...)
@@ -304,8 +304,6 @@ def json_field(metadata: Mapping[str, Any], key: str) -> Any:
     is not JSON."""
     if key not in metadata:
         return None
-    try:
-        return json.loads(metadata[key])
-    except (TypeError, ValueError):
-        raise InputError(f"metadata field {key!r} is not JSON: {str(metadata[key])[:60]!r}.",
-                         hint="The file was changed after pwoa wrote it; prune again.") from None
+    with reading(f"metadata field {key!r}", "JSON", hint="The file was changed after pwoa wrote it; prune "
+                                                         "again."):
+        return json_of(metadata[key])

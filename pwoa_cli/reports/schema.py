@@ -10,6 +10,7 @@ teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pwoa_cli.files.plain import plain, read_json
 
 SCHEMA_VERSION = 2
 READS = (1, SCHEMA_VERSION)  # 1: a list of names under `unfinished`, which runs do not have
-NUMBER = (int, float)
-SCORES = {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER]}}
-DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER]}}
+# name?: a field that may be missing, but is of this type where it is there
+NUMBER, TEXT = (int, float), (str, type(None))
+LARGEST = 10**18  # of any number: what people are shown is worked out in floats
+SCORES = {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER], "forwards?": int, "backwards?": int}}
+DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER], "lost?": int, "won?": int, "p?": NUMBER}}
 COMMON = {
     "schema_version": int,
     "threat": {"norm": str, "eps": NUMBER},
@@ -29,15 +32,20 @@ COMMON = {
     "environment": {"python": str, "torch": str, "pwoa": str, "platform": str, "cpu_count": int,
                     "device": str,
                     "threads": int, "seed": int},
-    "data": {"name": str, "n": int},
+    "data": {"name": str, "n": int, "argument?": TEXT, "choices?": {}},
     "notes": [str],
+    "attacks?": [str], "headings?": [str], "command?": {},
+    "findings?": [{"check": str, "unreliable": bool, "text": str, "models": [str]}],
+    "classes?": {"*": {"*": {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER]}}}},
+    "models?": {"*": {"source": str}},
 }
 # None: clean accuracy only
 EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))},
-                       "unfinished": {"*": {"*": {"n": int, "of": int}}}}
+                       "model": {"source": str}, "unfinished": {"*": {"*": {"n": int, "of": int}}}}
 SCHEMA = COMMON | {
     "created": str,
-    "model": {"source": str, "sha256": str, "arch": str, "num_classes": int},
+    "model": {"source": str, "sha256": str, "arch": str, "num_classes": int, "file_sha256?": TEXT,
+              "teacher?": str, "teacher_sha256?": TEXT, "reading?": {}},
     "sparsity": {"target": NUMBER, "achieved": NUMBER, "nonzero": int, "total": int, "structure": str,
                  "layers": [{"name": str, "shape": [int], "nonzero": int, "total": int}]},
     "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
@@ -45,7 +53,6 @@ SCHEMA = COMMON | {
     "teacher": SCORES, "student": SCORES, "drop": DROPS,
     "recipe": {"name": str},
 }
-
 
 # --- building and checking ---------------------------------------------------------------
 
@@ -152,26 +159,26 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no report.", hint="Name a run's folder, or its report.json.")
     if "sparsity" in report:
         return validate(report, where=str(path))
-    shown = {name: DROPS if name == "drop" else SCORES for name in ("results", "teacher", "student", "drop")
-             if name in report}
-    if not shown:
+    compared = {"teacher": SCORES, "student": SCORES, "drop": DROPS}
+    shown = {"results": SCORES} if "results" in report else compared
+    if not shown.keys() & report.keys():
         raise InputError(f"{path} holds no report: it has no results.",
                          hint="Name a run's folder, or its report.json.")
     return _check(report, EVALUATION | shown, str(path))
 
 
 def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for problem in _problems(report, schema, ""):
+    for problem in chain(_problems(report, schema, ""), _of_classes(report.get("classes"))):
         raise InputError(f"{where}: {problem}.",
                          hint="Another tool may have written it; prune again to get a new one.")
     return dict(report)
 
 
 def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
-    """Sentences on where `value` departs from a schema: {field: schema} ("*": any name), [schema of items],
-    type(s)."""
+    """Sentences on where `value` departs from a schema: {field: schema} ("*": any name, "name?": it may be
+    missing), [schema of items], type(s)."""
     kind = dict if isinstance(schema, dict) else list if isinstance(schema, list) else schema
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
         expected = ("number" if kind is NUMBER
                     else " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,))))
         yield f"{path or 'the report'} is {value!r:.40}, expected {expected}"
@@ -179,20 +186,32 @@ def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
         for index, item in enumerate(value):
             yield from _problems(item, schema[0], f"{path}[{index}]")
     elif kind is dict:
-        for name in (value if "*" in schema else schema):
+        for key in (value if "*" in schema else schema):
+            name = key if "*" in schema else key.removesuffix("?")
             inner = f"{path}.{name}" if path else name
             if name in value:
-                yield from _problems(value[name], schema.get("*", schema.get(name)), inner)
-            else:
+                yield from _problems(value[name], schema.get("*", schema.get(key)), inner)
+            elif name == key:
                 yield f"{inner} is missing"
     yield from _out_of_range(value, path)
+
+
+def _of_classes(found: Mapping[str, Mapping[str, Mapping]] | None) -> Iterator[str]:
+    """Classes are numbers, and those of an attack are among those of clean, for every model."""
+    for who, scores in ({"": {}} if found == {} else found or {}).items():
+        known = scores.get("clean", {})
+        names = {name for column in scores.values() for name in column}
+        if not known or not names <= known.keys() or not all(n.isascii() and n.isdecimal() for n in names):
+            yield f"classes.{who} has no clean figures of each class by its number"
 
 
 def _out_of_range(value: Any, path: str) -> Iterator[str]:
     field = path.rpartition(".")[2]
     if field in ("accuracy", "achieved", "target") and isinstance(value, NUMBER) and not 0 <= value <= 1:
         yield f"{path} is {value}, expected 0 to 1"
-    if field == "ci95" and isinstance(value, list) and len(value) != 2:
-        yield f"{path} has {len(value)} numbers, expected 2"
+    if isinstance(value, NUMBER) and not -LARGEST < value < LARGEST:
+        yield f"{path} is {str(value)[:20]}, expected a number below {LARGEST:.0e}"
+    if field in ("ci95", "headings") and isinstance(value, list) and len(value) != 2:
+        yield f"{path} has {len(value)} {'numbers' if field == 'ci95' else 'names'}, expected 2"
 
 

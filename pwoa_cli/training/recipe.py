@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, reading
 from pwoa_cli.losses.distill import HIDDEN_LOSSES
 from pwoa_cli.pruning.allocation import ALLOCATIONS
 from pwoa_cli.pruning.criteria import CRITERIA
@@ -142,11 +142,8 @@ def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | No
     change others. kinds: None: no table of kinds is taken.
     Raises: InputError for an unknown recipe, field, type or choice, naming the file and the field.
     """
-    try:
+    with reading(name_or_file, "a TOML file", hint="See a shipped one: pwoa recipe show default"):
         table = tomllib.loads(text_of(name_or_file))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name_or_file} is not a TOML file: {error}.",
-                         hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
     nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(kinds.network if kinds else "", {}),
               _tables(table, "images", name_or_file, names=IMAGES).get(kinds.images if kinds else "", {}),
               _tables(table, "data", name_or_file).get(data or "", {})]

@@ -237,14 +237,14 @@ def test_wrong_files_get_a_sentence(tmp_path):
         read_recipe("papr")
     assert "default, paper" in error.value.hint
     (tmp_path / "x.toml").write_text("lr = = 3")
-    with pytest.raises(InputError, match="not a TOML file"):
+    with pytest.raises(InputError, match="cannot be read as a TOML file"):
         read_recipe(str(tmp_path / "x.toml"))
     for number, text in enumerate(('data = "mnist"', "[data]\nmnist = 3")):
         (tmp_path / f"d{number}.toml").write_text(text)
         with pytest.raises(InputError, match="data is not a table of tables"):
             read_recipe(str(tmp_path / f"d{number}.toml"))
     (tmp_path / "binary.toml").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(InputError, match="not a TOML file"):
+    with pytest.raises(InputError, match="cannot be read as a TOML file"):
         read_recipe(str(tmp_path / "binary.toml"))
     with pytest.raises(InputError, match="batch_size = 'inf', expected a int"):
         read_recipe("default", overrides={"batch_size": "inf"})
