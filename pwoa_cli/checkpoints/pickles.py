@@ -24,6 +24,7 @@ from pwoa_cli.checkpoints.foreign_files import AGAIN, zip_kind
 from pwoa_cli.checkpoints.pickle_rehearsal import MULTIARRAY, Refused, Rehearsal, rehearse
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.zips import members
+from pwoa_cli.machine.memory import check_room
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that opens what torch.save wrote before 1.6
 ZIP = (b"PK\3\4", b"PK\5\6")
@@ -163,7 +164,7 @@ def _rehearse_zip(path: Path) -> Rehearsal:
             and (f"data/{key}" in records or storage.size_bytes)):
             raise Refused(f"storage {key} has {records.get(f'data/{key}', 'no')} bytes, its tensors claim "
                           f"{storage.size_bytes}")
-    return _bounded(found, size)
+    return _bounded(found, path)
 
 
 def _rehearse_streams(path: Path, *, legacy: bool) -> Rehearsal:
@@ -181,13 +182,14 @@ def _rehearse_streams(path: Path, *, legacy: bool) -> Rehearsal:
     needed = sum(8 + storage.size_bytes for storage in found.storages.values())
     if needed > left:
         raise Refused(f"its tensors take {needed} bytes, {left} are left")
-    return _bounded(found, size)
+    return _bounded(found, path)
 
 
-def _bounded(found: Rehearsal, size: int) -> Rehearsal:
-    if found.dense_bytes > _bound(size):
-        raise Refused(f"its tensors would take {found.dense_bytes} bytes of memory, expected at most "
-                      f"{_bound(size)}")
+def _bounded(found: Rehearsal, path: Path) -> Rehearsal:
+    most = _bound(path.stat().st_size)
+    if found.dense_bytes > most:
+        raise Refused(f"its tensors would take {found.dense_bytes} bytes of memory, expected at most {most}")
+    check_room(found.dense_bytes, f"{path}: its tensors")
     return found
 
 

@@ -34,7 +34,9 @@ from pwoa_cli.files.sparse_index import (
     check_bound,
     is_size,
     read_index,
+    unfolded_bytes,
 )
+from pwoa_cli.machine.memory import check_room
 
 OTHERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
           torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64)
@@ -85,6 +87,7 @@ def load(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, 
         headers = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
         check_arrays(index, headers)
         check_bound(index, bound, path)
+        check_room(os.path.getsize(path) + unfolded_bytes(index), f"{path}: its tensors")
         return {key: _read(file, key, entry, headers) for key, entry in index.items()}
 
 

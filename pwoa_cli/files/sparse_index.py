@@ -97,11 +97,16 @@ def check_arrays(index: dict[str, dict], headers: dict[str, tuple]) -> None:
                          "incomplete)")
 
 
+def unfolded_bytes(index: dict[str, dict]) -> int:
+    """The dense sizes of all sparse tensors together."""
+    sizes = {code: dtype.itemsize for dtype, code in FLOATS.items()}
+    return sum(math.prod(entry["shape"]) * sizes[entry["dtype"]] for entry in index.values()
+               if "shape" in entry)
+
+
 def check_bound(index: dict[str, dict], bound: int, path: str | os.PathLike) -> None:
     """The dense sizes of all sparse tensors together may be `bound` bytes."""
-    sizes = {code: dtype.itemsize for dtype, code in FLOATS.items()}
-    total = sum(math.prod(entry["shape"]) * sizes[entry["dtype"]] for entry in index.values()
-                if "shape" in entry)
+    total = unfolded_bytes(index)
     if total > bound:
         raise InputError(f"{path}: its sparse tensors would take {total} bytes of memory, expected at most "
                          f"{bound}.",

@@ -202,7 +202,7 @@ def _convert(key: str, value: Any, kind: type, where: str) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{where}: {key} = {value!r}, expected a {kind.__name__}.",
+        raise InputError(f"{where}: {key} = {value!r:.60}, expected a {kind.__name__}.",
                          hint=f"For example: {key} = {getattr(Recipe, key)!r}.") from None
 
 
@@ -230,6 +230,7 @@ def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
 
 
 _TEACHING = ("alpha", "logit_weight", "neighbour_weight", "hidden_weight", "explain_weight", "lambda_x")
+LARGEST = 1e9  # of any field: beyond it products overflow before a loss does
 _AT_MOST_1 = ("sparsify", "noise_clean", "cutmix", "mixup", "mix_ratio")
 _BELOW_1 = ("regrow", "ema")
 
@@ -284,9 +285,10 @@ def _check_fields(recipe: Recipe, where: str) -> None:
         value = getattr(recipe, f.name)
         if isinstance(value, str):
             continue
-        if not 0 <= value < float("inf") or (f.name in positive and value == 0):
-            raise InputError(f"{where}: {f.name} = {value}, expected a number "
-                             f"{'above' if f.name in positive else 'of at least'} 0.",
+        if not 0 <= value <= LARGEST or (f.name in positive and value == 0):
+            limit = f" and at most {LARGEST:.0e}" if value > LARGEST else ""
+            raise InputError(f"{where}: {f.name} = {value!s:.40}, expected a number "
+                             f"{'above' if f.name in positive else 'of at least'} 0{limit}.",
                              hint=f"For example: {f.name} = {f.default}.")
         if (f.name in _AT_MOST_1 and value > 1) or (f.name in _BELOW_1 and value >= 1):
             flag = " (--mix-ratio 0)" if f.name == "mix_ratio" else ""
