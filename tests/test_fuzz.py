@@ -24,6 +24,7 @@ from pwoa_cli.checkpoints.model import load_model, to_metadata
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.cli import replay
 from pwoa_cli.data import classes, formats
+from pwoa_cli.data.choices import of_report
 from pwoa_cli.data.image_folder import read_image_folder
 from pwoa_cli.evaluation import sample_file
 from pwoa_cli.evaluation.units import Unfinished, Unit
@@ -138,14 +139,18 @@ def _show(found):
 
 def _report(folder):
     finding = {"check": "near-chance", "unreliable": True, "text": "t", "models": ["pruned"]}
-    made = report_samples.report(findings=[finding], attacks=["pgd-10", "aa"], command={"model": "a.pt"})
+    made = report_samples.report(findings=[finding], attacks=["pgd-10", "aa"], command={"model": "a.pt"},
+                                 data=report_samples.DATA | {"argument": "d", "choices": {
+                                     "image_size": [32, 32], "class_map": "m.csv", "labels_from": 1}})
     (folder / "run").mkdir()
     (folder / "run" / "model.safetensors").write_bytes(b"")
     (folder / "run" / "report.json").write_text(dumps(made))
 
     def read(path):
         runs.markdown(runs.listed(folder))
-        _show(schema.read(path))
+        found = schema.read(path)
+        _show(found)
+        of_report(found["data"].get("choices", {}))
 
     return folder / "run" / "report.json", read, fuzz.of_json
 

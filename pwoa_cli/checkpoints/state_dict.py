@@ -21,6 +21,7 @@ from pwoa_cli.checkpoints.shards import files_of, index_of
 from pwoa_cli.errors import InputError, reading
 from pwoa_cli.files import sparse
 from pwoa_cli.files.plain import json_of
+from pwoa_cli.machine.memory import check_room
 
 # where training scripts keep a model, those first that are evaluated (of RobustBench, robustness, timm,
 # Lightning, AWP, ...)
@@ -61,9 +62,10 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
     try:
-        content, metadata, warned = _read(Path(path), trust_pickle)
-        state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
-                                    cleared=cleared)
+        with reading(path, "a checkpoint", hint=HINT):
+            content, metadata, warned = _read(Path(path), trust_pickle)
+            state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
+                                        cleared=cleared)
     except InputError as error:
         raise InputError(_line(error.message), hint=_line(error.hint)) from error
     return state, extra, tuple(map(_line, (*warned, *notes)))
@@ -99,6 +101,7 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, 
     if index is None:
         return _read_file(path, trust_pickle)
     state, warned = dict[str, Any](), list[str]()
+    check_room(sum(part.stat().st_size for part in files_of(index)), f"{index}: its parts")
     for part, keys in files_of(index).items():
         content, _, more = _read_file(part, trust_pickle)
         if lost := [key for key in keys if key not in content]:

@@ -25,6 +25,8 @@ NUMBER, TEXT = (int, float), (str, type(None))
 LARGEST = 10**18  # of any number: what people are shown is worked out in floats
 SCORES = {"*": {"accuracy": NUMBER, "n": int, "ci95": [NUMBER], "forwards?": int, "backwards?": int}}
 DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER], "lost?": int, "won?": int, "p?": NUMBER}}
+CHOICES = {"image_size?": [int], "class_map?": TEXT, "class_order?": TEXT, "labels_from?": int,
+           "logits?": TEXT}
 COMMON = {
     "schema_version": int,
     "threat": {"norm": str, "eps": NUMBER},
@@ -32,7 +34,7 @@ COMMON = {
     "environment": {"python": str, "torch": str, "pwoa": str, "platform": str, "cpu_count": int,
                     "device": str,
                     "threads": int, "seed": int},
-    "data": {"name": str, "n": int, "argument?": TEXT, "choices?": {}},
+    "data": {"name": str, "n": int, "argument?": TEXT, "choices?": CHOICES},
     "notes": [str],
     "attacks?": [str], "headings?": [str], "command?": {},
     "findings?": [{"check": str, "unreliable": bool, "text": str, "models": [str]}],
@@ -45,7 +47,7 @@ EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float,
 SCHEMA = COMMON | {
     "created": str,
     "model": {"source": str, "sha256": str, "arch": str, "num_classes": int, "file_sha256?": TEXT,
-              "teacher?": str, "teacher_sha256?": TEXT, "reading?": {}},
+              "teacher?": str, "teacher_sha256?": TEXT, "reading?": {"entry?": TEXT, "keep?": NUMBER}},
     "sparsity": {"target": NUMBER, "achieved": NUMBER, "nonzero": int, "total": int, "structure": str,
                  "layers": [{"name": str, "shape": [int], "nonzero": int, "total": int}]},
     "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
@@ -211,7 +213,7 @@ def _out_of_range(value: Any, path: str) -> Iterator[str]:
         yield f"{path} is {value}, expected 0 to 1"
     if isinstance(value, NUMBER) and not -LARGEST < value < LARGEST:
         yield f"{path} is {str(value)[:20]}, expected a number below {LARGEST:.0e}"
-    if field in ("ci95", "headings") and isinstance(value, list) and len(value) != 2:
-        yield f"{path} has {len(value)} {'numbers' if field == 'ci95' else 'names'}, expected 2"
+    if field in ("ci95", "headings", "image_size") and isinstance(value, list) and len(value) != 2:
+        yield f"{path} has {len(value)} {'names' if field == 'headings' else 'numbers'}, expected 2"
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from pwoa_cli.checkpoints import pickles
 from pwoa_cli.checkpoints.state_dict import read_state_dict
+from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -210,3 +211,15 @@ def test_what_only_runs_when_it_is_read_is_not_run_by_a_refusal():
         save({"w.weight": torch.ones(2, 2), "x": Bomb()}, new)
         assert "builtins.exec" in refused() and not Path("ran").exists()
     assert read_state_dict("m.pt", trust_pickle=True)[0].keys() == {"w.weight"} and Path("ran").exists()
+
+
+def test_integers_of_which_python_makes_no_text():
+    huge = 10**5000
+    for content in ({huge: STATE}, {huge: 1, "w.weight": torch.ones(2, 2)},
+                    STATE | {"norm": huge, "eps": 0.1}, [huge], {"model": STATE, "args": {"norm": huge, "eps": huge}}):
+        save(content)
+        try:
+            _, extra, _ = read_state_dict("m.pt")
+            assert threat_of(extra) is None
+        except InputError as error:
+            assert "m.pt" in error.message and len(error.message) < 300
