@@ -216,7 +216,8 @@ def test_what_only_runs_when_it_is_read_is_not_run_by_a_refusal():
 def test_integers_of_which_python_makes_no_text():
     huge = 10**5000
     for content in ({huge: STATE}, {huge: 1, "w.weight": torch.ones(2, 2)},
-                    STATE | {"norm": huge, "eps": 0.1}, [huge], {"model": STATE, "args": {"norm": huge, "eps": huge}}):
+                    STATE | {"norm": huge, "eps": 0.1}, [huge],
+                    {"model": STATE, "args": {"norm": huge, "eps": huge}}):
         save(content)
         try:
             _, extra, _ = read_state_dict("m.pt")

@@ -136,4 +136,4 @@ def test_the_network_of_the_documentation(here, pwoa):
     second[second.index("cifar10")] = colours
     code, out, err = pwoa(*second, "--eps", "0.1", "--n", "20", "--attacks", "fgsm", "--epochs", "0.1",
                           "--normalize", "none")
-    assert code == 2 and "near chance" in err or code == 0, err  # its weights are random
+    assert code == 2 and "near chance" in err or code in (0, 3), err  # its weights are random
