@@ -14,9 +14,8 @@ class PwoaError(Exception):
     exit_code = 4
 
     def __init__(self, message: str, *, hint: str = ""):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = ("\n".join(map(one_line, text.split("\n"))) for text in (message, hint))
+        super().__init__(self.message)
 
 
 class InputError(PwoaError):
@@ -47,5 +46,10 @@ def cause(error: Exception) -> str:
         return "it is nested too deep"
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
-    words = " ".join(str(error).split())[:120].rstrip(". ")
-    return "".join(c if c.isprintable() else "?" for c in words) or type(error).__name__
+    return one_line(" ".join(str(error).split())[:120].rstrip(". ")) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Text without control characters, such as names from a file: they could hide or forge what a terminal
+    shows."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -34,7 +34,7 @@ from pwoa_cli.files.plain import dumps, write_toml
 from pwoa_cli.reports import gates, runs, schema, tables
 from pwoa_cli.training.recipe import read_recipe, text_of
 
-COUNT = int(os.environ.get("PWOA_FUZZ", 150))
+COUNT = int(os.environ.get("PWOA_FUZZ", 100))
 STATE = {"a.weight": torch.arange(16.0).reshape(4, 4), "b.weight": torch.eye(8), "n": torch.tensor(3)}
 
 

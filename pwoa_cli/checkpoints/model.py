@@ -20,7 +20,7 @@ from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, PwoaError, cause, one_line
 from pwoa_cli.machine.memory import check_room
 from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
 
@@ -305,7 +305,9 @@ def _check_room(found: Architecture, state: Mapping[str, Tensor], where: str) ->
         with torch.device("meta"):
             net = build(found.arch, found.options)
             own = net.state_dict()
-    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError):
+    except PwoaError:
+        raise
+    except Exception:
         return
     if sum(t.numel() for t in own.values()) > 2 * sum(t.numel() for t in state.values()) + SPARE:
         check_fits(net, aligned(state, net), f"{where} as {found.arch}")
@@ -316,10 +318,11 @@ def _build_for(found: Architecture, where: str) -> nn.Module:
     """The network of an architecture, with random weights."""
     try:
         return build(found.arch, found.options)
-    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        why = str(error).splitlines()[0] if str(error) else ""
-        raise InputError(f"{where}: {found.arch} cannot be built with {said(found.options)}: "
-                         f"{type(error).__name__} {why}.",
+    except PwoaError:
+        raise
+    except Exception as error:  # options from a file may be anything
+        raise InputError(one_line(f"{where}: {found.arch[:60]} cannot be built with "
+                                  f"{said(found.options)[:300]}: {type(error).__name__} {cause(error)}."),
                          hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
 
 
@@ -376,6 +379,6 @@ def _elements_fit(arch: str, options: Mapping[str, Any], state: Mapping[str, Ten
     try:
         with torch.device("meta"):
             own = build(arch, options).state_dict()
-    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError):
+    except Exception:
         return True
     return sum(t.numel() for t in own.values()) <= 2 * sum(t.numel() for t in state.values()) + SPARE

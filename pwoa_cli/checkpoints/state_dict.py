@@ -18,7 +18,7 @@ from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
 from pwoa_cli.checkpoints.keys import cleaned, normalisation_of
 from pwoa_cli.checkpoints.parametrisations import fold
 from pwoa_cli.checkpoints.shards import files_of, index_of
-from pwoa_cli.errors import InputError, reading
+from pwoa_cli.errors import InputError, one_line, reading
 from pwoa_cli.files import sparse
 from pwoa_cli.files.plain import json_of
 from pwoa_cli.machine.memory import check_room
@@ -67,14 +67,8 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
             state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
                                         cleared=cleared)
     except InputError as error:
-        raise InputError(_line(error.message), hint=_line(error.hint)) from error
-    return state, extra, tuple(map(_line, (*warned, *notes)))
-
-
-def _line(text: str) -> str:
-    """Names from a file as one line without control characters: they could hide or forge what a terminal
-    shows."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+        raise InputError(one_line(error.message), hint=one_line(error.hint)) from error
+    return state, extra, tuple(map(one_line, (*warned, *notes)))
 
 
 def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, entry: str | None,

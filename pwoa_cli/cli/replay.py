@@ -38,8 +38,8 @@ def _fill(context: typer.Context, path: Path | None) -> Path | None:
     known = [str(p.name) for p in context.command.params if p.name not in NOT_KEPT]
     for key, value in table.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(f"--config {path}: {key!r} is no option of pwoa {context.info_name}.",
+            near = difflib.get_close_matches(key[:60], known, n=1)
+            raise InputError(f"--config {path}: {key!r:.60} is no option of pwoa {context.info_name}.",
                              hint=f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}.")
         if not isinstance(value, str | int | float | list):
             raise InputError(f"--config {path}: {key} is a {type(value).__name__}, expected text or a "

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pwoa_cli.errors import InputError, reading
+from pwoa_cli.errors import InputError, one_line, reading
 from pwoa_cli.files.arrays import read_arrays
 from pwoa_cli.machine.memory import check_room
 
@@ -163,7 +163,8 @@ def read_npz(path: Path, *, channels: int | None = None) -> Raw:
     only_test = "x_train" not in arrays and "y_train" not in arrays
     missing = [key for key in ARRAYS if key not in arrays and not (only_test and key.endswith("train"))]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(there) or 'nothing'}.",
+        raise InputError(f"{path} lacks {', '.join(missing)}; it holds "
+                         f"{one_line(', '.join(there)[:200]) or 'nothing'}.",
                          hint="Expected np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...).")
     return from_arrays(arrays, path, channels=channels)
 

@@ -169,10 +169,10 @@ def _tables(table: dict[str, Any], kind: str, where: str, *,
         raise InputError(f"{where}: {kind} is not a table of tables.",
                          hint=f"Fields that differ stand under a heading such as [{kind}.{example}].")
     if unknown := [name for name in found if names and name not in names]:
-        raise InputError(f"{where}: [{kind}.{unknown[0]}], expected one of {', '.join(names)}.",
+        raise InputError(f"{where}: [{kind}.{unknown[0][:60]}], expected one of {', '.join(names)}.",
                          hint=f"For example: [{kind}.{example}].")
     for name, fields_of_it in found.items():
-        _with(Recipe(), fields_of_it, where=f"{where}: [{kind}.{name}]")
+        _with(Recipe(), fields_of_it, where=f"{where}: [{kind}.{name[:60]}]")
     return found
 
 
@@ -187,8 +187,8 @@ def _with(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:
     clean = {}
     for key, value in values.items():
         if key not in types:
-            near = difflib.get_close_matches(key, types, n=1)
-            raise InputError(f"{where}: no recipe field {key!r}.",
+            near = difflib.get_close_matches(key[:60], types, n=1)
+            raise InputError(f"{where}: no recipe field {key!r:.60}.",
                              hint=f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(types)}.")
         clean[key] = _convert(key, value, types[key], where)
     recipe = replace(recipe, **clean)
@@ -276,7 +276,7 @@ def _check_fields(recipe: Recipe, where: str) -> None:
     """Each field by itself."""
     for key, words in choices().items():
         if getattr(recipe, key) not in words:
-            raise InputError(f"{where}: {key} = {getattr(recipe, key)!r}, expected one of "
+            raise InputError(f"{where}: {key} = {getattr(recipe, key)!r:.60}, expected one of "
                              f"{', '.join(words)}.",
                              hint=f"For example: {key} = {words[0]!r}.")
     positive = ("epochs", "batch_size", "lr", "temperature", "sigma", "mask_updates", "rho", "rho_growth",
@@ -300,8 +300,8 @@ def _check_fields(recipe: Recipe, where: str) -> None:
                          hint="For example: batch_size = 128.")
     kinds = recipe.noise.split("+")
     if recipe.noise != "none" and (set(kinds) - set(NOISES) or len(set(kinds)) < len(kinds)):
-        raise InputError(f"{where}: noise = {recipe.noise!r}, expected none, one of {', '.join(NOISES)}, or "
-                         "several of them joined by +.",
+        raise InputError(f"{where}: noise = {recipe.noise!r:.60}, expected none, one of {', '.join(NOISES)}, "
+                         "or several of them joined by +.",
                          hint="For example: noise = 'blocks+gaussian', gaussian_scale = 0.1.")
 
 

@@ -48,6 +48,14 @@ def test_a_network_for_which_there_is_no_room_is_not_built(save, lenet, monkeypa
     assert load(path).arch == "lenet5"
 
 
+@pytest.mark.parametrize("text", ["[" * 9999, "9" * 5000, "NaN", '{"a": 1e999}', ""])
+def test_metadata_that_no_parser_reads_is_one_sentence(save, lenet, text):
+    path = save(lenet.state_dict())
+    sparse.save(lenet.state_dict(), path.with_suffix(".safetensors"),
+                metadata=to_metadata(load(path)) | {"arch_options": text})
+    assert "metadata field 'arch_options' " in refused(path.with_suffix(".safetensors"))
+
+
 # --- wrappings ---------------------------------------------------------------
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "1.", "net.", "module.model.",

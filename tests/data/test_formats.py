@@ -210,6 +210,18 @@ def test_broken_files_are_one_clear_sentence(nowhere, kind, damage):
     assert "\n" not in error.value.message and error.value.exit_code == 2
 
 
+def test_a_member_that_is_no_array_is_a_broken_file(nowhere):
+    """np.load gives its bytes (found by damaging such files at random)."""
+    path = write_npz(nowhere / "my.npz")
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, part in parts.items():
+            new.writestr(name, b"no array" if name == "y_test.npy" else part)
+    with pytest.raises(InputError, match="my.npz cannot be read as an .npz file"):
+        datasets.load(str(path))
+
+
 @pytest.mark.parametrize("header", [b"{'shape': (2,",
                                     b"{'descr': '|u1', 'fortran_order': False, 'shape': (2,)", b"\xff"])
 def test_a_broken_array_header_is_a_broken_file(nowhere, header):
