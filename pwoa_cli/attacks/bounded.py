@@ -5,11 +5,12 @@ x inputs (B,C,H,W) in [0,1], z logits (B,K).
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from pwoa_cli.machine.memory import free_bytes
 
 # of the free memory that passes may take: the rest is for what an attack keeps, and for other processes
 SHARE = 0.5
@@ -95,27 +96,3 @@ def fitting_batch(model: nn.Module, x: Tensor, *, most: int) -> int:
     while size > 1 and 2 * each * size > room:
         size = (size + 1) // 2
     return size
-
-
-def free_bytes(device: torch.device) -> float:
-    """Memory that this process may still take on a device; infinity where nothing tells."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return float("inf")
-    return min(free, _left_in_cgroup())
-
-
-def _left_in_cgroup() -> float:
-    """What a container's limit (cgroup v2) leaves, files that the kernel may forget not counted; infinity
-    without a limit."""
-    home = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (float((home / name).read_text()) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (home / "memory.stat").read_text().splitlines())
-        return limit - used + float(stat.get("inactive_file", 0))
-    except (OSError, ValueError):  # "max" is no number: no limit
-        return float("inf")

@@ -146,7 +146,7 @@ def _parse(arch: str) -> tuple[str, dict[str, Any]]:
                              hint=f"Did you mean {near[0]}?" if near else "See docs/checkpoints.md.")
         try:
             options[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[key] = value  # relu, pad-end
         least = 0 if key in ("paddings", "geometry") else 1
         if any(type(v) in (int, float) and v < least

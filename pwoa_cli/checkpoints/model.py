@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from pwoa_cli.checkpoints import architecture, hub
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
-from pwoa_cli.checkpoints.filling import aligned, fill, make_plain, shaped
+from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, shaped
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, PwoaError, cause, one_line
+from pwoa_cli.machine.memory import check_room
 from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
 
 SHOWN = 4  # of the readings that the keys allow as well
+SPARE = 2**20  # elements that a network may have more than twice those of the file
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,8 @@ def _of_own_size(found: Architecture, state: Mapping[str, Tensor],
     """(the architecture, its network); one of a user's file with as many classes as its function makes by
     itself, or else as the last matrix in the file has rows."""
     guessed = replace(found, options=found.options | {"num_classes": architecture.classes(state)})
+    if not is_file(found.arch):
+        _check_room(found, state, where)
     if not is_file(found.arch) or found.options:
         return found, _build_for(found, where)
     with suppress(InputError):  # it may ask for num_classes
@@ -292,14 +296,34 @@ def _of_own_size(found: Architecture, state: Mapping[str, Tensor],
     return guessed, _build_for(guessed, where)
 
 
+def _check_room(found: Architecture, state: Mapping[str, Tensor], where: str) -> None:
+    """A network that is far larger than the file, or than memory, is made without memory (on the meta device)
+    and not built. One that cannot be made so is for `_build_for`.
+
+    Raises: InputError that names the first tensor that does not fit, or the bytes.
+    """
+    try:
+        with torch.device("meta"):
+            net = build(found.arch, found.options)
+            own = net.state_dict()
+    except PwoaError:
+        raise
+    except Exception:
+        return
+    if sum(t.numel() for t in own.values()) > 2 * sum(t.numel() for t in state.values()) + SPARE:
+        check_fits(net, aligned(state, net), f"{where} as {found.arch}")
+    check_room(sum(t.nbytes for t in own.values()), f"{where}: {found.arch}")
+
+
 def _build_for(found: Architecture, where: str) -> nn.Module:
     """The network of an architecture, with random weights."""
     try:
         return build(found.arch, found.options)
-    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        why = str(error).splitlines()[0] if str(error) else ""
-        raise InputError(f"{where}: {found.arch} cannot be built with {said(found.options)}: "
-                         f"{type(error).__name__} {why}.",
+    except PwoaError:
+        raise
+    except Exception as error:  # options from a file may be anything
+        raise InputError(one_line(f"{where}: {found.arch[:60]} cannot be built with "
+                                  f"{said(found.options)[:300]}: {type(error).__name__} {cause(error)}."),
                          hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
 
 
@@ -356,6 +380,6 @@ def _elements_fit(arch: str, options: Mapping[str, Any], state: Mapping[str, Ten
     try:
         with torch.device("meta"):
             own = build(arch, options).state_dict()
-    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError):
+    except Exception:
         return True
-    return sum(t.numel() for t in own.values()) <= 2 * sum(t.numel() for t in state.values()) + 2**20
+    return sum(t.numel() for t in own.values()) <= 2 * sum(t.numel() for t in state.values()) + SPARE

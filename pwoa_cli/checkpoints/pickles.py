@@ -23,6 +23,8 @@ import torch
 from pwoa_cli.checkpoints.foreign_files import AGAIN, zip_kind
 from pwoa_cli.checkpoints.pickle_rehearsal import MULTIARRAY, Refused, Rehearsal, rehearse
 from pwoa_cli.errors import InputError
+from pwoa_cli.files.zips import members
+from pwoa_cli.machine.memory import check_room
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that opens what torch.save wrote before 1.6
 ZIP = (b"PK\3\4", b"PK\5\6")
@@ -141,37 +143,30 @@ def _without_modules(content: Any, depth: int = 5) -> Any:
 
 
 def _rehearse_zip(path: Path) -> Rehearsal:
-    """Of a zip: its directory's claims, what kind of archive it is, its pickle, and the storages against
-    their records."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, OverflowError) as error:
-        raise Refused("the zip directory at its end is missing or damaged") from error
-    with archive:
-        names, size = archive.namelist(), path.stat().st_size
-        kind = zip_kind(names)
-        if kind:
-            raise InputError(f"{path} is {kind[0]}, not a checkpoint.", hint=kind[1])
-        claimed = sum(info.file_size for info in archive.infolist())
-        # not by torch, but it reads it
-        compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
-        if claimed > (_bound(size) if compressed else size):
-            raise Refused(f"its zip entries claim {claimed} bytes of a file of {size}")
-        if len(set(names)) < len(names):
-            raise Refused("two of its zip entries have the same name")
-        root = names[0].partition("/")[0]
-        records = {info.filename.removeprefix(f"{root}/"): info.file_size for info in archive.infolist()}
-        order = archive.read(f"{root}/byteorder") if "byteorder" in records else b"little"
+    """Of a zip that shows all readers the same members: what kind it is, what they claim, its pickle, and the
+    storages against their records."""
+    inside, size, found = members(path), path.stat().st_size, Rehearsal()
+    names = [member.name for member in inside]
+    kind = zip_kind(names)
+    if kind:
+        raise InputError(f"{path} is {kind[0]}, not a checkpoint.", hint=kind[1])
+    claimed = sum(member.size for member in inside)  # torch writes them as they are, but it reads others
+    if claimed > _bound(size):
+        raise Refused(f"its zip entries claim {claimed} bytes of a file of {size}")
+    root = names[0].partition("/")[0] + "/"  # as torch finds it
+    records = {member.name.removeprefix(root): member.size for member in inside
+               if member.name.startswith(root)}
+    with zipfile.ZipFile(path) as archive:
+        order = archive.read(f"{root}byteorder") if "byteorder" in records else b"little"
         if order not in (b"little", b"big"):
             raise Refused(f"its byte order is {order[:20]!r}, expected little or big")
-        found = Rehearsal()
-        rehearse(io.BytesIO(archive.read(f"{root}/data.pkl")), found)
+        rehearse(io.BytesIO(archive.read(f"{root}data.pkl")), found)
     for key, storage in found.storages.items():
         if (records.get(f"data/{key}") != storage.size_bytes
             and (f"data/{key}" in records or storage.size_bytes)):
             raise Refused(f"storage {key} has {records.get(f'data/{key}', 'no')} bytes, its tensors claim "
                           f"{storage.size_bytes}")
-    return _bounded(found, size)
+    return _bounded(found, path)
 
 
 def _rehearse_streams(path: Path, *, legacy: bool) -> Rehearsal:
@@ -189,13 +184,14 @@ def _rehearse_streams(path: Path, *, legacy: bool) -> Rehearsal:
     needed = sum(8 + storage.size_bytes for storage in found.storages.values())
     if needed > left:
         raise Refused(f"its tensors take {needed} bytes, {left} are left")
-    return _bounded(found, size)
+    return _bounded(found, path)
 
 
-def _bounded(found: Rehearsal, size: int) -> Rehearsal:
-    if found.dense_bytes > _bound(size):
-        raise Refused(f"its tensors would take {found.dense_bytes} bytes of memory, expected at most "
-                      f"{_bound(size)}")
+def _bounded(found: Rehearsal, path: Path) -> Rehearsal:
+    most = _bound(path.stat().st_size)
+    if found.dense_bytes > most:
+        raise Refused(f"its tensors would take {found.dense_bytes} bytes of memory, expected at most {most}")
+    check_room(found.dense_bytes, f"{path}: its tensors")
     return found
 
 

@@ -4,13 +4,13 @@ model-00001-of-00002.safetensors and so on, or the same with .bin.
 The index's weight_map says which file holds which tensor (Hugging Face, "sharded checkpoints").
 """
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.files.plain import json_of
 
 INDEX = ".index.json"
 PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.\w+)")
@@ -43,7 +43,7 @@ def files_of(index: Path) -> dict[Path, list[str]]:
     """Each part and the tensors that it should hold. Raises: InputError for an index that is none, or a part
     that is missing."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = json_of(index.read_text(encoding="utf-8"))["weight_map"]
         parts = {name: index.with_name(name) for name in places.values()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} is no index of a model's parts: it has no weight_map of file names.",

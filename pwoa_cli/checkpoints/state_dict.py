@@ -4,7 +4,6 @@
 it); wrapped in envelopes or not; with prefixes of wrappers or not; parametrised (parametrisations.py) or not.
 weights_only, unless told to trust.
 """
-import json
 import os
 import re
 import shlex
@@ -20,8 +19,10 @@ from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
 from pwoa_cli.checkpoints.keys import cleaned, normalisation_of
 from pwoa_cli.checkpoints.parametrisations import fold
 from pwoa_cli.checkpoints.shards import files_of, index_of
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, one_line, reading
 from pwoa_cli.files import sparse
+from pwoa_cli.files.plain import json_of
+from pwoa_cli.machine.memory import check_room
 
 # where training scripts keep a model, those first that are evaluated (of RobustBench, robustness, timm,
 # Lightning, AWP, ...)
@@ -62,27 +63,23 @@ def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float |
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise InputError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
     try:
-        content, metadata, warned = _read(Path(path), trust_pickle)
-        state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
-                                    cleared=cleared)
+        with reading(path, "a checkpoint", hint=HINT):
+            content, metadata, warned = _read(Path(path), trust_pickle)
+            state, extra, notes = _plain(content, metadata, str(path), entry=entry, keep=keep, folded=folded,
+                                        cleared=cleared)
     except InputError as error:
-        raise type(error)(_line(error.message), hint=_line(error.hint)) from error
-    return state, extra, tuple(map(_line, (*warned, *notes)))
+        raise type(error)(one_line(error.message), hint=one_line(error.hint)) from error
+    return state, extra, tuple(map(one_line, (*warned, *notes)))
 
 
 def content_and_names(path: str | Path, *, entry: str | None = None, trust_pickle: bool = False,
                       ) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """(all that a file holds, the tensors of its network by the names of `read_state_dict`, the very objects
     that lie in the content). Raises: InputError as `read_state_dict`."""
-    content, metadata, _ = _read(Path(path), trust_pickle)
-    state, _, _ = _plain(content, metadata, str(path), entry=entry, keep=None, folded=False, cleared=True)
+    with reading(path, "a checkpoint", hint=HINT):
+        content, metadata, _ = _read(Path(path), trust_pickle)
+        state, _, _ = _plain(content, metadata, str(path), entry=entry, keep=None, folded=False, cleared=True)
     return content, take_normalisation(state)[0]
-
-
-def _line(text: str) -> str:
-    """Names from a file as one line without control characters: they could hide or forge what a terminal
-    shows."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _plain(content: Mapping[str, Any], metadata: dict[str, Any], where: str, *, entry: str | None,
@@ -110,6 +107,7 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, 
     if index is None:
         return _read_file(path, trust_pickle)
     state, warned = dict[str, Any](), list[str]()
+    check_room(sum(part.stat().st_size for part in files_of(index)), f"{index}: its parts")
     for part, keys in files_of(index).items():
         content, _, more = _read_file(part, trust_pickle)
         if lost := [key for key in keys if key not in content]:
@@ -316,8 +314,6 @@ def json_field(metadata: Mapping[str, Any], key: str) -> Any:
     is not JSON."""
     if key not in metadata:
         return None
-    try:
-        return json.loads(metadata[key])
-    except (TypeError, ValueError):
-        raise InputError(f"metadata field {key!r} is not JSON: {str(metadata[key])[:60]!r}.",
-                         hint="The file was changed after pwoa wrote it; prune again.") from None
+    with reading(f"metadata field {key!r}", "JSON", hint="The file was changed after pwoa wrote it; prune "
+                                                         "again."):
+        return json_of(metadata[key])

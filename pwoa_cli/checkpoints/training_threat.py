@@ -50,8 +50,8 @@ def _settings(extra: Mapping[str, Any], depth: int = 3) -> Iterator[tuple[str, A
 def _norm(value: Any) -> str | None:
     """"linf", "l2" or "l1" for "Linf", "l_inf", "inf", math.inf, 2, "L2", ...; None for anything else, such
     as a batch norm's kind."""
-    if isinstance(value, bool | np.bool_):
-        return None
+    if isinstance(value, bool | np.bool_) or isinstance(value, int) and value not in range(10):
+        return None  # Python makes no text of an integer of thousands of digits
     text = str(value).lower().replace("_", "").replace("-", "").replace(" ", "").removesuffix("norm")
     return NORMS.get(text)
 

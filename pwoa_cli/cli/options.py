@@ -1,5 +1,6 @@
 """The options of the command line: their names, help and the text that they take."""
 import inspect
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -53,21 +54,28 @@ class Command(TyperCommand):
                 formatter.write_dl([(name.ljust(width), text) for name, text in records])
 
 
-DIGITS = 18  # of whole numbers: all of them fit into 64 bits, as torch, TOML and other readers of JSON want
-
-
-def _whole(flag: str, least: int, such_as: int = 100) -> Callable[[Any], int]:
-    """Parser of a whole number >= least, of at most DIGITS digits. It raises InputError naming the flag and
-    an example."""
+def _whole(flag: str, least: int, such_as: int = 100, *, most: int = 2**31 - 1) -> Callable[[Any], int]:
+    """Parser of a whole number from least to most. It raises InputError naming the flag and an example."""
     def parse(text: Any) -> int:
         digits = str(text).strip()
-        most = f" and at most {DIGITS} digits" * (len(digits) > DIGITS)
-        if not digits.isdecimal() or most or int(digits) < least:
-            raise InputError(f"{flag} {text} is not a whole number of at least {least}{most}.",
+        number = int(digits) if digits.isdecimal() and len(digits) <= 20 else -1
+        if not least <= number <= most:
+            limit = f" and at most {most}" if digits.isdecimal() and number not in range(least) else ""
+            raise InputError(f"{flag} {digits[:40]} is not a whole number of at least {least}{limit}.",
                              hint=f"For example: {flag} {such_as}")
-        return int(digits)
+        return number
 
     return parse
+
+
+def _bytes(text: Any) -> int:
+    """--max-memory as bytes. Raises: InputError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) *([KMGT]?)(I?)B?", str(text).strip().upper(), re.ASCII)
+    if not found or not float(found[1]):
+        raise InputError(f"--max-memory {str(text)[:40]} is no size of memory.",
+                         hint="Eight gigabytes: --max-memory 8GB")
+    step = 1024 if found[3] else 1000
+    return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
 
 
 def _seconds(text: Any) -> float:
@@ -133,6 +141,9 @@ Keep = Annotated[str | None, _option(
     "--keep", MODEL, "Fraction of weights that pruning scores in the file keep.", metavar="F")]
 Trust = Annotated[bool, _option("--trust-pickle", MODEL,
                                 "Run code that the file holds, if it needs that to be read.")]
+MaxMemory = Annotated[int | None, _option(
+    "--max-memory", MODEL, "Most memory that what a file holds, or the network of its name, may take. "
+                           "Default: 80% of what is free.", metavar="8GB", parser=_bytes)]
 Data = Annotated[str | None, _option(
     "--data", DATA, "mnist, fashion-mnist, cifar10, cifar100, svhn, a folder or an .npz file. Default: the "
                     "known one that fits.",
@@ -179,7 +190,7 @@ MaxSeconds = Annotated[float | None, _option(
     parser=_seconds)]
 Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier run of this command finished.")]
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
-                              parser=_whole("--seed", 0, 0))]
+                              parser=_whole("--seed", 0, 0, most=10**18 - 1))]
 Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
 Deterministic = Annotated[bool, _option(
     "--deterministic", RUN, "The same bytes from the same command: one thread, deterministic algorithms.")]
@@ -248,12 +259,15 @@ class SourceOptions:
     entry: Entry = None
     keep: Keep = None
     trust_pickle: Trust = False
+    max_memory: MaxMemory = None
 
     def of(self, model: str) -> "Source":
         """The model of a path or name. Raises: InputError if what is said contradicts itself."""
         from pwoa_cli.checkpoints.model import Source
         from pwoa_cli.checkpoints.normalisation import of_user, parse_numbers
+        from pwoa_cli.machine import memory
 
+        memory.limit(self.max_memory)
         mean, std = parse_numbers(self.mean, flag="--mean"), parse_numbers(self.std, flag="--std")
         mean, std = of_user(self.normalize, mean, std)
         return Source(model, arch=self.arch, num_classes=self.num_classes, mean=mean, std=std,
@@ -294,8 +308,8 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and int(side) for side in sides):
-        raise InputError(f"--image-size {text} is no size of images.",
+    if len(sides) > 2 or not all(re.fullmatch(r"0*[1-9]\d{0,4}", side, re.ASCII) for side in sides):
+        raise InputError(f"--image-size {text[:40]} is no size of images.",
                          hint="For example: --image-size 224, or height x width: --image-size 192x256")
     return int(sides[0]), int(sides[-1])
 

@@ -5,13 +5,13 @@ The table holds what was typed then, by the names of the command's parameters: m
 "0.9", settings = ["lr=1e-3"].
 """
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.files.plain import read_toml
 
 NOT_KEPT = ("config", "out", "json", "quiet", "verbose", "dry_run", "junit")  # of this call, not of the run
 TABLE = "command"
@@ -19,14 +19,8 @@ TABLE = "command"
 
 def _read(path: Path) -> dict[str, Any]:
     """The [command] table. Raises: InputError for a file that has none."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read: {error.strerror}.",
-                         hint="Name a run's: --config pwoa-runs/RUN/config.toml") from None
-    except ValueError as error:  # no TOML, no text
-        raise InputError(f"--config {path} is not TOML: {error}.",
-                         hint="Name a run's: --config pwoa-runs/RUN/config.toml") from None
+    content = read_toml(path, name=f"--config {path}",
+                        hint="Name a run's: --config pwoa-runs/RUN/config.toml")
     table = content.get(TABLE)
     if not isinstance(table, dict):
         raise InputError(f"--config {path} has no table [{TABLE}] of what was typed.",
@@ -44,8 +38,8 @@ def _fill(context: typer.Context, path: Path | None) -> Path | None:
     known = [str(p.name) for p in context.command.params if p.name not in NOT_KEPT]
     for key, value in table.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(f"--config {path}: {key!r} is no option of pwoa {context.info_name}.",
+            near = difflib.get_close_matches(key[:60], known, n=1)
+            raise InputError(f"--config {path}: {key!r:.60} is no option of pwoa {context.info_name}.",
                              hint=f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}.")
         if not isinstance(value, str | int | float | list):
             raise InputError(f"--config {path}: {key} is a {type(value).__name__}, expected text or a "

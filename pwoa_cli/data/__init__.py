@@ -1,1 +1,2 @@
-"""Labelled images: where they are found, their formats, samples of them. It may import machine."""
+"""Labelled images: where they are found, their formats, samples of them. It may import files and
+machine."""

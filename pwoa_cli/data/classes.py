@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pwoa_cli.data.choices import Choices
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, reading
 
 ORDERS = ("text", "number")
 _HOW = ("Say which class each folder is: --class-map FILE, with a line FOLDER NUMBER for each, or JSON "
@@ -72,27 +72,23 @@ def read_map(path: Path) -> dict[str, int]:
 
     Raises: InputError naming the file and the line.
     """
-    try:
+    with reading(f"--class-map {path}", "class numbers", hint=_HOW):
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class-map {path} cannot be read: {error}.", hint=_HOW) from error
-    rows = _json_rows(text, path) if text.lstrip().startswith("{") else _text_rows(text, path)
+        rows = _json_rows(text) if text.lstrip().startswith("{") else _text_rows(text, path)
     found: dict[str, int] = {}
     for place, name, number in rows:
-        if not number.isascii() or not number.isdecimal():
-            raise InputError(f"--class-map {path}, {place}: {number!r} is no class number.", hint=_HOW)
+        if not number.isascii() or not number.isdecimal() or len(number) > 9:
+            raise InputError(f"--class-map {path}, {place}: {number[:40]!r} is no class number.", hint=_HOW)
         if found.setdefault(name, int(number)) != int(number):
-            raise InputError(f"--class-map {path}, {place}: {name} is both {found[name]} and {number}.")
+            raise InputError(f"--class-map {path}, {place}: {name[:40]} is both {found[name]} and {number}.",
+                             hint=_HOW)
     if not found:
         raise InputError(f"--class-map {path} names no folder.", hint=_HOW)
     return found
 
 
-def _json_rows(text: str, path: Path) -> list[tuple[str, str, str]]:
-    try:
-        return [(name, name, str(number)) for name, number in json.loads(text).items()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"--class-map {path} is no JSON: {error}.", hint=_HOW) from error
+def _json_rows(text: str) -> list[tuple[str, str, str]]:
+    return [(repr(name[:40]), name, str(number)) for name, number in json.loads(text).items()]
 
 
 def _text_rows(text: str, path: Path) -> list[tuple[str, str, str]]:

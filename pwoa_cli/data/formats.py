@@ -5,16 +5,13 @@ labels int64 (N,). What is missing, broken or of another shape is an InputError 
 is written, nothing that a file names is imported, and torchvision is used where it does not do either (its
 readers of IDX and CIFAR do).
 """
-import contextlib
 import gzip
 import io
 import math
 import pickle
 import struct
-import tokenize
-import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, one_line, reading
+from pwoa_cli.files.arrays import read_arrays
+from pwoa_cli.machine.memory import check_room
 
 # up to here the decoded images are kept in memory, beyond it they are decoded batch by batch
 SMALL_BYTES = 2 * 2**30
+MOST_PACKED = 1032  # bytes that deflate makes of one at most (zlib's documentation)
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 IDX_FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k")
                   for kind in ("images-idx3", "labels-idx1"))
@@ -33,13 +33,7 @@ CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 CIFAR100_FILES = ("train", "test")
 SVHN_FILES = ("train_32x32.mat", "test_32x32.mat")
 
-# What numpy, zipfile, zlib, gzip, pickle and Pillow raise on broken bytes (pickle's documentation: "not
-# necessarily limited to AttributeError, EOFError, ImportError, and IndexError"; a wrong length may ask for
-# any amount of memory). Only parsing stands inside `reading`.
-_BROKEN = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SyntaxError,
-           OverflowError,
-           MemoryError, zlib.error, struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
-           tokenize.TokenError)
+AGAIN = "Fetch the file again."
 
 
 class Images(Protocol):
@@ -60,17 +54,6 @@ class Raw(NamedTuple):
     x_test: Images
     y_test: Tensor
     num_classes: int
-
-
-@contextlib.contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Inside, what broken bytes raise becomes an InputError that names the file and its kind."""
-    try:
-        yield
-    except _BROKEN as error:
-        reason = str(error).strip() or type(error).__name__
-        raise InputError(f"{path} cannot be read as {kind}, it is broken or truncated: {reason}.",
-                         hint="Fetch the file again.") from error
 
 
 # Arrays: from whatever shape and type a file has to (N, C, H, W) and (N,)
@@ -175,18 +158,13 @@ def read_npz(path: Path, *, channels: int | None = None) -> Raw:
     Args: channels: of the network, where they may be others than 1 or 3.
     Raises: InputError naming the array that is missing or wrong, or the file if it is broken.
     """
-    # np.load(path) would leave a broken file open
-    with reading(path, "an .npz file"), open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("not a zip archive of arrays")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            there = list(archive.files)
-            arrays = {key: archive[key] for key in ARRAYS if key in there}
+    with reading(path, "an .npz file", hint=AGAIN):
+        arrays, there = read_arrays(path, ARRAYS)
     only_test = "x_train" not in arrays and "y_train" not in arrays
     missing = [key for key in ARRAYS if key not in arrays and not (only_test and key.endswith("train"))]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(there) or 'nothing'}.",
+        raise InputError(f"{path} lacks {', '.join(missing)}; it holds "
+                         f"{one_line(', '.join(there)[:200]) or 'nothing'}.",
                          hint="Expected np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...).")
     return from_arrays(arrays, path, channels=channels)
 
@@ -203,15 +181,26 @@ def _idx(path: Path) -> np.ndarray:
     """uint8 array of one IDX file: 0, 0, 8 (uint8), rank, the dimensions as big-endian uint32, the values."""
     if not path.exists():
         path = path.with_name(path.name + ".gz")
-    with reading(path, "an IDX file"):
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, dtype, rank = struct.unpack_from(">HBB", data)
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with reading(path, "an IDX file", hint=AGAIN), opened(path, "rb") as file:
+        start = file.read(4)
+        zeros, dtype, rank = struct.unpack(">HBB", start)
         if zeros or dtype != 8:
-            raise ValueError(f"starts with {data[:3].hex()}, expected 000008")
-        shape = struct.unpack_from(f">{rank}I", data, 4)
-        if len(data) - 4 - 4 * rank != math.prod(shape):
-            raise ValueError(f"{len(data) - 4 - 4 * rank} bytes of values, expected {math.prod(shape)}")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+            raise ValueError(f"starts with {start[:3].hex()}, expected 000008")
+        shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+        _check_claim(path, math.prod(shape), packed=path.suffix == ".gz")
+        data = file.read(math.prod(shape) + 1)  # one more, to see that it ends there
+        if len(data) != math.prod(shape):
+            raise ValueError(f"{len(data)} bytes of values or more, expected {math.prod(shape)}")
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _check_claim(path: Path, size: int, *, packed: bool) -> None:
+    """Before memory is taken: what a file says it holds can be in it, and there is room for it."""
+    most = path.stat().st_size * (MOST_PACKED if packed else 1)
+    if size > most:
+        raise ValueError(f"it claims {size} bytes, a file of its size holds at most {most}")
+    check_room(size, f"{path}: what it holds")
 
 
 # CIFAR. torchvision's class runs pickle.load, safe only because it first compares MD5 sums with those of the
@@ -219,12 +208,39 @@ def _idx(path: Path) -> np.ndarray:
 # archives: re-packed or shortened batches would be refused, and without that check a batch could run any
 # code. This unpickler knows arrays and nothing else, so no sum is needed.
 
-_ARRAY = np.empty(0, np.uint8)
-_PICKLE_ALLOWED: dict[tuple[str, str], object] = {("numpy", "ndarray"): np.ndarray,
-                                                  ("numpy", "dtype"): np.dtype}
-for _module in ("numpy.core", "numpy._core"):  # the name before and since numpy 2
-    _PICKLE_ALLOWED[f"{_module}.multiarray", "_reconstruct"] = _ARRAY.__reduce__()[0]
-    _PICKLE_ALLOWED[f"{_module}.numeric", "_frombuffer"] = _ARRAY.__reduce_ex__(5)[0]
+class _Made:
+    """What a batch's pickle makes of NumPy's: its arguments and its state, and nothing of NumPy itself, whose
+    own functions take memory, and addresses, from a pickle."""
+
+    def __init__(self, *args: Any):
+        self.args = args
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Filled(_Made):
+    """numpy's _reconstruct, with the state (version, shape, dtype, column order, bytes)."""
+
+    def array(self) -> np.ndarray:
+        _, shape, dtype, columns, content = self.state
+        return _array(content, dtype, shape, "F" if columns else "C")
+
+
+class _Buffer(_Made):
+    """numpy's _frombuffer, of (bytes, dtype, shape, order): protocol 5."""
+
+    def array(self) -> np.ndarray:
+        return _array(*self.args)
+
+
+def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    code = dtype.args[0] if type(dtype) is _Made else None
+    if code not in ("u1", "|u1", "uint8"):
+        raise ValueError(f"the images are {str(code)[:20]}, expected uint8")
+    content = content.encode("latin1") if isinstance(content, str) else content  # protocol 2 of Python 2
+    return np.frombuffer(content, np.uint8).reshape(shape, order=order)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -234,10 +250,15 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_PICKLE_ALLOWED["_codecs", "encode"] = _latin1
+_PICKLE_ALLOWED: dict[tuple[str, str], object] = {
+    ("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _Made, ("_codecs", "encode"): _latin1}
+for _module in ("numpy.core", "numpy._core"):  # the name before and since numpy 2
+    _PICKLE_ALLOWED[f"{_module}.multiarray", "_reconstruct"] = _Filled
+    _PICKLE_ALLOWED[f"{_module}.numeric", "_frombuffer"] = _Buffer
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+# the one in Python: the one in C takes memory for whatever memo index a file names
+class _ArrayUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PICKLE_ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are allowed")
@@ -255,13 +276,12 @@ def read_cifar(folder: Path) -> Raw:
 
 
 def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with reading(path, "a CIFAR batch"):
+    with reading(path, "a CIFAR batch", hint=AGAIN):
+        _check_claim(path, path.stat().st_size, packed=False)
         # the archives are Python 2's
         entry = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         images, labels = entry["data"], entry["labels" if "labels" in entry else "fine_labels"]
-        if images.dtype != np.uint8:
-            raise ValueError(f"the images are {images.dtype}, expected uint8")
-        return images.reshape(-1, 3, 32, 32), np.asarray(labels, np.int64)
+        return images.array().reshape(-1, 3, 32, 32), np.asarray(labels, np.int64)
 
 
 # SVHN. torchvision's class needs scipy for .mat files: a large dependency for two arrays in a documented
@@ -278,14 +298,15 @@ def read_svhn(folder: Path) -> Raw:
     0."""
     arrays = {}
     for split, name in zip(("train", "test"), SVHN_FILES, strict=True):
-        with reading(folder / name, "a MATLAB 5 file"):
-            found = _mat_arrays((folder / name).read_bytes())
+        with reading(folder / name, "a MATLAB 5 file", hint=AGAIN):
+            _check_claim(folder / name, (folder / name).stat().st_size, packed=False)
+            found = _mat_arrays((folder / name).read_bytes(), folder / name)
             arrays[f"x_{split}"] = found["X"].transpose(3, 2, 0, 1)
             arrays[f"y_{split}"] = np.where(found["y"] == 10, 0, found["y"]).astype(np.int64)
     return from_arrays(arrays, folder)
 
 
-def _mat_arrays(data: bytes) -> dict[str, np.ndarray]:
+def _mat_arrays(data: bytes, path: Path) -> dict[str, np.ndarray]:
     """Numeric arrays by name (MAT-File Format, "Level 5 MAT-Files": header, then tagged elements, often
     zlib'ed)."""
     if data[126:128] != b"IM":
@@ -294,7 +315,12 @@ def _mat_arrays(data: bytes) -> dict[str, np.ndarray]:
     while position < len(view):
         kind, body, position = _mat_element(view, position)
         if kind == _MAT_COMPRESSED:
-            kind, body, _ = _mat_element(memoryview(zlib.decompress(body)), 0)
+            unpacker = zlib.decompressobj()
+            start = unpacker.decompress(body, 8)
+            size = 8 + struct.unpack("<4xI", start)[0]
+            _check_claim(path, size, packed=True)
+            rest = unpacker.decompress(unpacker.unconsumed_tail, size)
+            kind, body, _ = _mat_element(memoryview(start + rest), 0)
         if kind == _MAT_MATRIX:
             _, _, at = _mat_element(body, 0)  # flags
             _, dims, at = _mat_element(body, at)

@@ -16,6 +16,7 @@ from pwoa_cli.data.formats import Raw
 from pwoa_cli.data.pictures import Framing, ImageFiles
 from pwoa_cli.data.splits import Splits
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine.memory import check_room
 from pwoa_cli.progress import Patience
 
 
@@ -101,6 +102,8 @@ def _size(paths: list[str], framing: Framing | None,
     if framing is None and other:
         raise InputError(f"The images differ in size: {paths[0]} is {first}, {other[0]} {other[1]} (H, W).",
                          hint="Say the size that the network was trained with: --image-size 224")
+    height, width = framing.scaled if framing else first
+    check_room(4 * height * width * pictures.WORKERS, f"{paths[0]} and those like it, {height}x{width},")
     return framing.size if framing else first, None if other else first
 
 

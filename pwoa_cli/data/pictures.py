@@ -8,19 +8,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pwoa_cli.data.formats import reading
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, reading
+from pwoa_cli.machine.memory import check_room
 from pwoa_cli.progress import Patience
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 CROPS_FROM = 128  # networks for smaller images saw them whole; for larger ones 224 of 256 is shown
+MOST_PIXELS = 2**30 // 12  # of a picture: from there on Pillow warns of a bomb
+WORKERS = min(16, os.cpu_count() or 1)
 _CHUNK = 256  # headers read at a time
 
 
@@ -90,7 +91,7 @@ class ImageFiles:
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     # Pillow decodes without the GIL
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="decode")
+    return ThreadPoolExecutor(WORKERS, thread_name_prefix="decode")
 
 
 @contextmanager
@@ -98,18 +99,23 @@ def _opened(path: str) -> Iterator[Any]:
     """A Pillow image; what is no picture of 8 bits a channel is refused, naming the file."""
     from PIL import Image
 
-    try:
-        with reading(Path(path), "an image"), Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{path} has pixels of {'16 bits' if ';16' in file.mode else '32 bits'} (mode "
-                    f"{file.mode}), expected 8 bits a channel.",
-                    hint="Convert the pictures to 8 bits, by the range that the network was trained with, or "
-                         "save them as floats 0..1 in an .npz file: x / 65535.")
-            yield file
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path} is refused: {str(error).rstrip('.')}.",
-                         hint="Remove the file, or make it smaller.") from error
+    again = "Remove the file, or save it again as PNG."
+    with reading(path, "an image", hint=again), Image.open(path) as file:
+        _check(path, file)
+        yield file
+
+
+def _check(path: str, file: Any) -> None:
+    if file.mode.startswith(("I", "F")):
+        raise InputError(f"{path} has pixels of {'16 bits' if ';16' in file.mode else '32 bits'} (mode "
+                         f"{file.mode}), expected 8 bits a channel.",
+                         hint="Convert the pictures to 8 bits, by the range that the network was trained "
+                              "with, or save them as floats 0..1 in an .npz file: x / 65535.")
+    pixels = file.width * file.height
+    if pixels > MOST_PIXELS:
+        raise InputError(f"{path} is refused: it has {pixels} pixels, expected at most {MOST_PIXELS}.",
+                         hint="Remove the file, or make it smaller.")
+    check_room(pixels * 4 * WORKERS, f"{path} and as many such pictures as are decoded together")
 
 
 def _decode(path: str, *, size: tuple[int, int], mode: str, framing: Framing | None) -> Tensor:

@@ -8,15 +8,15 @@
     WHO/broken_by (n,) text     the first attack that broke it, "clean" where it was wrong, "" where it holds
     WHO/inputs (n,C,H,W) float32     adversarial inputs in [0,1], clean ones elsewhere; if asked for
 """
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import reading
 from pwoa_cli.evaluation.results import Evaluation
+from pwoa_cli.files.arrays import read_arrays
 from pwoa_cli.files.atomic import atomic
 
 
@@ -38,12 +38,6 @@ def save(path: Path, found: Mapping[str, Evaluation], *, index: Tensor, labels: 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file. Raises: InputError if it is missing, cut short or something else."""
-    try:
-        with open(path, "rb") as whole:  # NumPy would leave a broken one open
-            file = np.load(whole)
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile,
-            AttributeError) as error:  # AttributeError: a bare .npy
-        raise InputError(f"{path} cannot be read as samples of an evaluation: "
-                         f"{str(error).rstrip('.') or 'it is no .npz file'}.",
-                         hint="Make it again: pwoa eval ... --save-samples FILE.npz") from None
+    with reading(path, "samples of an evaluation",
+                 hint="Make it again: pwoa eval ... --save-samples FILE.npz"):
+        return read_arrays(path)[0]

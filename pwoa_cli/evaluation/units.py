@@ -12,19 +12,21 @@ import hashlib
 import os
 import sys
 import tempfile
-import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.errors import PwoaError
+from pwoa_cli.errors import InputError, PwoaError, reading
+from pwoa_cli.files.arrays import read_arrays
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.files.run_folder import ROOT, UNFINISHED
@@ -36,6 +38,13 @@ MOVES_FLAGS = ("attacks", "networks", "evaluation/evaluate.py", "evaluation/inpu
                "evaluation/tally.py", "evaluation/units.py", "machine/seeds.py")
 # whose figures may move with their version
 LIBRARIES = ("torch", "numpy", "pyautoattack", "timm", "torchvision")
+
+
+# dtype and rank of the fields of a unit in its file
+_ARRAYS = {"rows": ("int64", 1), "broken": ("bool", 1), "distance": ("float32", 1), "outside": ("int64", 0),
+           "nonfinite": ("int64", 0), "forwards": ("int64", 0), "backwards": ("int64", 0),
+           "seconds": ("float64", 0)}
+_INPUTS = {"inputs": ("float32", 4)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +95,10 @@ class Unfinished:
         path = self._path(name)
         if not self.reuse:
             return None
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(path, "rb") as whole:
-            file = np.load(whole)
-            adv = torch.from_numpy(file["inputs"]) if inputs else None
-            unit = Unit(torch.from_numpy(file["rows"]), torch.from_numpy(file["broken"]),
-                        torch.from_numpy(file["distance"]), outside=int(file["outside"]),
-                        nonfinite=int(file["nonfinite"]), forwards=int(file["forwards"]),
-                        backwards=int(file["backwards"]), seconds=float(file["seconds"]), inputs=adv)
+        with suppress(InputError), reading(path, "a part of an evaluation", hint="It is made again."):
+            unit = _unit(read_arrays(path)[0], inputs=inputs)
             same = torch.equal(unit.rows, rows) and unit.broken.shape == unit.distance.shape == rows.shape
-            if same and (adv is None or len(adv) == int(unit.broken.sum())):
+            if same and (unit.inputs is None or len(unit.inputs) == int(unit.broken.sum())):
                 self.taken += 1
                 return unit
         return None
@@ -132,6 +136,16 @@ class Unfinished:
         path = self.folder / f"{quote(name, safe='')}.npz"  # names of plug-ins may hold anything
         self._paths.add(path)
         return path
+
+
+def _unit(arrays: Mapping[str, np.ndarray], *, inputs: bool) -> Unit:
+    """The unit of a file's arrays. Raises: anything if one is missing or of another type or rank."""
+    found = dict[str, Any]()
+    for name, (dtype, rank) in (_ARRAYS | (_INPUTS if inputs else {})).items():
+        if arrays[name].dtype != dtype or arrays[name].ndim != rank:
+            raise ValueError(f"{name} is {arrays[name].dtype} of rank {arrays[name].ndim}, expected {dtype}")
+        found[name] = torch.from_numpy(arrays[name]) if rank else arrays[name].item()
+    return Unit(**found)
 
 
 def key(model: nn.Module, *more: object) -> str:

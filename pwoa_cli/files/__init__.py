@@ -1,2 +1,2 @@
-"""Bytes on disk, whole or not at all: JSON, TOML, metrics, run folders, the sparse file, hashes. It may
-import nothing but errors."""
+"""Bytes on disk, whole or not at all: JSON, TOML, metrics, run folders, archives, the sparse file,
+hashes. It may import machine."""

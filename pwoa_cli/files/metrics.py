@@ -1,14 +1,13 @@
 """metrics.jsonl: one JSON object a line, appended and flushed; a line cut short by a killed process is left
 out."""
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pwoa_cli.errors import InputError
-from pwoa_cli.files.plain import dumps
+from pwoa_cli.errors import reading
+from pwoa_cli.files.plain import dumps, json_of
 from pwoa_cli.progress import Say
 
 
@@ -63,13 +62,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises: InputError if the file cannot be read.
     """
-    try:
+    with reading(path, "a log of metrics", hint="Name the metrics.jsonl of a run."):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.",
-                         hint="Name the metrics.jsonl of a run.") from None
     records = []
     for line in lines:
-        with suppress(ValueError):
-            records.append(json.loads(line))
+        with suppress(ValueError, RecursionError):
+            records.append(json_of(line))
     return [record for record in records if isinstance(record, dict)]

@@ -11,7 +11,7 @@ taken. What is wrong is a ValueError (what, got, expected), to which `sparse.loa
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,15 +184,13 @@ def _planes(stored: str, values: np.ndarray) -> list[np.ndarray]:
 # ---- reading
 
 
-def unpack(blob: bytes, *, bound: int) -> dict[str, Tensor]:
+def unpack(blob: bytes, *, check: Callable[[int], None]) -> dict[str, Tensor]:
     """The dense tensors of a blob that need not be trusted, in the saved order.
 
-    Args: bound: bytes that they may take together. Raises: ValueError (what, got, expected); TooLarge.
+    Args: check: raises if they may not take so many bytes together. Raises: ValueError (what, got, expected).
     """
     rows, lengths, data = _opened(blob)
-    total = sum(row.bytes for row in rows)
-    if total > bound:
-        raise TooLarge(total, bound)
+    check(sum(row.bytes for row in rows))
     sizes = _sizes(rows)
     if len(lengths) != len(sizes) or sum(map(abs, lengths)) != len(data):
         raise ValueError(f"{len(lengths)} streams have {sum(map(abs, lengths)):,} bytes, expected "
@@ -201,10 +199,6 @@ def unpack(blob: bytes, *, bound: int) -> dict[str, Tensor]:
     first = dict(zip(FIRST, map(_Parts, arrays), strict=False))
     values = _values(rows, arrays[len(FIRST):])
     return {row.name: _unpacked(row, first, values[row.stored]) for row in rows}
-
-
-class TooLarge(Exception):
-    """The dense tensors would take more memory than is allowed: (bytes, bound)."""
 
 
 class _Parts:

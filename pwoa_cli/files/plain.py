@@ -1,11 +1,12 @@
 """JSON and TOML of plain values. JSON never holds NaN or infinity: they become null."""
 import json
 import math
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, reading
 from pwoa_cli.files.atomic import write_text_atomic
 
 
@@ -33,21 +34,32 @@ def write_json(path: Path, value: Any) -> None:
     write_text_atomic(path, dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def json_of(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises: ValueError for what is none, NaN and infinity too; RecursionError."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(word: str) -> float:
+    if not math.isfinite(float(word)):
+        raise ValueError(f"{word[:20]} is no number of JSON")
+    return float(word)
+
+
+def read_json(path: Path, *, hint: str = "Make a run: pwoa prune model.pt --sparsity 0.9") -> dict[str, Any]:
     """The JSON object in a file. Raises: InputError if the file is missing, unreadable or not a JSON
     object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.",
-                         hint="Make a run: pwoa prune model.pt --sparsity 0.9") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.",
-                         hint="Prune again, or name another model: pwoa eval MODEL") from None
+    with reading(path, "JSON", hint=hint):
+        value = json_of(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object.",
                          hint="Name the report.json of a run.")
     return value
+
+
+def read_toml(path: Path, *, name: str, hint: str) -> dict[str, Any]:
+    """The table in a TOML file. Args: name: of the file, for people. Raises: InputError."""
+    with reading(name, "TOML", hint=hint):
+        return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def write_toml(path: Path, table: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.files import packed, sparse_v1
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.files.packed import FLOATS, OTHERS
+from pwoa_cli.machine.memory import check_room
 
 VERSION = 2
 INDEX = BLOB = "pwoa"  # the metadata string that says the version, and the array
@@ -59,17 +60,21 @@ def load(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, 
     Raises: InputError for a file that cannot be read, is damaged, or has an unknown version or encoding.
     """
     with _opened(path) as file:
-        bound = _bound(os.path.getsize(path)) if max_bytes is None else max_bytes
+        size = os.path.getsize(path)
+        bound = _bound(size) if max_bytes is None else max_bytes
+
+        def check(total: int) -> None:
+            if total > bound:
+                raise InputError(f"{path}: its tensors would take {total} bytes of memory, expected at most "
+                                 f"{bound}.",
+                                 hint="If you trust the file, raise the bound: pwoa_cli.files.sparse.load("
+                                      f"path, max_bytes={total}).")
+            check_room(size + total, f"{path}: its tensors")
+
         index = _index(file, path)
-        try:
-            if index is None or index["version"] == sparse_v1.VERSION:
-                return sparse_v1.read(file, index, bound=bound)
-            return packed.unpack(_blob(file), bound=bound)
-        except packed.TooLarge as error:
-            raise InputError(f"{path}: its tensors would take {error.args[0]} bytes of memory, expected at "
-                             f"most {bound}.",
-                             hint="If you trust the file, raise the bound: pwoa_cli.files.sparse.load(path, "
-                                  f"max_bytes={error.args[0]}).") from None
+        if index is None or index["version"] == sparse_v1.VERSION:
+            return sparse_v1.read(file, index, check=check)
+        return packed.unpack(_blob(file), check=check)
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, str]:

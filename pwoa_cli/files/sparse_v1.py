@@ -7,6 +7,7 @@ plain Python integers before memory is taken. What is wrong is a ValueError (wha
 `sparse.load` adds the file and the hint.
 """
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pwoa_cli.files import rice
-from pwoa_cli.files.packed import FLOATS, TooLarge, is_nonzero, words_of
+from pwoa_cli.files.packed import FLOATS, is_nonzero, words_of
 
 VERSION = 1
 PARTS = {"dense": (), "mask": ("values", "mask"), "rice": ("values", "gap_hi", "gap_lo")}
@@ -22,9 +23,10 @@ SUFFIXES = tuple(f".pwoa_{part}" for part in ("values", "mask", "gap_hi", "gap_l
 MAX_DIMS = 64  # torch stores more, but computes with 64
 
 
-def read(file: safe_open, index: dict | None, *, bound: int) -> dict[str, Tensor]:
+def read(file: safe_open, index: dict | None, *, check: Callable[[int], None]) -> dict[str, Tensor]:
     """All tensors of an open file. Args: index: of the metadata, parsed; None for a plain safetensors file,
-    whose tensors are dense. bound: bytes of all sparse tensors together. Raises: ValueError, TooLarge."""
+    whose tensors are dense. check: raises if the sparse tensors may not take so many bytes together. Raises:
+    ValueError."""
     entries = _entries(file, index)
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a file is no dictionary)
     headers = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
@@ -32,8 +34,7 @@ def read(file: safe_open, index: dict | None, *, bound: int) -> dict[str, Tensor
     sizes = {code: dtype.itemsize for dtype, code in FLOATS.items()}
     total = sum(math.prod(entry["shape"]) * sizes[entry["dtype"]] for entry in entries.values()
                 if "shape" in entry)
-    if total > bound:
-        raise TooLarge(total, bound)
+    check(total)
     return {key: _read(file, key, entry, headers) for key, entry in entries.items()}
 
 

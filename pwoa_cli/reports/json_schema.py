@@ -33,6 +33,9 @@ DESCRIPTIONS = {
     "data.classes": "numbers of classes", "classes.model": "of the model",
     "in_test_images": "that the test images have", "class_numbers": "those of --logits data",
     "choices": "what the user, or labelled images, decided of the reading",
+    "image_size": "height and width to which pictures are scaled", "class_map": "--class-map",
+    "class_order": "--class-order", "labels_from": "--labels-from", "logits": "--logits",
+    "entry": "--entry", "keep": "--keep",
     "notes": "all that a reader of the figures must know, sentences",
     "findings": "what may be wrong with the figures",
     "check": "its id", "unreliable": "whether the figures must not be believed",
@@ -106,7 +109,7 @@ def _of(table: Any, path: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(table, dict):
         return about | _object(table, path)
     if isinstance(table, list):
-        ends = {"minItems": 2, "maxItems": 2} if path[-1:] == (schema.INTERVAL,) else {}
+        ends = {"minItems": 2, "maxItems": 2} if path[-1] in schema.PAIRS else {}
         return about | {"type": "array", "items": _of(table[0], (*path, "*"))} | ends
     ends = {"minimum": 0, "maximum": 1} if path[-1] in schema.FRACTIONS else {}
     return about | _type(table) | ends

@@ -11,6 +11,7 @@ teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from pwoa_cli.files.plain import plain, read_json
 
 SCHEMA_VERSION = 2
 READS = (1, SCHEMA_VERSION)  # 1: a list of names under `unfinished`, which runs do not have
-NUMBER = (int, float)
+NUMBER, TEXT = (int, float), (str, type(None))
+LARGEST = 10**18  # of any number: what people are shown is worked out in floats
 ANY = object
 # What `validate` checks and `json_schema` publishes: {field: type, [type of items] or table}; "*": any name;
 # "name?": may be left out
@@ -28,6 +30,8 @@ SCORE = {"accuracy": NUMBER, "n": int, "ci95": [NUMBER], "attacked?": int, "brok
          "backwards?": int, "parts?": {"*": int}, "curve?": [[NUMBER]]}
 SCORES = {"*": SCORE}
 DROPS = {"*": {"points": NUMBER, "ci95": [NUMBER], "lost?": int, "won?": int, "p?": NUMBER}}
+CHOICES = {"image_size?": [int], "class_map?": TEXT, "class_order?": TEXT, "labels_from?": int,
+           "logits?": TEXT}
 COMMON = {
     "schema_version": int,
     "threat": {"norm": str, "eps": NUMBER},
@@ -35,13 +39,13 @@ COMMON = {
     "environment": {"python": str, "torch": str, "pwoa": str, "platform": str, "cpu_count": int,
                     "device": str,
                     "threads": int, "seed": int},
-    "data": {"name": str, "n": int, "seed?": int, "where?": str, "argument?": str, "shape?": [int],
+    "data": {"name": str, "n": int, "seed?": int, "where?": str, "argument?": TEXT, "shape?": [int],
              "images?": str, "inferred?": [str], "settled_on?": str,
              "classes?": {"model": int, "in_test_images": int}, "class_numbers?": [int],
-             "choices?": {"*": ANY}},
+             "choices?": CHOICES},
     "notes": [str],
     "findings?": [{"check": str, "unreliable": bool, "text": str, "models": [str]}],
-    "attacks?": [str],
+    "attacks?": [str], "headings?": [str],
     "gates?": [{"gate": str, "passed": bool, "text": str, "model?": str}],
 }
 # None: clean accuracy only
@@ -51,7 +55,7 @@ EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float,
 MODEL = {"source": str, "sha256": str, "arch": str}
 SINGLE = EVALUATION | {"model": {"source": str}, "models?": {"*": MODEL}}
 ONE = SINGLE | {"results": SCORES}
-TWO = SINGLE | {"headings?": [str], "teacher": SCORES, "student": SCORES, "drop": DROPS}
+TWO = SINGLE | {"teacher": SCORES, "student": SCORES, "drop": DROPS}
 SEVERAL = EVALUATION | {
     "reference": (str, type(None)),  # None: there is no model that all are compared with
     "models": {"*": MODEL | {"scores": SCORES, "drop": DROPS, "sparsity?": NUMBER, "file_bytes?": int,
@@ -59,8 +63,8 @@ SEVERAL = EVALUATION | {
 }
 SCHEMA = COMMON | {
     "created": str,
-    "model": MODEL | {"num_classes": int, "arch_options?": {"*": ANY}, "file_sha256?": str, "teacher?": str,
-                      "teacher_sha256?": str, "reading?": {"*": ANY}},
+    "model": MODEL | {"num_classes": int, "arch_options?": {"*": ANY}, "file_sha256?": TEXT, "teacher?": str,
+                      "teacher_sha256?": TEXT, "reading?": {"entry?": TEXT, "keep?": NUMBER}},
     "sparsity": {"target": NUMBER, "achieved": NUMBER, "nonzero": int, "total": int, "structure": str,
                  "layers": [{"name": str, "shape": [int], "nonzero": int, "total": int}]},
     "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
@@ -72,8 +76,7 @@ SCHEMA = COMMON | {
 # which of them a report is, by the first of these fields that it has
 FORMS: dict[str, dict[str, Any]] = {"sparsity": SCHEMA, "reference": SEVERAL, "results": ONE, "teacher": TWO}
 FRACTIONS = ("accuracy", "achieved", "target")  # 0 to 1, wherever they stand
-INTERVAL = "ci95"  # two numbers, wherever it stands
-
+PAIRS = ("ci95", "headings", "image_size")  # two each, wherever they stand
 
 # --- building and checking ---------------------------------------------------------------
 
@@ -209,7 +212,7 @@ def read(path: Path) -> dict[str, Any]:
 def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     if report.get("schema_version") == 1:  # its optional fields were others
         schema = _required(schema)
-    for problem in _problems(report, schema, ""):
+    for problem in chain(_problems(report, schema, ""), _of_classes(report.get("classes"))):
         raise InputError(f"{where}: {problem}.",
                          hint="Another tool may have written it; prune again to get a new one.")
     return dict(report)
@@ -248,9 +251,19 @@ def _wrong_fields(value: Mapping[str, Any], schema: Mapping[str, Any], path: str
             yield f"{where} is missing"
 
 
+def _of_classes(found: Mapping[str, Mapping[str, Mapping]] | None) -> Iterator[str]:
+    """Classes of an attack are among those of clean, for every model."""
+    for who, scores in (found or {}).items():
+        known = scores.get("clean", {})
+        if not known or not {name for column in scores.values() for name in column} <= known.keys():
+            yield f"classes.{who} has no clean figures of each class"
+
+
 def _out_of_range(value: Any, path: str) -> Iterator[str]:
     field = path.rpartition(".")[2]
     if field in FRACTIONS and isinstance(value, NUMBER) and not 0 <= value <= 1:
         yield f"{path} is {value}, expected 0 to 1"
-    if field == INTERVAL and isinstance(value, list) and len(value) != 2:
-        yield f"{path} has {len(value)} numbers, expected 2"
+    if isinstance(value, NUMBER) and not -LARGEST < value < LARGEST:
+        yield f"{path} is {str(value)[:20]}, expected a number below {LARGEST:.0e}"
+    if field in PAIRS and isinstance(value, list) and len(value) != 2:
+        yield f"{path} has {len(value)} {'names' if field == 'headings' else 'numbers'}, expected 2"

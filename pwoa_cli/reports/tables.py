@@ -232,7 +232,7 @@ def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str,
     spent: dict[str, list[int]] = {}
     for column in scores.values():
         for name, score in column.items():
-            if "forwards" in score and name != WORST:
+            if {"forwards", "backwards"} <= score.keys() and name != WORST:
                 spent.setdefault(name, [0, 0])
                 spent[name] = [spent[name][0] + score["forwards"], spent[name][1] + score["backwards"]]
     shown = ", ".join(f"{name} {scaled(f)} + {scaled(b)}" for name, (f, b) in spent.items())

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, reading
 from pwoa_cli.losses.distill import HIDDEN_LOSSES
 from pwoa_cli.pruning.allocation import ALLOCATIONS
 from pwoa_cli.pruning.criteria import CRITERIA
@@ -142,11 +142,8 @@ def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | No
     change others. kinds: None: no table of kinds is taken.
     Raises: InputError for an unknown recipe, field, type or choice, naming the file and the field.
     """
-    try:
+    with reading(name_or_file, "a TOML file", hint="See a shipped one: pwoa recipe show default"):
         table = tomllib.loads(text_of(name_or_file))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name_or_file} is not a TOML file: {error}.",
-                         hint="See the shipped ones: pwoa prune --help, docs/recipes.md.") from None
     nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(kinds.network if kinds else "", {}),
               _tables(table, "images", name_or_file, names=IMAGES).get(kinds.images if kinds else "", {}),
               _tables(table, "data", name_or_file).get(data or "", {})]
@@ -172,10 +169,10 @@ def _tables(table: dict[str, Any], kind: str, where: str, *,
         raise InputError(f"{where}: {kind} is not a table of tables.",
                          hint=f"Fields that differ stand under a heading such as [{kind}.{example}]")
     if unknown := [name for name in found if names and name not in names]:
-        raise InputError(f"{where}: [{kind}.{unknown[0]}], expected one of {', '.join(names)}.",
+        raise InputError(f"{where}: [{kind}.{unknown[0][:60]}], expected one of {', '.join(names)}.",
                          hint=f"For example: [{kind}.{example}]")
     for name, fields_of_it in found.items():
-        _with(Recipe(), fields_of_it, where=f"{where}: [{kind}.{name}]")
+        _with(Recipe(), fields_of_it, where=f"{where}: [{kind}.{name[:60]}]")
     return found
 
 
@@ -190,8 +187,8 @@ def _with(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:
     clean = {}
     for key, value in values.items():
         if key not in types:
-            near = difflib.get_close_matches(key, types, n=1)
-            raise InputError(f"{where}: no recipe field {key!r}.",
+            near = difflib.get_close_matches(key[:60], types, n=1)
+            raise InputError(f"{where}: no recipe field {key!r:.60}.",
                              hint=f"Did you mean {near[0]!r}?" if near else f"Fields: {', '.join(types)}.")
         clean[key] = _convert(key, value, types[key], where)
     recipe = replace(recipe, **clean)
@@ -205,7 +202,7 @@ def _convert(key: str, value: Any, kind: type, where: str) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{where}: {key} = {value!r}, expected a {kind.__name__}.",
+        raise InputError(f"{where}: {key} = {value!r:.60}, expected a {kind.__name__}.",
                          hint=f"For example: {key} = {getattr(Recipe, key)!r}") from None
 
 
@@ -233,6 +230,7 @@ def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
 
 
 _TEACHING = ("alpha", "logit_weight", "neighbour_weight", "hidden_weight", "explain_weight", "lambda_x")
+LARGEST = 1e9  # of any field: beyond it products overflow before a loss does
 _AT_MOST_1 = ("sparsify", "noise_clean", "cutmix", "mixup", "mix_ratio")
 _BELOW_1 = ("regrow", "ema")
 
@@ -278,7 +276,7 @@ def _check_fields(recipe: Recipe, where: str) -> None:
     """Each field by itself."""
     for key, words in choices().items():
         if getattr(recipe, key) not in words:
-            raise InputError(f"{where}: {key} = {getattr(recipe, key)!r}, expected one of "
+            raise InputError(f"{where}: {key} = {getattr(recipe, key)!r:.60}, expected one of "
                              f"{', '.join(words)}.",
                              hint=f"For example: {key} = {words[0]!r}")
     positive = ("epochs", "batch_size", "lr", "temperature", "sigma", "mask_updates", "rho", "rho_growth",
@@ -287,9 +285,10 @@ def _check_fields(recipe: Recipe, where: str) -> None:
         value = getattr(recipe, f.name)
         if isinstance(value, str):
             continue
-        if not 0 <= value < float("inf") or (f.name in positive and value == 0):
-            raise InputError(f"{where}: {f.name} = {value}, expected a number "
-                             f"{'above' if f.name in positive else 'of at least'} 0.",
+        if not 0 <= value <= LARGEST or (f.name in positive and value == 0):
+            limit = f" and at most {LARGEST:.0e}" if value > LARGEST else ""
+            raise InputError(f"{where}: {f.name} = {value!s:.40}, expected a number "
+                             f"{'above' if f.name in positive else 'of at least'} 0{limit}.",
                              hint=f"For example: {f.name} = {f.default}")
         if (f.name in _AT_MOST_1 and value > 1) or (f.name in _BELOW_1 and value >= 1):
             flag = " (--mix-ratio 0)" if f.name == "mix_ratio" else ""
@@ -301,8 +300,8 @@ def _check_fields(recipe: Recipe, where: str) -> None:
                          hint="For example: batch_size = 128")
     kinds = recipe.noise.split("+")
     if recipe.noise != "none" and (set(kinds) - set(NOISES) or len(set(kinds)) < len(kinds)):
-        raise InputError(f"{where}: noise = {recipe.noise!r}, expected none, one of {', '.join(NOISES)}, or "
-                         "several of them joined by +.",
+        raise InputError(f"{where}: noise = {recipe.noise!r:.60}, expected none, one of {', '.join(NOISES)}, "
+                         "or several of them joined by +.",
                          hint="For example: noise = 'blocks+gaussian', gaussian_scale = 0.1")
 
 

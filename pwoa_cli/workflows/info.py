@@ -170,7 +170,8 @@ def _pruned(loaded: Loaded) -> dict[str, Any] | None:
     if not beside.is_file():
         return made | {"report": None}
     found = read_json(beside)
-    own = found.get("size", {}).get("file_bytes") == os.path.getsize(loaded.source)
+    size = found.get("size")
+    own = isinstance(size, dict) and size.get("file_bytes") == os.path.getsize(loaded.source)
     return made | {"report": schema.validate(found, where=str(beside)) if own else None}
 
 

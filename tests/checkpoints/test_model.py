@@ -10,12 +10,50 @@ import torchvision
 from helpers.checkpoints import load, prefixed, refused
 
 import pwoa_cli
+from pwoa_cli.checkpoints import model
 from pwoa_cli.checkpoints.model import load_model, said, to_metadata
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
+from pwoa_cli.machine import memory
 from pwoa_cli.networks.build import build
 
 THIRD, FIFTH = torch.full((1, 3, 1, 1), 1 / 3), torch.full((1, 3, 1, 1), 0.2)
+
+
+# --- room ---------------------------------------------------------------
+
+def test_a_network_far_larger_than_the_file_is_not_built(save, lenet, monkeypatch):
+    """2.6 MB that --arch takes for a network of gigabytes."""
+    built = []
+
+    def noted(arch, options):
+        net = build(arch, options)
+        built.append({p.device.type for p in net.parameters()})
+        return net
+
+    monkeypatch.setattr(model, "build", noted)
+    message = refused(save(lenet.state_dict()), arch="torchvision:vgg16")
+    assert "as torchvision:vgg16: " in message and "tensors missing" in message and built == [{"meta"}]
+    assert load(save(lenet.state_dict()), arch="lenet5").num_classes == 10
+
+
+def test_a_network_for_which_there_is_no_room_is_not_built(save, lenet, monkeypatch):
+    size = sum(t.nbytes for t in lenet.state_dict().values())
+    path = save({k: t.half() for k, t in lenet.state_dict().items()})
+    monkeypatch.setattr(memory, "_said", 0.8 * size)
+    assert "lenet5 would take" in refused(path)
+    monkeypatch.setattr(memory, "_said", 0.4 * size)
+    assert "model.pt: its tensors would take" in refused(path)
+    monkeypatch.setattr(memory, "_said", size)
+    assert load(path).arch == "lenet5"
+
+
+@pytest.mark.parametrize("text", ["[" * 9999, "9" * 5000, "NaN", '{"a": 1e999}', ""])
+def test_metadata_that_no_parser_reads_is_one_sentence(save, lenet, text):
+    path = save(lenet.state_dict())
+    sparse.save(lenet.state_dict(), path.with_suffix(".safetensors"),
+                metadata=to_metadata(load(path)) | {"arch_options": text})
+    assert "metadata field 'arch_options' " in refused(path.with_suffix(".safetensors"))
 
 
 # --- wrappings ---------------------------------------------------------------

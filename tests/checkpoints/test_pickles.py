@@ -18,6 +18,7 @@ from torch import nn
 
 from pwoa_cli.checkpoints import pickles
 from pwoa_cli.checkpoints.state_dict import read_state_dict
+from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -71,11 +72,17 @@ def test_zip_entries_that_overlap_or_repeat():
     whole = bytearray(save(STATE))
     entry = whole.index(b"m/data/0", whole.index(b"PK\1\2")) - 46
     whole[entry + 20:entry + 28] = (2**31).to_bytes(4, "little") * 2
-    assert "its zip entries claim 2147" in refused(bytes(whole))
+    assert "bytes between m/data/0 and what follows it" in refused(bytes(whole))
     twice = io.BytesIO(save(STATE))
     with zipfile.ZipFile(twice, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("m/data/0", bytes(64))
     assert "same name" in refused(twice.getvalue())
+
+
+@pytest.mark.parametrize("harm", [lambda m: m[:40] + m, lambda m: m + b"x", lambda m: m + m,
+                                  lambda m: m.replace(b"m/version", b"m/DATA/0.")])
+def test_what_other_readers_would_read_otherwise_is_refused(harm):
+    assert "broken or truncated: " in refused(harm(save(STATE)))
 
 
 def test_record_that_is_missing():
@@ -204,3 +211,16 @@ def test_what_only_runs_when_it_is_read_is_not_run_by_a_refusal():
         save({"w.weight": torch.ones(2, 2), "x": Bomb()}, new)
         assert "builtins.exec" in refused() and not Path("ran").exists()
     assert read_state_dict("m.pt", trust_pickle=True)[0].keys() == {"w.weight"} and Path("ran").exists()
+
+
+def test_integers_of_which_python_makes_no_text():
+    huge = 10**5000
+    for content in ({huge: STATE}, {huge: 1, "w.weight": torch.ones(2, 2)},
+                    STATE | {"norm": huge, "eps": 0.1}, [huge],
+                    {"model": STATE, "args": {"norm": huge, "eps": huge}}):
+        save(content)
+        try:
+            _, extra, _ = read_state_dict("m.pt")
+            assert threat_of(extra) is None
+        except InputError as error:
+            assert "m.pt" in error.message and len(error.message) < 300

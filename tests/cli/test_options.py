@@ -2,7 +2,11 @@
 import re
 
 import pytest
-from helpers.cli_world import PRUNE
+from helpers.cli_world import PRUNE, TINY
+
+from pwoa_cli.cli import options
+from pwoa_cli.errors import InputError
+from pwoa_cli.machine import memory
 
 
 @pytest.mark.parametrize("columns", [60, 80])
@@ -26,7 +30,7 @@ def test_help_groups_options_and_shows_defaults(pwoa):
 
 def test_the_same_word_in_every_command(pwoa):
     model = ["--arch", "--num-classes", "--normalize", "--mean", "--std", "--entry", "--keep",
-             "--trust-pickle",
+             "--trust-pickle", "--max-memory",
              "--data", "--json", "--quiet", "--verbose"]
     every = [*model, "--norm", "--eps", "--attacks", "--samples", "--batch-size", "--seed", "--device",
              "--out",
@@ -50,3 +54,41 @@ def test_wrong_sparsity(here, pwoa, text, message):
     code, out, err = pwoa(*PRUNE, "--sparsity", text, "--quiet")
     assert code == 2 and not out and message in err and err.count("\n") == 2
     assert not re.search(r"hint: .*--sparsity (90|abc|1)\b", err)
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("8GB", 8e9), ("8 gb", 8e9), ("500M", 5e8), ("1.5GiB", 1.5 * 2**30), ("2048", 2048), ("1KiB", 1024),
+    ("0.5T", 5e11)])
+def test_sizes_of_memory(text, size):
+    assert options._bytes(text) == size and options._bytes(options._bytes(text)) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "1e9", "8 XB", "9" * 5000, "nan"])
+def test_wrong_sizes_of_memory(text):
+    with pytest.raises(InputError, match="--max-memory .*is no size of memory"):
+        options._bytes(text)
+
+
+@pytest.mark.parametrize("command", [PRUNE, ["eval", "model.pt", *TINY, "--attacks", "fgsm"],
+                                     ["info", "model.pt"]])
+def test_more_memory_than_was_said_is_refused(here, pwoa, monkeypatch, command):
+    monkeypatch.setattr(memory, "_said", None)  # as it was, after the test
+    code, out, err = pwoa(*command, "--max-memory", "3KB", "--quiet")
+    assert code == 2 and not out and "model.pt: its tensors would take" in err and err.count("\n") == 2
+    assert "(--max-memory)" in err and "hint: If the file is right: --max-memory 0.1GB" in err
+    assert pwoa(*command, "--max-memory", "0.1GB", "--quiet", *["--dry-run"] * (command[0] != "info"))[0] == 0
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--seed", str(2**63)], "--seed 9223372036854775808 is not a whole number of at least 0 and at most"),
+    (["--seed", "9" * 5000], "is not a whole number of at least 0 and at most"),
+    (["--samples", "9" * 15], "is not a whole number of at least 1 and at most"),
+    (["--image-size", "9" * 5000], "is no size of images"), (["--image-size", "0"], "is no size of images"),
+    (["--set", "lr=1e308"], "lr = 1e+308, expected a number above 0 and at most 1e+09"),
+    (["--set", "mask_updates=1e300"], "mask_updates = 100000000000"),
+    (["--eps", "1e308"], ""), (["--eps", "9" * 5000], ""), (["--mean", "1e308"], ""),
+    (["--keep", "9" * 5000], ""),
+    (["--num-classes", "9" * 30], "--num-classes 9999")])
+def test_numbers_that_nothing_holds(here, pwoa, more, said):
+    code, out, err = pwoa(*PRUNE, *more, "--quiet", "--dry-run")
+    assert code == 2 and not out and said in err and err.startswith("error: ") and "Traceback" not in err

@@ -22,7 +22,7 @@ def test_recipes_are_listed_shown_and_checked(here, pwoa):
 @pytest.mark.parametrize(("args", "said"), [
     (["lst"], "expected list, show, check"), (["list", "x"], "takes no name"), (["show"], "takes a name"),
     (["check", "nothing"], "neither shipped nor a file"), (["check", "bad.toml"], "no recipe field 'lrr'"),
-    (["check", "text.toml"], "is not a TOML file")])
+    (["check", "text.toml"], "cannot be read as a TOML file")])
 def test_what_is_no_recipe(here, pwoa, args, said):
     Path("bad.toml").write_text("lrr = 1")
     Path("text.toml").write_text("lr is 1")

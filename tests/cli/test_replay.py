@@ -46,7 +46,8 @@ def test_another_file_under_the_old_name_is_refused(here, pwoa):
 
 @pytest.mark.parametrize(("content", "said"), [
     ('[command]\nsparsty = "0.9"', "Did you mean sparsity?"), ("x = 1", "no table [command]"),
-    ("x = ", "is not TOML"), ("[command]\nmodel = {a = 1}", "model is a dict"),
+    ("x = ", "cannot be read as TOML"), ("x = " + "[" * 2000, "nested too deep"),
+    ("[command]\nmodel = {a = 1}", "model is a dict"),
     ('[command]\nout = "x"', "'out' is no option"), (None, "cannot be read")])
 def test_configs_that_are_none(here, pwoa, content, said):
     if content is not None:

@@ -74,7 +74,10 @@ def test_a_class_map_may_name_splits_with_other_classes(nowhere):
     ("cat 5\ndog 6", "dog is class 6, but the model has 6"),
     ("cat five\ndog 2\ncat x", "line 3: 'x' is no class number"),
     ("cat,1,2", "line 1: 3 columns, expected 2"),
-    ("{", "is no JSON"), ("", "names no folder"), ("cat 1\ncat 2", "cat is both 1 and 2"),
+    ("{", "cannot be read as class numbers"), ("[" * 9999, "is no class number|expected 2"),
+    ('{"a": [' * 2000, "nested too deep"), ('{"a": ' + "9" * 5000 + "}", "cannot be read as class numbers"),
+    ("cat " + "9" * 5000, "is no class number"), ("", "names no folder"),
+    ("cat 1\ncat 2", "cat is both 1 and 2"),
     ('{"cat": "a"}', "'a' is no class number"), ('{"cat": 1.5}', "'1.5' is no class number")])
 def test_a_bad_class_map_is_named(nowhere, text, message):
     (nowhere / "map.txt").write_text(text)

@@ -1,9 +1,12 @@
 """Data sets in every format that the package reads, written here and read back equal; broken ones named."""
 import contextlib
+import gzip
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from helpers.data_files import cifar_batch, digits, equal, pixels, write_idx, wr
 
 from pwoa_cli.data import datasets, formats
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine import memory
 
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -227,6 +231,18 @@ def test_flipped_bytes_of_a_mat_file_are_read_or_refused(nowhere, compressed):
     assert 0 < refused < 200 or compressed
 
 
+def test_a_member_that_is_no_array_is_a_broken_file(nowhere):
+    """np.load gives its bytes (found by damaging such files at random)."""
+    path = write_npz(nowhere / "my.npz")
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, part in parts.items():
+            new.writestr(name, b"no array" if name == "y_test.npy" else part)
+    with pytest.raises(InputError, match="my.npz cannot be read as an .npz file"):
+        datasets.load(str(path))
+
+
 @pytest.mark.parametrize("header", [b"{'shape': (2,",
                                     b"{'descr': '|u1', 'fortran_order': False, 'shape': (2,)", b"\xff"])
 def test_a_broken_array_header_is_a_broken_file(nowhere, header):
@@ -244,3 +260,65 @@ def test_a_labels_file_in_the_place_of_images_is_refused(nowhere):
     images.write_bytes(labels.read_bytes())
     with pytest.raises(InputError, match=r"raw: x_train has shape \(12,\), expected images"):
         datasets.load(str(nowhere))
+
+
+# --- files that claim more than they hold, or unpack to more than there is room for ---------------------
+
+def idx_gz(folder, shape, content):
+    write_idx(folder, ending=".gz")
+    packed = gzip.compress(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + content)
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(packed)
+    return folder
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(nowhere, monkeypatch):
+    monkeypatch.setattr(memory, "_said", 2**20)
+    folder = idx_gz(nowhere / "bomb", (2**10, 2**8, 2**8), bytes(2**26))
+    with pytest.raises(InputError, match="would take 0.0671 GB of memory"):
+        formats.read_idx(folder)
+
+
+def test_a_gzip_file_that_goes_on_is_read_no_further(nowhere, monkeypatch):
+    monkeypatch.setattr(memory, "_said", 2**20)
+    folder = idx_gz(nowhere / "bomb", (2, 4, 4), bytes(2**26))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="33 bytes of values or more, expected 32"):
+        formats.read_idx(folder)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_an_idx_file_cannot_claim_more_than_deflate_holds(nowhere):
+    folder = idx_gz(nowhere / "lie", (2**31, 2**31), bytes(9))
+    with pytest.raises(InputError, match="it claims 4611686018427387904 bytes, a file of its size"):
+        formats.read_idx(folder)
+
+
+def test_a_mat_bomb_is_refused_before_it_is_unpacked(nowhere, monkeypatch):
+    def packed(size, content):
+        body = zlib.compress(struct.pack("<II", 14, size) + content)
+        return b"\0" * 126 + b"IM" + struct.pack("<II", 15, len(body)) + body
+
+    monkeypatch.setattr(memory, "_said", 2**20)
+    (nowhere / "train_32x32.mat").write_bytes(packed(2**26, bytes(2**26)))
+    with pytest.raises(InputError, match="would take 0.0671 GB of memory"):
+        formats.read_svhn(nowhere)
+    (nowhere / "train_32x32.mat").write_bytes(packed(8, bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="cannot be read as a MATLAB 5 file"):
+        formats.read_svhn(nowhere)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("harm", [
+    b"\x80\x02]r\xff\xff\xff\x7f.",  # the memo's index 2**31 - 1: 16 GiB to the unpickler in C
+    b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n\x8a\x05\0\0\0\0\x01\x85U\x01btR.",
+    b"\x80\x02cnumpy\ndtype\n(U\x02u1K\0K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb."])
+def test_cifar_pickles_take_nothing_of_what_they_ask_for(nowhere, harm):
+    (nowhere / "test").write_bytes(harm)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="test cannot be read as a CIFAR batch"):
+        formats._cifar_batch(nowhere / "test")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()

@@ -1,4 +1,6 @@
 """The file of all samples: a round trip, and files that are cut short or something else."""
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,9 @@ def test_samples_round_trip_bit_for_bit_and_a_cut_file_is_an_error(tmp_path):
         with pytest.raises(InputError, match="samples.npz cannot be read as samples of an evaluation"):
             sample_file.read(path)
     np.save(tmp_path / "bare.npy", np.zeros(3))
-    for other in ("bare.npy", "missing.npz"):
+    np.savez(tmp_path / "objects.npz", x=np.array([{}]))
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("x", "no array")  # NumPy gives its bytes
+    for other in ("bare.npy", "missing.npz", "objects.npz", "text.npz"):
         with pytest.raises(InputError, match=f"{other} cannot be read"):
             sample_file.read(tmp_path / other)

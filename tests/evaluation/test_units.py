@@ -3,10 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.problems import linear, right_on
@@ -33,6 +35,27 @@ def test_a_unit_that_was_cut_short_is_made_again(tmp_path, cut):
     whole = path.read_bytes()
     path.write_bytes(whole[:cut if isinstance(cut, int) else int(cut * len(whole))])
     assert kept.get("aa.square.0", rows, inputs=True) is None
+
+
+@pytest.mark.parametrize("field", list(units._ARRAYS | units._INPUTS))
+@pytest.mark.parametrize("other", [np.float16(3), np.array("x"), np.zeros((1, 2), bool), b"no array", None])
+def test_a_unit_whose_fields_are_of_another_type_is_made_again(tmp_path, field, other):
+    kept, rows = Unfinished(tmp_path, reuse=True), torch.arange(3)
+    kept.put("aa", Unit(rows, torch.ones(3).bool(), torch.ones(3), 1, 2, 30, 40, 0.5, torch.rand(3, 1, 2, 2)))
+    path = next(tmp_path.glob("*.npz"))
+    arrays = dict(np.load(path).items())
+    if other is None:
+        del arrays[field]
+    elif not isinstance(other, bytes):
+        arrays[field] = other
+    np.savez(path, **arrays)
+    if isinstance(other, bytes):
+        with zipfile.ZipFile(path) as old:
+            parts = {name: other if name == f"{field}.npy" else old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(path, "w") as new:
+            for name, part in parts.items():
+                new.writestr(name, part)
+    assert kept.get("aa", rows, inputs=True) is None and kept.taken == 0
 
 
 def test_units_of_other_samples_or_without_inputs_are_not_taken(tmp_path):
@@ -127,6 +150,7 @@ MOVES_NO_FLAG = {  # modules that an evaluation loads and `units.code` leaves ou
     "evaluation/rounding.py": "how far answers differ, for checks",
     "evaluation/words.py": "sentences",
     "files/__init__.py": "no code",
+    "files/arrays.py": "how a unit is read, whole or not at all",
     "files/atomic.py": "how a unit is written, whole or not at all",
     "files/hashes.py": "makes the key: another hash is another key",
     "files/plain.py": "JSON and TOML, which no unit is",

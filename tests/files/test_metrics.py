@@ -26,6 +26,9 @@ def test_metrics_of_a_killed_run_are_read_and_continued():
         log.append({"step": 2})
     assert [r["step"] for r in read_metrics(path)] == [0, 1, 2]
     assert json.loads(path.read_text().splitlines()[-1]) == {"step": 2}
+    with open(path, "a") as file:  # found by damaging such files at random
+        file.write("[" * 9999 + "\n" + "9" * 5000 + "\n" + '{"step": NaN}\n')
+    assert [r["step"] for r in read_metrics(path)] == [0, 1, 2]
     with pytest.raises(InputError, match="cannot be read"):
         read_metrics(Path("none.jsonl"))
 

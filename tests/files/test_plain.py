@@ -19,7 +19,12 @@ def test_json_has_no_nan_and_takes_numpy_and_paths():
 
 
 @pytest.mark.parametrize(("content", "message"),
-                         [("", "is not JSON"), ("[1]", "holds a JSON list"), ("\0\xff", "is not JSON")])
+                         [("", "cannot be read as JSON"), ("[1]", "holds a JSON list"),
+                          ("\0\xff", "cannot be read as JSON"),
+                          ('{"a": NaN}', ".*: NaN is no number of JSON"),
+                          ('{"a": 1e999}', ".*: 1e999 is no number"),
+                          ("[" * 9999, ".*: it is nested too deep"),
+                          ("9" * 5000, "cannot be read as JSON")])
 def test_read_json_names_the_file_and_the_fault(content, message):
     Path("r.json").write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=f"r.json {message}"):

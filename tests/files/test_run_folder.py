@@ -128,7 +128,7 @@ def test_newest_does_not_step_back_over_a_broken_report():
     broken = finish(run_folder.ROOT / "a-0.9-20260102-000000", None)
     (broken / "report.json").write_text("{")
     assert run_folder.newest() == broken
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(InputError, match="cannot be read as JSON"):
         read_json(broken / "report.json")
 
 

@@ -55,6 +55,13 @@ def test_every_missing_field_is_named(path):
     (("sparsity", "layers", 0, "shape"), "3x3", "sparsity.layers[0].shape is '3x3', expected list"),
     (("threat", "eps"), None, "threat.eps is None, expected number"),
     (("notes",), [1], "notes[0] is 1, expected str"),
+    (("findings",), [{"check": "x", "unreliable": True, "models": []}], "findings[0].text is missing"),
+    (("findings",), [{"check": "x", "unreliable": 1, "models": [], "text": ""}],
+     "findings[0].unreliable is 1, expected bool"),
+    (("headings",), ["a"], "headings has 1 names, expected 2"),
+    (("attacks",), [["aa"]], "attacks[0] is ['aa'], expected str"),
+    (("size", "file_bytes"), 10**400, "size.file_bytes is 10000000000000000000, expected a number below"),
+    (("model", "reading"), None, "model.reading is None, expected dict"),
     (("schema_version",), 3, "schema_version 3, this pwoa reads 1 and 2"),
 ])
 def test_every_wrong_field_is_named(path, value, message):

@@ -237,15 +237,23 @@ def test_wrong_files_get_a_sentence(tmp_path):
         read_recipe("papr")
     assert "default, paper" in error.value.hint
     (tmp_path / "x.toml").write_text("lr = = 3")
-    with pytest.raises(InputError, match="not a TOML file"):
+    with pytest.raises(InputError, match="cannot be read as a TOML file"):
         read_recipe(str(tmp_path / "x.toml"))
     for number, text in enumerate(('data = "mnist"', "[data]\nmnist = 3")):
         (tmp_path / f"d{number}.toml").write_text(text)
         with pytest.raises(InputError, match="data is not a table of tables"):
             read_recipe(str(tmp_path / f"d{number}.toml"))
     (tmp_path / "binary.toml").write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(InputError, match="not a TOML file"):
+    with pytest.raises(InputError, match="cannot be read as a TOML file"):
         read_recipe(str(tmp_path / "binary.toml"))
+    for text, why in (("lr = " + "[" * 2000, "nested too deep"), ("lr = " + "9" * 5000, "a TOML file"),
+                      ("a." * 2000 + "b = 1", "TOML|no recipe field"),
+                      ("lr = 1e308", r"lr = 1e\+308, expected"),
+                      (f"batch_size = {'9' * 4000}", "batch_size = 9{40}?")):
+        (tmp_path / "long.toml").write_text(text)
+        with pytest.raises(InputError, match=why) as error:
+            read_recipe(str(tmp_path / "long.toml"))
+        assert len(error.value.message) < 400
     with pytest.raises(InputError, match="batch_size = 'inf', expected a int"):
         read_recipe("default", overrides={"batch_size": "inf"})
     (tmp_path / "y.toml").write_text("lr = true")
