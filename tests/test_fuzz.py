@@ -161,7 +161,7 @@ def _evaluation(folder):
         results={"clean": s, "aa": s}, teacher={"clean": s, "aa": s}, headings=("a", "b"),
         drop={"clean": {"points": 1.0, "ci95": [0, 1], "lost": 3, "won": 1, "p": 0.1}}, attacks=["aa"],
         unfinished={"a": {"cw": {"n": 3, "of": 10}}, "b": {}},
-        models={"a": {"source": "x"}, "b": {"source": "y"}},
+        models={who: {"source": who, "sha256": "0", "arch": "a"} for who in "ab"},
         classes={"b": {"clean": {"0": s, "1": s}, "aa": {"0": s}}},
         findings=[{"check": "rounding", "unreliable": False, "text": "t", "models": []}])
     (folder / "report.json").write_text(dumps(made))

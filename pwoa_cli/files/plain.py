@@ -57,9 +57,10 @@ def read_json(path: Path, *, hint: str = "Make a run: pwoa prune model.pt --spar
 
 
 def read_toml(path: Path, *, name: str, hint: str) -> dict[str, Any]:
-    """The table in a TOML file. Args: name: of the file, for people. Raises: InputError."""
+    """The table in a TOML file, in which file names may be no UTF-8. Args: name: of the file, for people.
+    Raises: InputError."""
     with reading(name, "TOML", hint=hint):
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def write_toml(path: Path, table: Mapping[str, Any]) -> None:

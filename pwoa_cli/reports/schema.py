@@ -11,7 +11,6 @@ teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +211,7 @@ def read(path: Path) -> dict[str, Any]:
 def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     if report.get("schema_version") == 1:  # its optional fields were others
         schema = _required(schema)
-    for problem in chain(_problems(report, schema, ""), _of_classes(report.get("classes"))):
+    for problem in _problems(report, schema, ""):
         raise InputError(f"{where}: {problem}.",
                          hint="Another tool may have written it; prune again to get a new one.")
     return dict(report)
@@ -249,14 +248,6 @@ def _wrong_fields(value: Mapping[str, Any], schema: Mapping[str, Any], path: str
             yield from _problems(value[field], inner, where)
         elif field == name:
             yield f"{where} is missing"
-
-
-def _of_classes(found: Mapping[str, Mapping[str, Mapping]] | None) -> Iterator[str]:
-    """Classes of an attack are among those of clean, for every model."""
-    for who, scores in (found or {}).items():
-        known = scores.get("clean", {})
-        if not known or not {name for column in scores.values() for name in column} <= known.keys():
-            yield f"classes.{who} has no clean figures of each class"
 
 
 def _out_of_range(value: Any, path: str) -> Iterator[str]:

@@ -265,21 +265,18 @@ def class_tables(report: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _class_rows(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str, ...]]:
-    classes = sorted({c for column in scores.values() for c in column},
-                     key=lambda c: (int(c) if c.isdecimal() else math.inf, c))  # of foreign reports: names
-    counts = scores["clean"]
+    counts = {c: score["n"] for column in reversed(list(scores.values())) for c, score in column.items()}
+    counts |= {c: score["n"] for c, score in scores.get("clean", {}).items()}
+    # of foreign reports: names
+    classes = sorted(counts, key=lambda c: (int(c) if c.isdecimal() and c.isascii() else math.inf, c))
     return [("class", "n", *scores), *(
-        (c, str(counts[c]["n"]), *(_of_class(column.get(c), counts[c]["n"]) for column in scores.values()))
+        (c, str(counts[c]), *(_of_class(column.get(c), counts[c]) for column in scores.values()))
         for c in classes)]
 
 
 def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
     """Percent; with the number of samples where time did not suffice for all n."""
     return _short(score) + (f" ({score['n']})" if score and score["n"] != n else "")
-
-
-def _by_class(report: Mapping[str, Any]) -> str:
-    return f"By class ({list(report['classes'])[-1]})"
 
 
 def markdown(report: Mapping[str, Any]) -> str:
