@@ -1,10 +1,13 @@
 # make demo   set up .venv, prune the bundled robust model on the bundled data, print the report
 # make test   set up what is missing, run the tests
 # make lint   set up what is missing, check style (ruff) and types (mypy)
+# make oldest     in an environment of its own with the lowest version of each dependency, run the tests (6 GB)
+# make audit      look the installed dependencies up in the database of known vulnerabilities (needs the network)
+# make licences   set up what is missing, write docs/licences.md
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := demo
-.PHONY: demo lint test test-setup
+.PHONY: audit demo licences lint oldest test test-setup
 
 .venv/bin/pwoa: pyproject.toml
 	@echo "setting up .venv: torch and its libraries are several GB, 1 to 3 minutes"
@@ -27,3 +30,18 @@ test: test-setup
 lint: test-setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+oldest:
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+	$(PYTHON) .ci/bounds.py > "$$folder/bounds.txt" && \
+	"$$folder/bin/python" -m pip install -q -c "$$folder/bounds.txt" -e '.[test]' && \
+	"$$folder/bin/python" -m pytest -q
+
+audit: .venv/bin/pwoa
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+	"$$folder/bin/python" -m pip install -q pip-audit && \
+	$(PIP) freeze --exclude-editable > "$$folder/installed.txt" && \
+	"$$folder/bin/pip-audit" --strict --no-deps --disable-pip -r "$$folder/installed.txt"
+
+licences: test-setup
+	.venv/bin/python .ci/licences.py > docs/licences.md
