@@ -235,6 +235,8 @@ def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
 _TEACHING = ("alpha", "logit_weight", "neighbour_weight", "hidden_weight", "explain_weight", "lambda_x")
 _AT_MOST_1 = ("sparsify", "noise_clean", "cutmix", "mixup", "mix_ratio")
 _BELOW_1 = ("regrow", "ema")
+_DIVISORS = ("temperature", "sigma")  # squared
+LARGEST = 1e9  # of any number: alpha T^2 KL, rho/2 |w|^2 and exp(-d / (2 sigma^2)) stay within float32
 
 
 class _Need(NamedTuple):
@@ -290,6 +292,11 @@ def _check_fields(recipe: Recipe, where: str) -> None:
         if not 0 <= value < float("inf") or (f.name in positive and value == 0):
             raise InputError(f"{where}: {f.name} = {value}, expected a number "
                              f"{'above' if f.name in positive else 'of at least'} 0.",
+                             hint=f"For example: {f.name} = {f.default}.")
+        least = 1 / LARGEST if f.name in _DIVISORS else 0
+        if not least <= value <= LARGEST:
+            raise InputError(f"{where}: {f.name} = {value:g}, expected {least:g} to {LARGEST:g}: beyond that "
+                             "losses are not finite.",
                              hint=f"For example: {f.name} = {f.default}.")
         if (f.name in _AT_MOST_1 and value > 1) or (f.name in _BELOW_1 and value >= 1):
             flag = " (--mix-ratio 0)" if f.name == "mix_ratio" else ""
