@@ -48,7 +48,7 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.whole(x)
-        if not isinstance(out, Mapping | tuple | list):
+        if not isinstance(out, (Mapping, tuple, list)):  # torch.export of 2.6 does not follow A | B
             return out  # as torch.export and torch.fx see it: no Python that reads a size
         return self.logits(out, x.shape[0])
 
