@@ -2,11 +2,14 @@
 # make test   set up what is missing, run the tests
 # make fuzz   10,000 damaged files of each kind that is read (about 40 minutes); make fuzz N=1000
 # make lint   set up what is missing, check style (ruff) and types (mypy)
+# make oldest     in an environment of its own with the lowest version of each dependency, run the tests (6 GB)
+# make audit      look the installed dependencies up in the database of known vulnerabilities (needs the network)
+# make licences   set up what is missing, write docs/licences.md
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := demo
 N = 10000
-.PHONY: demo fuzz lint test test-setup
+.PHONY: audit demo fuzz licences lint oldest test test-setup
 
 .venv/bin/pwoa: pyproject.toml
 	@echo "setting up .venv: torch and its libraries are several GB, 1 to 3 minutes"
@@ -32,3 +35,18 @@ fuzz: test-setup
 lint: test-setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+oldest:
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+	$(PYTHON) .ci/bounds.py > "$$folder/bounds.txt" && \
+	"$$folder/bin/python" -m pip install -q -c "$$folder/bounds.txt" -e '.[test]' && \
+	"$$folder/bin/python" -m pytest -q
+
+audit: .venv/bin/pwoa
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+	"$$folder/bin/python" -m pip install -q pip-audit && \
+	$(PIP) freeze --exclude-editable > "$$folder/installed.txt" && \
+	"$$folder/bin/pip-audit" --strict --no-deps --disable-pip -r "$$folder/installed.txt"
+
+licences: test-setup
+	.venv/bin/python .ci/licences.py > docs/licences.md

@@ -49,7 +49,7 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.whole(x)
-        if not isinstance(out, Mapping | tuple | list):
+        if not isinstance(out, (Mapping, tuple, list)):  # torch.export of 2.6 does not follow A | B
             return out  # as torch.export and torch.fx see it: no Python that reads a size
         return self.logits(out, x.shape[0])
 
@@ -64,7 +64,8 @@ class Normalized(nn.Module):
         """The logits (batch, K) in what the network returns; all of it if they are not found there."""
         if isinstance(out, Tensor) or self.num_classes is None:
             return out
-        return next((part for _, part in parts(out) if part.shape == (batch, self.num_classes)), out)
+        fitting = [part for _, part in parts(out) if part.shape == (batch, self.num_classes)]
+        return fitting[0] if fitting else out  # torch.export of 2.6 does not follow next(..., out)
 
 
 def public_name(name: str) -> str:
@@ -79,7 +80,7 @@ def public_names(names: Iterable[str]) -> list[str]:
 
 def parts(out: Any) -> list[tuple[str, Tensor]]:
     """The tensors of a forward pass that returns several, in order, with what names each: 0, 1 or logits."""
-    named = (out.items() if isinstance(out, Mapping) else enumerate(out) if isinstance(out, tuple | list)
+    named = (out.items() if isinstance(out, Mapping) else enumerate(out) if isinstance(out, (tuple, list))
              else ())
     return [(str(name), part) for name, part in named if isinstance(part, Tensor)]
 

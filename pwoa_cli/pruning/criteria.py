@@ -10,8 +10,16 @@ Criterion = Callable[[Weights, Slopes], dict[str, Tensor]]
 
 
 def magnitude(weights: Weights, _slopes: Slopes = dict) -> dict[str, Tensor]:
-    """w^2, so that a group is worth its squared L2 norm (Han et al. 2015; Jian et al. 2022, sec. IV-A)."""
-    return {name: w.detach().square() for name, w in weights.items()}
+    """w^2, so that a group is worth its squared L2 norm (Han et al. 2015; Jian et al. 2022, sec. IV-A).
+
+    float64 where the device has it: in float32 the squares of weights below 1e-23 are all 0, and of those
+    above 1.8e19 all infinite.
+    """
+    return {name: _wide(w.detach()).square() for name, w in weights.items()}
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight if weight.device.type == "mps" else weight.double()  # no float64 there
 
 
 CRITERIA: dict[str, Criterion] = {"magnitude": magnitude}

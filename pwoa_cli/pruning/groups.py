@@ -7,6 +7,7 @@
 Jian et al. 2022, sec. IV-A. Groups are chosen by count, not by threshold, ties by index: `<= threshold` would
 remove every tie and one group too many. Legend: G groups of a layer.
 """
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -151,10 +152,12 @@ def scores_by_layer(groups: Mapping[str, Groups], values: Mapping[str, Tensor]) 
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """Boolean (G,) with exactly `count` True at the smallest scores (G,), ties by lowest index."""
+    """Boolean (G,) with exactly `count` True at the smallest scores (G,), ties by lowest index; NaN, which
+    compares with nothing, is the smallest."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     if count <= 0:
         return chosen
+    scores = scores.nan_to_num(-math.inf, math.inf, -math.inf)
     threshold = scores.kthvalue(min(count, len(scores))).values
     chosen = scores < threshold
     ties = (scores == threshold).nonzero().flatten()

@@ -89,9 +89,12 @@ def input_moments(model: nn.Module, layers: Mapping[str, Layer],
     """
     nothing = torch.zeros((), dtype=torch.double)
     sums = {name: (nothing, nothing, 0) for name in layers}
+    # products are summed around the first batch's mean: far from 0 float32 would round a small variance away
+    around: dict[str, Tensor] = {}
 
     def add(name: str, x: Tensor) -> None:
         patches, (first, second, count) = patches_of(layers[name], x), sums[name]
+        patches = patches - around.setdefault(name, patches.mean(1, keepdim=True))
         sums[name] = (first + patches.sum(1).cpu().double(), second + (patches.mT @ patches).cpu().double(),
                       count + patches.shape[1])  # to the CPU first: some devices have no float64
 
@@ -107,7 +110,14 @@ def input_moments(model: nn.Module, layers: Mapping[str, Layer],
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (first / count, second / count) for name, (first, second, count) in sums.items() if count}
+    return {name: _moved(first / count, second / count, around[name][:, 0].cpu().double())
+            for name, (first, second, count) in sums.items() if count}
+
+
+def _moved(mean: Tensor, second: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments (groups, d) and (groups, d, d) of x + c from those of x: E xx' + m c' + c m' + c c', c = by."""
+    cross = mean[:, :, None] * by[:, None]
+    return mean + by, second + cross + cross.mT + by[:, :, None] * by[:, None]
 
 
 def patches_of(layer: Layer, x: Tensor) -> Tensor:

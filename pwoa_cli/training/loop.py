@@ -88,14 +88,17 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
         except _Explosion as explosion:
             if explosion.at_once or last:
                 raise PwoaError(f"The loss is not finite by step {explosion.step} of {plan.steps}: "
-                                f"{explosion}.",
-                                hint="Limit the gradient, or lower the learning rate: pwoa prune ... --set "
-                                     "clip=5, or --set lr=1e-4") from None
+                                f"{explosion}.", hint=_RHO if str(explosion) == "admm, loss" else _RATE
+                                ) from None
             saved["lr_scale"] *= RATE
             restarted(f"the loss exploded by step {explosion.step} of {plan.steps} ({explosion}): once "
                       f"more from step {saved['step']}, at {saved['lr_scale']:g} of the recipe's learning "
                       "rate.")
             state = from_dict(plan, state.student, copy.deepcopy(saved))
+
+
+_RATE = "Limit the gradient, or lower the learning rate: pwoa prune ... --set clip=5, or --set lr=1e-4"
+_RHO = "The splitting's penalty alone grows too large: pwoa prune ... --set rho=0.01 --set rho_max=1"
 
 
 class _Explosion(Exception):
@@ -129,9 +132,10 @@ def _run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]]
                 raise _Explosion("every image gets the same answer", state.step, at_once=False)
             report(state, means | ({"lr_scale": state.lr_scale} if state.lr_scale != 1 else {}))
             seen = {}
-    if not all(bool(p.isfinite().all()) for p in state.student.parameters()):
-        raise _Explosion("weights", state.step, at_once=False)  # of the last step, whose loss nobody saw
     finish(plan, state)
+    # of the last step, whose loss nobody saw; batch norms' statistics, which no loss in training sees
+    if bad := [name for name, t in state.student.state_dict().items() if not t.isfinite().all()]:
+        raise _Explosion(f"weights {bad[0]}", state.step, at_once=False)
     return state
 
 
@@ -159,8 +163,9 @@ def _dead(plan: Plan, state: State) -> bool:
     """Whether the student answers all images alike, as one whose units are all off does for ever."""
     x = inputs.batch(plan, state.step - 1).x
     with torch.no_grad():
-        logits, told = (model.eval()(x).float().var(0).sum() for model in (state.student, plan.teacher))
-    return bool(logits <= 1e-8 * told)
+        logits, told = (model.eval()(x).float().var(0, correction=0).sum()
+                        for model in (state.student, plan.teacher))
+    return bool(logits < 1e-8 * told)  # a teacher that does so too is not to be left behind
 
 
 def _sparsity(plan: Plan, state: State) -> float:

@@ -230,9 +230,10 @@ def check(recipe: Recipe, *, where: str = "recipe") -> Recipe:
 
 
 _TEACHING = ("alpha", "logit_weight", "neighbour_weight", "hidden_weight", "explain_weight", "lambda_x")
-LARGEST = 1e9  # of any field: beyond it products overflow before a loss does
 _AT_MOST_1 = ("sparsify", "noise_clean", "cutmix", "mixup", "mix_ratio")
 _BELOW_1 = ("regrow", "ema")
+_DIVISORS = ("temperature", "sigma")  # squared
+LARGEST = 1e9  # of any number: alpha T^2 KL, rho/2 |w|^2 and exp(-d / (2 sigma^2)) stay within float32
 
 
 class _Need(NamedTuple):
@@ -285,10 +286,11 @@ def _check_fields(recipe: Recipe, where: str) -> None:
         value = getattr(recipe, f.name)
         if isinstance(value, str):
             continue
-        if not 0 <= value <= LARGEST or (f.name in positive and value == 0):
-            limit = f" and at most {LARGEST:.0e}" if value > LARGEST else ""
-            raise InputError(f"{where}: {f.name} = {value!s:.40}, expected a number "
-                             f"{'above' if f.name in positive else 'of at least'} 0{limit}.",
+        least = 1 / LARGEST if f.name in _DIVISORS else 0
+        if not least <= value <= LARGEST or (f.name in positive and value == 0):
+            limit = f" and at most {LARGEST:g}" if value > LARGEST else ""
+            bound = f"above {least:g}" if f.name in positive and not least else f"of at least {least:g}"
+            raise InputError(f"{where}: {f.name} = {value!s:.40}, expected a number {bound}{limit}.",
                              hint=f"For example: {f.name} = {f.default}")
         if (f.name in _AT_MOST_1 and value > 1) or (f.name in _BELOW_1 and value >= 1):
             flag = " (--mix-ratio 0)" if f.name == "mix_ratio" else ""

@@ -26,7 +26,7 @@ from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import Gate, resolved
-from pwoa_cli.training import layout, objective
+from pwoa_cli.training import footing, layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
@@ -119,6 +119,7 @@ def prepare(request: Request, *, say: Say,
         kinds = kinds_of(subject.model, subject.dataset.train)
         plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
         memory = layout.fastest(plan, subject.model, where=where)
+        footing.check(plan, subject.model, where=where)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
@@ -130,6 +131,8 @@ def prepare(request: Request, *, say: Say,
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
         f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
     say(epochs_said(plan, asked="epochs" in request.overrides))
+    for note in footing.notes(plan):
+        say(f"note: {note}")
     if memory is not layout.LAYOUTS[0]:
         say("memory layout: plain, as the networks do not take channels_last, which is faster")
     if not plan.hidden:

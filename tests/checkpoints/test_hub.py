@@ -41,7 +41,7 @@ def cache(tmp_path, monkeypatch):
             "pretrained_cfg": {"input_size": [1 if options else 3, 96, 96],
                                "mean": [0.25] if options else [0.485, 0.456, 0.406],
                                "std": [0.5] if options else [0.229, 0.224, 0.225],
-                               "num_classes": options.get("num_classes", 1000), "first_conv": "conv1",
+                               "num_classes": options.get("num_classes", 1000), "first_conv": "conv1.0",
                                "classifier": "fc"}}))
     return tmp_path / "hub"
 

@@ -4,7 +4,7 @@ import torch
 from helpers.plans import keep_mask, regrown_mask, strength
 from torch import nn
 
-from pwoa_cli.pruning.groups import STRUCTURES, companion_masks, masks
+from pwoa_cli.pruning.groups import STRUCTURES, companion_masks, masks, smallest
 
 
 def test_keep_mask_breaks_ties_by_index():
@@ -54,3 +54,12 @@ def test_filters_of_transposed_convolutions_are_their_outputs(conv):
     expected[(0, slice(None), *(0 for _ in sides))] = True  # input 0, its first tap, in all filters
     assert torch.equal(first, expected)
     assert columns.count * columns.size == conv.weight.numel()
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_scores_that_are_no_numbers_still_give_exactly_as_many(count):
+    """NaN first, infinities by index."""
+    scores = torch.tensor([torch.inf, 1.0, torch.nan, -torch.inf, torch.inf, torch.nan])
+    chosen = smallest(scores, count)
+    assert int(chosen.sum()) == count
+    assert chosen.nonzero().flatten().tolist() == sorted([2, 3, 5, 1, 0, 4][:count])

@@ -145,3 +145,18 @@ def test_large_layers_go_in_portions_and_skip_early_steps(monkeypatch):
     at_once = obs.reconstructed(model, zero_counts, x, normed=set())
     assert {n: int((w == 0).sum()) for n, w in at_once.items() if n in zero_counts} == zero_counts
     assert not torch.equal(whole["3.weight"], at_once["3.weight"])
+
+
+def test_inputs_far_from_zero_keep_their_variance():
+    """Mean 1000, deviation 1: E x^2 - (E x)^2 of float32 sums rounds a weak direction's variance away.
+    Against moments of the same inputs in float64, and through `reconstructed`, whose Cholesky needs them."""
+    g = torch.Generator().manual_seed(0)
+    layer = nn.Linear(24, 8)
+    batches = [1000 + torch.randn(200, 24, generator=g) for _ in range(3)]
+    (mean, second), = obs.input_moments(nn.Sequential(layer), {"0": layer}, batches).values()
+    x = torch.cat(batches).double()
+    torch.testing.assert_close(mean[0], x.mean(0), rtol=1e-9, atol=0)
+    covariance = second[0] - mean[0][:, None] * mean[0]
+    torch.testing.assert_close(covariance, x.T.cov(correction=0), rtol=0, atol=1e-4)
+    made = obs.reconstructed(nn.Sequential(layer), {"0.weight": 150}, batches, normed=set())
+    assert int((made["0.weight"] == 0).sum()) == 150 and made["0.weight"].isfinite().all()
