@@ -1,0 +1,80 @@
+"""Which sparsity a search tries next, from the stages that are over: a pure function of them.
+
+d = 1 - sparsity, the density; a accepted, r refused
+    none over                 half of the weights that are not zero
+    none accepted             half of the weights that the least refused stage takes, down to LEAST of them
+    none refused              d = RUNG * d_a
+    both                      d = sqrt(d_a * d_r), until d_a <= GAP * d_r
+"""
+import math
+from dataclasses import dataclass, replace
+
+RUNG = 0.6  # density of a stage over that of the one before
+GAP = 1.1  # density of the result over the highest that was refused, at most
+LEAST = 0.05  # of the weights: what is less is not worth a file
+STAGES = 24  # tried at most; 18 suffice down to a density of 1 in 1000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A sparsity that was trained for and judged. points, ci95: lost against the teacher, paired; why: of a
+    stage that is refused for another reason than its interval."""
+
+    sparsity: float
+    steps: int
+    epochs: float
+    points: float
+    ci95: tuple[float, float]
+    accepted: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far a search is: plain numbers, from which it goes on. begun: fraction of zeros before it;
+    unreachable: sparsities that the structure does not allow."""
+
+    begun: float = 0.0
+    stages: tuple[Stage, ...] = ()
+    unreachable: tuple[float, ...] = ()
+
+    @property
+    def accepted(self) -> Stage | None:
+        """The sparsest stage that keeps the limit."""
+        return max((stage for stage in self.stages if stage.accepted), key=lambda s: s.sparsity, default=None)
+
+    @property
+    def refused(self) -> float | None:
+        """The least sparsity that does not keep it, or cannot be reached."""
+        beyond = [stage.sparsity for stage in self.stages if not stage.accepted]
+        return min([*beyond, *self.unreachable], default=None)
+
+
+def next_sparsity(search: Search) -> float | None:
+    """The sparsity in (begun, 1) to try next; None: the search is over."""
+    if len(search.stages) + len(search.unreachable) >= STAGES:
+        return None
+    best, refused = search.accepted, search.refused
+    if best is None:
+        taken = 1.0 if refused is None else (refused - search.begun) / (1 - search.begun)
+        return _rounded((1 - search.begun) * (1 - taken / 2)) if taken / 2 >= LEAST else None
+    density = 1 - best.sparsity
+    if refused is None:
+        return _rounded(RUNG * density)
+    if density <= GAP * (1 - refused):
+        return None
+    return _rounded(math.sqrt(density * (1 - refused)))
+
+
+def _rounded(density: float) -> float:
+    """The sparsity of a density, which gets three digits, so that people can type it again."""
+    return round(1 - float(f"{density:.3g}"), 12)
+
+
+def up_to(begun: float, highest: float) -> list[float]:
+    """The sparsities that a search tries where all up to `highest` keep the limit."""
+    search = Search(begun)
+    while (sparsity := next_sparsity(search)) is not None:
+        stage = Stage(sparsity, 0, 0.0, 0.0, (0.0, 0.0), sparsity <= highest)
+        search = replace(search, stages=(*search.stages, stage))
+    return [stage.sparsity for stage in search.stages]
