@@ -63,6 +63,11 @@ def with_interval(entry: Mapping[str, Any] | None) -> str:
     return f"{scale * value:z.1f} [{scale * low:z.1f}, {scale * high:z.1f}]"  # z: no -0.0
 
 
+def points(count: float) -> str:
+    """1 point, 0.5 points."""
+    return f"{count:g} point{'s' * (count != 1)}"
+
+
 def visible(text: str) -> str:
     """Control characters and broken Unicode as escapes (line breaks and tabs stay): names come from files and
     users."""

@@ -45,6 +45,10 @@ SCHEMA = COMMON | {
     "teacher": SCORES, "student": SCORES, "drop": DROPS,
     "recipe": {"name": str},
 }
+# of `pwoa prune --max-loss`: how the sparsity was found, on training images held out
+SEARCH = {"max_loss": NUMBER, "attack": str, "held_out": int, "unreachable": [NUMBER],
+          "stages": [{"sparsity": NUMBER, "steps": int, "epochs": NUMBER, "points": NUMBER, "ci95": [NUMBER],
+                      "accepted": bool, "why": str}]}
 
 
 # --- building and checking ---------------------------------------------------------------
@@ -56,7 +60,8 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
           environment: Mapping[str, Any], recipe: Mapping[str, Any], data: Mapping[str, Any],
           drop: Mapping[str, Mapping] | None = None, notes: Sequence[str] = (),
           findings: Sequence[Mapping[str, Any]] = (), attacks: Sequence[str] = (),
-          command: Mapping[str, Any] | None = None) -> dict[str, Any]:
+          command: Mapping[str, Any] | None = None,
+          search: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The report.json of a pruning run, checked by `validate`.
 
     Args: created: start of the run. model: source, sha256, arch, num_classes. target: wanted sparsity.
@@ -64,7 +69,8 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
     file_bytes, limit_bytes. macs: dense, nonzero. teacher, student: {attack: score}. seconds: {phase: s}.
     recipe: name and fields. data: name, where, n, seed. drop: paired differences where they are known, else
     `drops(teacher, student)`. findings: what may be wrong with the figures (check, unreliable, text, models);
-    the sentences are among the notes. attacks: those asked for. command: what was typed.
+    the sentences are among the notes. attacks: those asked for. command: what was typed. search: SEARCH, how
+    the sparsity was found.
     """
     total, nonzero = sum(layer["total"] for layer in layers), sum(layer["nonzero"] for layer in layers)
     return validate(plain({
@@ -77,7 +83,7 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
         "drop": drops(teacher, student) if drop is None else drop, "seconds": seconds,
         "environment": environment,
         "recipe": recipe, "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
-        "command": dict(command or {})}))
+        "command": dict(command or {})} | ({} if search is None else {"search": search})))
 
 
 def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Mapping],
@@ -142,7 +148,7 @@ def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[s
         known = " and ".join(map(str, READS))
         raise InputError(f"{where}: schema_version {version}, this pwoa reads {known}.",
                          hint="Use the pwoa that wrote it, or prune again.")
-    return _check(report, SCHEMA, where)
+    return _check(report, SCHEMA | ({"search": SEARCH} if "search" in report else {}), where)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def _problems(value: Any, schema: Any, path: str) -> Iterator[str]:
     """Sentences on where `value` departs from a schema: {field: schema} ("*": any name), [schema of items],
     type(s)."""
     kind = dict if isinstance(schema, dict) else list if isinstance(schema, list) else schema
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
         expected = ("number" if kind is NUMBER
                     else " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,))))
         yield f"{path or 'the report'} is {value!r:.40}, expected {expected}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.reports import search
 from pwoa_cli.reports.numbers import (
     duration,
     percent_of_weights,
@@ -185,6 +186,7 @@ def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str,
 def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     sparsity, file, macs = report["sparsity"], report["size"], report["macs"]
     return [
+        *([("search", search.sentence(report))] if "search" in report else []),
         ("sparsity",
          f"{percent_of_weights(sparsity['target'])}% wanted, {percent_of_weights(sparsity['achieved'])}% "
          f"reached ({sparsity['structure']}, recipe {report['recipe']['name']})"),
@@ -223,6 +225,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     if "classes" in report:
         head, body = class_rows(report)
         lines += ["", f"## By class ({list(report['classes'])[-1]})", "", *markdown_table(head, body)]
+    if "search" in report:
+        lines += ["", "## The way there", "", *markdown_table(search.HEAD, search.rows(report["search"])), "",
+                  inline(search.caption(report["search"]))]
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}",
                    f"{layer['total']:,}",
@@ -266,15 +271,25 @@ def table(report: Mapping[str, Any]) -> Any:
         costs.add_row(label, text_cell(sentence))
     parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", scores, "",
              text_cell(caption(report), "dim"), "", costs]
+    if "search" in report:
+        way = _plain_table(search.HEAD, search.rows(report["search"]))
+        parts += ["", text_cell("The way there", "bold"), way,
+                  text_cell(search.caption(report["search"]), "dim")]
     if "classes" in report:
-        head, body = class_rows(report)
-        by_class = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for heading in head:
-            by_class.add_column(heading, justify="right", overflow="fold")
-        for row in body:
-            by_class.add_row(*map(text_cell, row))
-        parts += ["", text_cell(f"By class ({list(report['classes'])[-1]})", "bold"), by_class]
+        parts += ["", text_cell(f"By class ({list(report['classes'])[-1]})", "bold"),
+                  _plain_table(*class_rows(report))]
     return Group(*parts)
+
+
+def _plain_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in head:
+        shown.add_column(heading, justify="right", overflow="fold")
+    for row in body:
+        shown.add_row(*map(text_cell, row))
+    return shown
 
 
 def text_cell(content: str, style: str = "") -> Any:

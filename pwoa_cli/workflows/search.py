@@ -9,6 +9,9 @@ d = 1 - sparsity, the density; a accepted, r refused
 import math
 from dataclasses import dataclass, replace
 
+from pwoa_cli.errors import InputError
+
+SHARE = 1 / 3  # of the recipe's epochs at its sparsity, for each stage: it begins where the last one ended
 RUNG = 0.6  # density of a stage over that of the one before
 GAP = 1.1  # density of the result over the highest that was refused, at most
 LEAST = 0.05  # of the weights: what is less is not worth a file
@@ -48,6 +51,27 @@ class Search:
         """The least sparsity that does not keep it, or cannot be reached."""
         beyond = [stage.sparsity for stage in self.stages if not stage.accepted]
         return min([*beyond, *self.unreachable], default=None)
+
+
+def goal(sparsity: float | None, max_loss: float | None, held_out: int | None) -> str:
+    """What a run's folder is called by: the sparsity, or the points that may be lost.
+
+    Raises: InputError unless one of the two is there, in its range, and held_out with max_loss only.
+    """
+    if sparsity is None and max_loss is None:
+        raise InputError("Missing option '--sparsity' (or '--max-loss').", hint="See pwoa prune --help")
+    if sparsity is not None and max_loss is not None:
+        raise InputError(f"--sparsity {sparsity:g} and --max-loss {max_loss:g} both say how many weights go.",
+                         hint=f"One of them: --sparsity {sparsity:g}, or --max-loss {max_loss:g}")
+    if max_loss is not None:
+        if not 0 < max_loss < 100:
+            raise InputError(f"--max-loss {max_loss:g} is not between 0 and 100 points.",
+                             hint="One image in a hundred: --max-loss 1")
+        return f"loss{max_loss:g}"
+    if held_out is not None:
+        raise InputError(f"--held-out {held_out} is for --max-loss: with --sparsity all training images are "
+                         "trained on.", hint="Leave --held-out away.")
+    return f"{sparsity:.10g}"
 
 
 def next_sparsity(search: Search) -> float | None:
