@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pwoa_cli import attacks
+from pwoa_cli.attacks.base import frozen
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.comparison import compare, measure
 from pwoa_cli.evaluation.intervals import paired_drop
@@ -214,26 +215,33 @@ def _up(points: float) -> str:
 # --- how long it takes ---------------------------------------------------------------
 
 RANGE = (0.5, 0.99)  # of the weights that are there: an estimate is made for these two answers
+_TIMED = 32  # images
 
 
 def times(job: Job, one: duration.Estimate) -> list[dict[str, Any]]:
     """Stages, steps and seconds of a search that ends at either end of RANGE, from the time of a step."""
-    begun, found = zeros_of(job.counted.weights), []
+    begun, attacked, found = zeros_of(job.counted.weights), _seconds_of_attacks(job), []
     for highest in RANGE:
         steps: list[int] = []
         for sparsity in up_to(begun, begun + highest * (1 - begun)):
             with suppress(InputError):  # it cannot be reached, and costs nothing
                 steps.append(at_sparsity(job, sparsity).plan.steps)
-        seconds = sum(steps) * one.seconds_per_step + (len(steps) + 1) * _seconds_of_attacks(job, one)
+        seconds = sum(steps) * one.seconds_per_step + (len(steps) + 1) * attacked
         found.append({"highest": highest, "stages": len(steps), "steps": sum(steps), "seconds": seconds})
     return found
 
 
-def _seconds_of_attacks(job: Job, one: duration.Estimate) -> float:
-    """Of one model, by the passes that they are known to need: a step is a forward pass of the teacher and
-    one of the student there and back, a backward pass counted twice."""
-    passes = sum(attack.cost for attack in attacks.parse(job.request.attacks)) * len(job.held_out or ())
-    return passes * one.seconds_per_step / (4 * job.plan.recipe.batch_size)
+def _seconds_of_attacks(job: Job) -> float:
+    """Of one model, from the passes that they are known to need and one there and back, timed when warm."""
+    assert job.held_out is not None
+    model, x = job.teacher.model, job.held_out[:_TIMED].requires_grad_()
+    with frozen(model):
+        for _ in range(2):
+            start = time.perf_counter()
+            torch.autograd.grad(model(x).sum(), x)[0].sum().item()  # waits for the device
+            seconds = time.perf_counter() - start
+    passes = sum(attack.cost for attack in attacks.parse(job.request.attacks)) * len(job.held_out)
+    return passes * seconds / (3 * len(x))  # a backward pass counts twice
 
 
 def words(found: Sequence[Mapping[str, Any]]) -> str:
