@@ -35,4 +35,4 @@ def divided(subject: Subject, *, asked: int | None, default: int, seed: int,
     rest[index] = False
     say(f"{count:,} of {len(train):,} training images are held out to judge by")
     left = replace(dataset, train=train.part(rest.nonzero().flatten()))
-    return replace(subject, dataset=left), View(train, index)
+    return replace(subject, dataset=left), View(train.part(index), torch.arange(count))

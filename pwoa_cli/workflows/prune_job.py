@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
 from pwoa_cli.workflows.held_out import divided
 from pwoa_cli.workflows.prune_weights import Counted, check_products, check_steady, counted
-from pwoa_cli.workflows.search import SHARE, Search, next_sparsity
+from pwoa_cli.workflows.search import SHARE, up_to
 from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
@@ -124,9 +125,11 @@ def prepare(request: Request, *, say: Say,
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
         kinds = kinds_of(subject.model, subject.dataset.train)
+        make = partial(_plan, subject=subject, teacher=teacher, weights=weights, x=x[:2], device=device,
+                       kinds=kinds)
         if request.max_loss is not None:
-            request = replace(request, sparsity=next_sparsity(Search(zeros_of(weights))) or 0.0)
-        plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
+            request = _first(request, zeros_of(weights), make)
+        plan = make(request)
         memory = layout.fastest(plan, subject.model, where=where)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
@@ -156,6 +159,22 @@ def at_sparsity(job: Job, sparsity: float) -> Job:
     x = samples(job.subject.dataset, request.n, seed=request.seed)[:2]
     plan = _plan(request, job.subject, job.teacher, job.counted.weights, x, job.device, kinds)
     return replace(job, request=request, plan=plan)
+
+
+def _first(request: Request, begun: float, make: Callable[[Request], Plan]) -> Request:
+    """For the first sparsity of a search that can be reached. Raises: InputError, that of the very first, if
+    none can."""
+    refused: InputError | None = None
+    for sparsity in up_to(begun, 0.0):
+        asked = replace(request, sparsity=sparsity)
+        try:
+            make(asked)
+        except InputError as error:
+            refused = refused or error
+        else:
+            return asked
+    assert refused is not None
+    raise refused
 
 
 def zeros_of(weights: Mapping[str, Tensor]) -> float:

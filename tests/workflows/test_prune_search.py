@@ -14,7 +14,7 @@ import pwoa_cli
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.results import Finding
 from pwoa_cli.reports import schema, tables
-from pwoa_cli.workflows import prune, prune_search, search
+from pwoa_cli.workflows import prune, prune_job, prune_search, search
 from pwoa_cli.workflows.prune_job import prepare
 from pwoa_cli.workflows.search import GAP, SHARE
 
@@ -86,12 +86,14 @@ def test_what_is_held_out_is_not_trained_on_and_drawn_by_seed():
     jobs = [job_of(seed=seed) for seed in (0, 0, 1)]
     for job in jobs:
         left = {image.numpy().tobytes() for image in job.plan.split.images}
-        out = {everything.images[i].numpy().tobytes() for i in job.held_out.index}
+        drawn = (255 * job.held_out[:]).round().to(torch.uint8)
+        out = {image.numpy().tobytes() for image in drawn}
+        assert out < {image.numpy().tobytes() for image in everything.images}
         assert len(job.held_out) == 40 and len(job.plan.split) == 216 and not left & out
         assert job.subject.dataset.train is job.plan.split
         assert max(Counter(job.held_out.labels.tolist()).values()) == 10  # stratified
-    first, again, other = (job.held_out.index.tolist() for job in jobs)
-    assert first == again != other
+    first, again, other = (job.held_out[:] for job in jobs)
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_teacher_and_students_are_attacked_on_the_images_held_out_and_the_teacher_once(monkeypatch):
@@ -187,6 +189,21 @@ def test_what_the_structure_does_not_allow_is_no_stage_and_ends_nothing(monkeypa
     found = found_by(job_of(), 1.0, [], said)
     assert all(s["accepted"] for s in found.table["stages"]) and found.job.request.sparsity <= 0.75
     assert min(found.table["unreachable"]) > 0.75 and "82% is left out: cannot be reached." in said
+
+
+def test_a_structure_that_does_not_allow_a_half_begins_with_less(monkeypatch):
+    check = prune_job._check_reachable
+
+    def bounded(weights, groups, asked, recipe):
+        check(weights, groups, asked, recipe)
+        if asked.sparsity > 0.3:
+            raise InputError("cannot be reached.")
+
+    monkeypatch.setattr(prune_job, "_check_reachable", bounded)
+    job, said = job_of(), []
+    assert job.plan.sparsity == 0.25
+    found = found_by(job, 1.0, [], said)
+    assert said[0] == "50% is left out: cannot be reached." and 0.25 <= found.job.request.sparsity <= 0.3
 
 
 # --- the whole of it ---------------------------------------------------------------
