@@ -25,14 +25,14 @@ def sentence(report: Mapping[str, Any]) -> str:
     """What was found, what bounds it, and what the test images say of it."""
     search, name = report["search"], report["search"]["attack"]
     beyond = [stage["sparsity"] for stage in search["stages"] if not stage["accepted"]]
-    bound = min([*beyond, *search["unreachable"]], default=None)
+    reached = report["sparsity"]["target"]
+    bound = min((s for s in [*beyond, *search["unreachable"]] if s > reached), default=None)
     kind = "refused" if bound in beyond else "not reachable"
     end = f" ({percent_of_weights(bound)}% was {kind})" if bound else ""
     said = "more than the limit" if exceeded(report) else "within the limit"
-    most = percent_of_weights(report["sparsity"]["target"])
-    return (f"{most}% is the most that was found to lose at most {points(search['max_loss'])} of {name} on "
-            f"the images held out{end}; on the test images it loses "
-            f"{with_interval(report['drop'].get(name))}, {said}")
+    return (f"{percent_of_weights(reached)}% is the most that was found to lose at most "
+            f"{points(search['max_loss'])} of {name} on the images held out{end}; on the test images it "
+            f"loses {with_interval(report['drop'].get(name))}, {said}")
 
 
 def exceeded(report: Mapping[str, Any]) -> bool:

@@ -4,7 +4,11 @@ d = 1 - sparsity, the density; a accepted, r refused
     none over                 half of the weights that are not zero
     none accepted             half of the weights that the least refused stage takes, down to LEAST of them
     none refused              d = RUNG * d_a
-    both                      d = sqrt(d_a * d_r), until d_a <= GAP * d_r
+    both                      d_r once more, if a stage was accepted since it was refused, else
+                              sqrt(d_a * d_r), until d_a <= GAP * d_r
+
+The second chance is for what was refused because it was too far at once: on MNIST 93.52% from 89.2% lost 1.7
+points, 93.09% by way of 91.63% and 92.64% lost 0.2.
 """
 import math
 from dataclasses import dataclass, replace
@@ -15,7 +19,7 @@ SHARE = 1 / 3  # of the recipe's epochs at its sparsity, for each stage: it begi
 RUNG = 0.6  # density of a stage over that of the one before
 GAP = 1.1  # density of the result over the highest that was refused, at most
 LEAST = 0.05  # of the weights: what is less is not worth a file
-STAGES = 24  # tried at most; 18 suffice down to a density of 1 in 1000
+STAGES = 28  # tried at most; 21 suffice down to a density of 1 in 1000 where the loss only grows
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,15 @@ class Search:
 
     @property
     def refused(self) -> float | None:
-        """The least sparsity that does not keep it, or cannot be reached."""
+        """The least sparsity above it that was refused, or cannot be reached."""
+        least = self.accepted.sparsity if self.accepted else 0.0
         beyond = [stage.sparsity for stage in self.stages if not stage.accepted]
-        return min([*beyond, *self.unreachable], default=None)
+        return min((s for s in [*beyond, *self.unreachable] if s > least), default=None)
+
+    def deserves_another(self, sparsity: float) -> bool:
+        """Whether a stage was accepted since this one was refused, and it was tried once only."""
+        tried = [stage.sparsity for stage in self.stages].count(sparsity)
+        return tried == 1 and self.stages[-1].accepted
 
 
 def goal(sparsity: float | None, max_loss: float | None, held_out: int | None) -> str:
@@ -85,6 +95,8 @@ def next_sparsity(search: Search) -> float | None:
     density = 1 - best.sparsity
     if refused is None:
         return _rounded(RUNG * density)
+    if search.deserves_another(refused):
+        return refused
     if density <= GAP * (1 - refused):
         return None
     return _rounded(math.sqrt(density * (1 - refused)))
