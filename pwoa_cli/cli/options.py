@@ -99,8 +99,14 @@ def _option(flag: str, heading: str, text: str, *, metavar: str | None = None, *
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="Checkpoint: .pt, .pth or .safetensors, timm:NAME or hf-hub:ID.")]
-Sparsity = Annotated[str, _option("--sparsity", PRUNING, "Fraction of weights to zero, between 0 and 1.",
-                                  metavar="S")]
+Sparsity = Annotated[str | None, _option(
+    "--sparsity", PRUNING, "Fraction of weights to zero, between 0 and 1.", metavar="S")]
+MaxLoss = Annotated[str | None, _option(
+    "--max-loss", PRUNING, "Or: zero as many as cost at most so many points of the worst case, on training "
+                           "images held out.", metavar="POINTS")]
+HeldOut = Annotated[int | None, _option(
+    "--held-out", PRUNING, "How many, for --max-loss. Default: as many as --samples, at most a fifth.",
+    metavar="N", parser=_whole("--held-out", 2))]
 Structure = Annotated[str, _option("--structure", PRUNING, "unstructured, filter or column.", metavar="KIND")]
 RecipeName = Annotated[str,
                        _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
@@ -221,6 +227,19 @@ def parse_sparsity(text: str) -> float:
     if not 0 < value < 1:
         raise InputError(f"--sparsity {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
                          hint=example)
+    return value
+
+
+def parse_points(text: str) -> float:
+    """--max-loss as a number. Raises: InputError, with what was meant where that can be guessed."""
+    example = "One image in a hundred: --max-loss 1"
+    try:
+        value = float(text.strip().removesuffix("%").replace(",", "."))
+    except ValueError:
+        raise InputError(f"--max-loss {text} is not a number of points.", hint=example) from None
+    if "%" in text or "," in text:
+        raise InputError(f"--max-loss {text} is not a number of points. Did you mean {value:g}?",
+                         hint=f"--max-loss {value:g}")
     return value
 
 

@@ -7,22 +7,25 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
-from pwoa_cli.cli.replay import Config, expected, said
+from pwoa_cli.cli.replay import Config, expected, only, said
 from pwoa_cli.cli.run_folder import opened
 from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files.run_folder import model_of
+from pwoa_cli.workflows.search import goal
 
 EXAMPLES = """\b
 Examples:
   pwoa prune model.pt --sparsity 0.9
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
   pwoa prune model.pt --sparsity 0.5 --structure filter
-  pwoa prune model.pt --sparsity 0.9 --max-drop worst=2"""
+  pwoa prune model.pt --sparsity 0.9 --max-drop worst=2
+  pwoa prune model.pt --max-loss 1.0"""
 
 
 @options.with_groups
 def prune(
-    *, context: typer.Context, model: options.Model, sparsity: options.Sparsity,
+    *, context: typer.Context, model: options.Model, sparsity: options.Sparsity = None,
+    max_loss: options.MaxLoss = None, held_out: options.HeldOut = None,
     structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
@@ -38,32 +41,33 @@ def prune(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    wanted, created = options.parse_sparsity(sparsity), datetime.now()
+    sparsity, max_loss, held_out = only(context, ("sparsity",), ("max_loss", "held_out"))
+    wanted, created = None if sparsity is None else options.parse_sparsity(sparsity), datetime.now()
+    points = None if max_loss is None else options.parse_points(max_loss)
+    name = goal(wanted, points, held_out)
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
-    with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
+    with opened(console, out, model=model, sparsity=name, created=created) as folder:
         console.say("loading torch")
         from pwoa_cli.machine import determinism
-        from pwoa_cli.reports import tables
+        from pwoa_cli.reports import search, tables
         from pwoa_cli.workflows import prune as workflow
         from pwoa_cli.workflows.prune_job import Request, epochs_said, prepare
 
         if deterministic:
             determinism.fix()
         job = prepare(Request(
-            source.of(model_of(model)), wanted, structure=structure, recipe=recipe, overrides=overrides,
-            teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
-            norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
-            strict=gate.strict, command=said(context), sha256=expected(context, config)), say=console.say)
+            source.of(model_of(model)), wanted or 0.0, max_loss=points, held_out=held_out,
+            structure=structure, recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
+            data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
+            device=device, gates=gates, strict=gate.strict, command=said(context),
+            sha256=expected(context, config)), say=console.say)
         if dry_run:
-            guess = workflow.time_to_fit(job, say=console.say)
+            guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"
-                           f"{epochs_said(job.plan, asked='epochs' in overrides)}\n{guess}", {
-                "dry_run": True, "out": str(folder), "epochs": job.plan.epochs,
-                "steps": guess.steps, "seconds": guess.seconds,
-                "seconds_per_step": guess.seconds_per_step,
-                "seconds_per_million_weights_and_image": guess.seconds_per_step / guess.work})
+                           f"{epochs_said(job.plan, asked='epochs' in overrides)}\n{guess.pop('text')}",
+                           {"dry_run": True, "out": str(folder), "epochs": job.plan.epochs} | guess)
             return
         with console.progress() as progress:
             result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
@@ -77,5 +81,5 @@ def prune(
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")
     if not tell(console, gate, result, text=tables.markdown(result), name=folder.name):
         raise typer.Exit(GATE)
-    if tables.only_guesses(result) or tables.falls_short(result):
+    if tables.only_guesses(result) or tables.falls_short(result) or search.exceeded(result):
         raise typer.Exit(UNASKED)

@@ -61,6 +61,19 @@ def said(context: typer.Context) -> dict[str, Any]:
             if value is not None}
 
 
+def only(context: typer.Context, *sides: tuple[str, ...]) -> list[Any]:
+    """The values of two groups of parameters, of which the first ones exclude each other: where one of those
+    was typed, what --config says of the other group is taken away, from what `said` gives too."""
+    def typed(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    for side, other in (sides, sides[::-1]):
+        if typed(side[0]):
+            context.params |= {name: None for name in other if not typed(name)}
+    return [context.params[name] for side in sides for name in side]
+
+
 def expected(context: typer.Context, config: Path | None) -> str | None:
     """The SHA-256 that the model of --config had; None where another was typed."""
     source = context.get_parameter_source("model")

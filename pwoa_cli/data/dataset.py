@@ -41,6 +41,16 @@ class Split:
         x = self.images[index.to(home)].to(device)
         return x if x.is_floating_point() else x.float() / 255, self.labels[index.to(device)]
 
+    def part(self, index: Tensor) -> "Split":
+        """The images and labels at `index` (B,) int64 as a split of its own; files stay files."""
+        if isinstance(self.images, ImageFiles):
+            chosen = tuple(self.images.paths[i] for i in index.tolist())
+            images: formats.Images = replace(self.images, paths=chosen)
+        else:
+            home = self.images.device if isinstance(self.images, Tensor) else "cpu"
+            images = self.images[index.to(home)]
+        return Split(images, self.labels[index.to(self.labels.device)])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

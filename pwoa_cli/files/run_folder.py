@@ -26,14 +26,14 @@ FINISHED = ("model.safetensors", "report.json")
 STAMP = "%Y%m%d-%H%M%S"
 
 
-def create(out: Path | None, *, model_name: str, sparsity: float, now: datetime, need_bytes: int = 10_000_000,
-           again: bool = False) -> Path:
+def create(out: Path | None, *, model_name: str, sparsity: float | str, now: datetime,
+           need_bytes: int = 10_000_000, again: bool = False) -> Path:
     """Make the folder of a new run and try that it can be written, before any work is done for it.
 
     Args: out: None for pwoa-runs/<model>-<sparsity>-<time>, with -2, -3, ... where that exists; a folder
-    given by the user must be new or empty. model_name: any text, made fit for a file name. now: the start of
-    the run. need_bytes: free space asked of the disk. again: a folder of the user's may hold an earlier
-    evaluation and nothing else.
+    given by the user must be new or empty. model_name: any text, made fit for a file name. sparsity: or
+    words that stand for it, fit for a file name. now: the start of the run. need_bytes: free space asked of
+    the disk. again: a folder of the user's may hold an earlier evaluation and nothing else.
     Raises: InputError if the folder exists with content, cannot be made or written, or the disk is too full.
     """
     try:
@@ -76,9 +76,10 @@ def _is_evaluation(folder: Path) -> bool:
     return False
 
 
-def _new_default(model_name: str, sparsity: float, now: datetime) -> Path:
+def _new_default(model_name: str, sparsity: float | str, now: datetime) -> Path:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", model_name).lstrip(".-")[:60] or "model"
-    base = f"{safe}-{sparsity:.10g}-{now.strftime(STAMP)}"
+    goal = sparsity if isinstance(sparsity, str) else f"{sparsity:.10g}"
+    base = f"{safe}-{goal}-{now.strftime(STAMP)}"
     attempt = 1
     while True:
         path = ROOT / (base if attempt == 1 else f"{base}-{attempt}")

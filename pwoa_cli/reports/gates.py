@@ -111,13 +111,13 @@ def _judged(report: Mapping[str, Any], gate: Gate, strict: bool) -> Verdict:
         value, (low, _), unit, n = entry["accuracy"], entry["ci95"], "", entry["n"]
         gap, beyond = value - gate.limit, low < gate.limit
         shown = f"{gate.attack} is {value:.4g} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}] (n = {n})"
-        needed = n and gap > 0 and math.ceil(n * ((value - low) / gap) ** 2)
+        needed = n and gap > 0 and deciding(n, half=value - low, gap=gap)
     else:
         value, (_, high), unit = entry["points"], entry["ci95"], " points"
         n = report["data"]["n"]
         gap, beyond = gate.limit - value, high > gate.limit
         shown = f"{gate.attack} loses {value:.4g} points [{entry['ci95'][0]:.2f}, {high:.2f}] (n = {n})"
-        needed = gap > 0 and math.ceil(n * ((high - value) / gap) ** 2)
+        needed = gap > 0 and deciding(n, half=high - value, gap=gap)
     limit = f"{'at least' if gate.kind == 'min' else 'at most'} {gate.limit:g}{unit}"
     if gap < 0:
         return Verdict(str(gate), False, f"{shown}, wanted {limit}.")
@@ -126,6 +126,14 @@ def _judged(report: Mapping[str, Any], gate: Gate, strict: bool) -> Verdict:
     decide = f"about {needed:,} samples would decide" if needed else "it is the limit itself"
     return Verdict(str(gate), not strict,
                    f"{shown}, wanted {limit}: the interval reaches beyond it; {decide}.")
+
+
+def deciding(n: int, *, half: float, gap: float) -> int:
+    """Samples whose interval would just end at a limit, from one of n samples: it shrinks with their root.
+
+    Args: half: from the figure to the end of its interval; gap: from it to the limit, > 0; in one unit.
+    """
+    return math.ceil(n * (half / gap) ** 2)
 
 
 def _figure(report: Mapping[str, Any], gate: Gate) -> Mapping[str, Any] | None:

@@ -61,3 +61,8 @@ def with_interval(entry: Mapping[str, Any] | None) -> str:
     scale, value = (1, entry["points"]) if "points" in entry else (100, entry["accuracy"])
     low, high = entry["ci95"]
     return f"{scale * value:z.1f} [{scale * low:z.1f}, {scale * high:z.1f}]"  # z: no -0.0
+
+
+def points(count: float) -> str:
+    """1 point, 0.5 points."""
+    return f"{count:g} point{'s' * (count != 1)}"

@@ -71,6 +71,10 @@ SCHEMA = COMMON | {
     "teacher": SCORES, "student": SCORES, "drop": DROPS,
     "recipe": {"name": str},
     "command?": {"*": ANY},
+    # of `pwoa prune --max-loss`: how the sparsity was found, on training images held out
+    "search?": {"max_loss": NUMBER, "attack": str, "held_out": int, "unreachable": [NUMBER],
+                "stages": [{"sparsity": NUMBER, "steps": int, "epochs": NUMBER, "points": NUMBER,
+                            "ci95": [NUMBER], "accepted": bool, "why": str}]},
 }
 # which of them a report is, by the first of these fields that it has
 FORMS: dict[str, dict[str, Any]] = {"sparsity": SCHEMA, "reference": SEVERAL, "results": ONE, "teacher": TWO}
@@ -86,7 +90,8 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
           environment: Mapping[str, Any], recipe: Mapping[str, Any], data: Mapping[str, Any],
           drop: Mapping[str, Mapping] | None = None, notes: Sequence[str] = (),
           findings: Sequence[Mapping[str, Any]] = (), attacks: Sequence[str] = (),
-          command: Mapping[str, Any] | None = None) -> dict[str, Any]:
+          command: Mapping[str, Any] | None = None,
+          search: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The report.json of a pruning run, checked by `validate`.
 
     Args: created: start of the run. model: source, sha256, arch, num_classes. target: wanted sparsity.
@@ -94,7 +99,8 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
     file_bytes, limit_bytes. macs: dense, nonzero. teacher, student: {attack: score}. seconds: {phase: s}.
     recipe: name and fields. data: name, where, n, seed. drop: paired differences where they are known, else
     `drops(teacher, student)`. findings: what may be wrong with the figures (check, unreliable, text, models);
-    the sentences are among the notes. attacks: those asked for. command: what was typed.
+    the sentences are among the notes. attacks: those asked for. command: what was typed. search: how
+    the sparsity was found.
     """
     total, nonzero = sum(layer["total"] for layer in layers), sum(layer["nonzero"] for layer in layers)
     return validate(plain({
@@ -107,7 +113,7 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
         "drop": drops(teacher, student) if drop is None else drop, "seconds": seconds,
         "environment": environment,
         "recipe": recipe, "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
-        "command": dict(command or {})}))
+        "command": dict(command or {})} | ({} if search is None else {"search": search})))
 
 
 def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Mapping],

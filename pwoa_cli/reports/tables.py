@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
-from pwoa_cli.reports import escapes
+from pwoa_cli.reports import escapes, search
 from pwoa_cli.reports.numbers import (
     duration,
     percent_of_weights,
@@ -242,6 +242,7 @@ def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str,
 def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     sparsity, file, macs = report["sparsity"], report["size"], report["macs"]
     return [
+        *([("search", search.sentence(report))] if "search" in report else []),
         ("sparsity",
          f"{percent_of_weights(sparsity['target'])}% wanted, {percent_of_weights(sparsity['achieved'])}% "
          f"reached ({sparsity['structure']}, recipe {report['recipe']['name']})"),
@@ -292,6 +293,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
     for title, (head, *body) in class_tables(report).items():
         lines += ["", f"## {inline(title)}", "", *markdown_table(head, body)]
+    if "search" in report:
+        lines += ["", "## The way there", "", *markdown_table(search.HEAD, search.rows(report["search"])), "",
+                  inline(search.caption(report["search"]))]
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}",
                    f"{layer['total']:,}",
@@ -328,13 +332,12 @@ def table(report: Mapping[str, Any]) -> Any:
     figures = _by_attack(report) if "reference" in report else _by_model(report)
     parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", figures, "",
              text_cell(caption(report), "dim"), "", costs]
+    if "search" in report:
+        way = _plain_table(search.HEAD, search.rows(report["search"]))
+        parts += ["", text_cell("The way there", "bold"), way,
+                  text_cell(search.caption(report["search"]), "dim")]
     for title, (head, *body) in class_tables(report).items():
-        by_class = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for heading in head:
-            by_class.add_column(text_cell(heading), justify="right", overflow="fold")
-        for row in body:
-            by_class.add_row(*map(text_cell, row))
-        parts += ["", text_cell(title, "bold"), by_class]
+        parts += ["", text_cell(title, "bold"), _plain_table(head, body)]
     return Group(*parts)
 
 
@@ -375,6 +378,17 @@ def _by_attack(report: Mapping[str, Any]) -> Any:
             drop = with_interval(lost[who].get(name)) if who in lost else ""
             label = who + heading.removeprefix(who).replace(" ", "\n  ", 1)  # doubt on a line of its own
             shown.add_row(text_cell(f"  {label}"), *map(text_cell, [cell, drop][:1 + bool(lost)]))
+    return shown
+
+
+def _plain_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in head:
+        shown.add_column(text_cell(heading), justify="right", overflow="fold")
+    for row in body:
+        shown.add_row(*map(text_cell, row))
     return shown
 
 

@@ -17,7 +17,9 @@ def sparsity_at(plan: Plan, step_number: int) -> float:
     stay)."""
     updates = 1 if plan.recipe.start == "obs" else min(plan.recipe.mask_updates, plan.sparsify_steps)
     stage = step_number * updates // plan.sparsify_steps
-    return schedule.cubic_sparsity(plan.sparsity, (stage + 1) / updates) if stage < updates else plan.sparsity
+    if stage >= updates:
+        return plan.sparsity
+    return schedule.cubic_sparsity(plan.sparsity, (stage + 1) / updates, start=plan.begun)
 
 
 def scores(plan: Plan, student: nn.Module, slopes: Slopes) -> dict[str, Tensor]:

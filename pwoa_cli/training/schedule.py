@@ -3,10 +3,10 @@ steps."""
 import math
 
 
-def cubic_sparsity(target: float, progress: float) -> float:
-    """target * (1 - (1 - progress)^3), 0 at progress 0 and target from 1 on (Zhu & Gupta 2017, eq. 1, from
-    dense)."""
-    return target * (1 - (1 - min(1.0, max(0.0, progress))) ** 3)
+def cubic_sparsity(target: float, progress: float, *, start: float = 0.0) -> float:
+    """start + (target - start) (1 - (1 - progress)^3), start at progress 0 and target from 1 on (Zhu & Gupta
+    2017, eq. 1)."""
+    return start + (target - start) * (1 - (1 - min(1.0, max(0.0, progress))) ** 3)
 
 
 def regrow_fraction(start: float, *, step: int, steps: int) -> float:

@@ -19,7 +19,7 @@ class Plan:
     """What stays the same during a run.
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
-    off.
+    off. begun: sparsity from which the ramp grows, that of a student that was pruned before.
     """
 
     recipe: Recipe
@@ -37,6 +37,7 @@ class Plan:
     steps_per_epoch: int
     sparsify_steps: int
     steps: int
+    begun: float = 0.0
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pwoa_cli.reports import several, tables
 from pwoa_cli.workflows import evaluate as evaluation
 from pwoa_cli.workflows import prune as pruning
 from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.search import goal
 
 PathText = str | PathLike[str]
 
@@ -72,7 +73,8 @@ class Pruned(Result):
     model: Path
 
 
-def prune(model: PathText, sparsity: float, *, out: PathText | None = None, structure: str = "unstructured",
+def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
+          held_out: int | None = None, out: PathText | None = None, structure: str = "unstructured",
           recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
@@ -82,16 +84,18 @@ def prune(model: PathText, sparsity: float, *, out: PathText | None = None, stru
 
     Args: model, teacher: a checkpoint or a run's folder. sparsity: fraction of zeros, in (0, 1). out: a new
         or empty folder; None: a new one under pwoa-runs. settings: fields of the recipe, such as {"epochs":
-        2}. eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's.
-        progress: called with (phase, steps done, steps in all, text); say: with every sentence for people.
-        The others as the command's options of that name.
+        2}. max_loss: in place of sparsity: as many zeros as lose at most so many points of the worst case, in
+        (0, 100), on held_out training images. eps: a number in units of inputs in [0,1], or "8/255"; None:
+        the file's or the data set's. progress: called with (phase, steps done, steps in all, text); say: with
+        every sentence for people. The others as the command's options of that name.
     Raises: InputError, PwoaError.
     """
     created = datetime.now()
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=sparsity, now=created) as folder:
-        request = Request(source, sparsity, structure=structure, recipe=recipe,
+                           sparsity=goal(sparsity, max_loss, held_out), now=created) as folder:
+        request = Request(source, sparsity or 0.0, max_loss=max_loss, held_out=held_out,
+                          structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
                           data=None if data is None else str(data), norm=norm, eps=_eps(eps),

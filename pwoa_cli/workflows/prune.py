@@ -34,6 +34,7 @@ from pwoa_cli.reports.write import write
 from pwoa_cli.training import duration, loop
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.version import __version__
+from pwoa_cli.workflows import prune_search
 from pwoa_cli.workflows.prune_job import Job, timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin
 from pwoa_cli.workflows.setup import data_fields, data_notes
@@ -46,10 +47,10 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
 
     Returns: the report, as `keep` writes it.
     """
-    request, subject, seconds = job.request, job.subject, job.seconds
-    machine = environment(device=str(job.device), seed=request.seed)
+    machine = environment(device=str(job.device), seed=job.request.seed)
     write_toml(folder / "config.toml", config(job, machine))
-    student, lowered = _logged_fit(job, folder, say=say, progress=progress)
+    job, student, lowered, way = _student(job, folder, say=say, progress=progress)
+    request, subject, seconds = job.request, job.subject, job.seconds
     say("saving, and loading again what was saved")
     if not folder.is_dir():
         say(f"warning: {folder} was removed during the run; it is made again, without the log.")
@@ -75,7 +76,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         notes=[*job_notes(job), *data_notes(subject), *lowered, *notes(scores)],
         findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
         data=data_fields(subject, n=request.n, seed=request.seed)
-        | {"argument": request.data or subject.dataset.name})
+        | {"argument": request.data or subject.dataset.name}, search=way)
     if request.gates:
         result["gates"] = judged(result, request.gates, strict=request.strict)
     return result
@@ -85,6 +86,15 @@ def keep(folder: Path, result: Mapping[str, Any]) -> None:
     """report.json and report.md, with which a run is finished. Raises: as `reports.write.write`."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, result)
+def _student(job: Job, folder: Path, *, say: Say,
+             progress: Progress) -> tuple[Job, nn.Module, list[str], dict[str, Any] | None]:
+    """The pruned model with its job and notes of its training: of the sparsity asked for, or that a search
+    ends at, with the way there."""
+    if job.held_out is None:
+        return job, *_logged_fit(job, folder, say=say, progress=progress), None
+    found = prune_search.find(job, say=say, progress=progress, train=lambda stage, told, named: _logged_fit(
+        stage, folder, say=say, progress=named, told=told))
+    return found.job, found.student, found.notes, found.table
 
 
 def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
@@ -104,6 +114,19 @@ def time_to_fit(job: Job, *, say: Say = lambda text: None) -> duration.Estimate:
         return duration.measure(*_copies(job))
 
 
+def estimate(job: Job, *, say: Say = lambda text: None) -> dict[str, Any]:
+    """How long a run will take: `text` for people, and its numbers. Of a search it is a range."""
+    one = time_to_fit(job, say=say)
+    found: dict[str, Any] = {"text": str(one)}
+    if job.held_out is None:
+        found |= {"steps": one.steps, "seconds": one.seconds}
+    else:
+        found["search"] = prune_search.times(job, one)
+        found["text"] = prune_search.words(found["search"])
+    return found | {"seconds_per_step": one.seconds_per_step,
+                    "seconds_per_million_weights_and_image": one.seconds_per_step / one.work}
+
+
 def _copies(job: Job) -> tuple[Plan, nn.Module]:
     """The plan with a teacher of its own, and the student, both in the layout that training runs in."""
     student = copy.deepcopy(job.subject.model).to(memory_format=job.layout)
@@ -114,9 +137,10 @@ def _copies(job: Job) -> tuple[Plan, nn.Module]:
     return replace(job.plan, teacher=teacher), student
 
 
-def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tuple[nn.Module, list[str]]:
+def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress,
+                told: Mapping[str, Any] | None = None) -> tuple[nn.Module, list[str]]:
     """`fit` with its losses in metrics.jsonl and its phases timed; with the model, what it said of rates that
-    were too high."""
+    were too high. Args: told: what each line of metrics.jsonl says first."""
     plan, seconds, start = job.plan, job.seconds, time.perf_counter()
     seconds |= {"sparsify": 0.0, "finetune": 0.0}
     epochs = -(-plan.steps // plan.steps_per_epoch)
@@ -142,8 +166,8 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tupl
                 say(str(duration.Estimate(now + rest, per_step, plan.steps,
                                           duration.work(plan, job.subject.model))))
             seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
-            log.append({"step": state.step, "epoch": state.step / plan.steps_per_epoch, "phase": phase,
-                        "seconds": now, **losses})
+            log.append({**(told or {}), "step": state.step, "epoch": state.step / plan.steps_per_epoch,
+                        "phase": phase, "seconds": now, **losses})
             epoch = -(-state.step // plan.steps_per_epoch)
             progress("prune", state.step, plan.steps,
                      f"epoch {epoch}/{epochs} | {phase} | loss {losses['loss']:.3g}")

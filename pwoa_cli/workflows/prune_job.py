@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pwoa_cli import attacks
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
-from pwoa_cli.data.samples import samples
+from pwoa_cli.data.samples import View, samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import COMPANY
 from pwoa_cli.machine import seeds
@@ -30,7 +31,9 @@ from pwoa_cli.training import footing, layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
+from pwoa_cli.workflows.held_out import divided
 from pwoa_cli.workflows.prune_weights import Counted, check_products, check_steady, counted
+from pwoa_cli.workflows.search import SHARE, up_to
 from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
@@ -41,9 +44,10 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1). eps as typed
-    ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's must be,
-    None for any."""
+    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1); with
+    max_loss, points of the worst case that may be lost, the one that is tried. held_out: training images that
+    judge that. eps as typed ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256:
+    what the model's must be, None for any."""
 
     source: Source
     sparsity: float
@@ -63,12 +67,14 @@ class Request:
     strict: bool = False
     command: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+    max_loss: float | None = None
+    held_out: int | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """A request with everything found, checked and decided; nothing is written yet. layout: of memory, for
-    training."""
+    training. held_out: training images that nothing is trained on, for the search of --max-loss."""
 
     request: Request
     subject: Subject
@@ -78,6 +84,7 @@ class Job:
     counted: Counted
     layout: torch.memory_format
     seconds: dict[str, float]
+    held_out: View | None = None
 
 
 def prepare(request: Request, *, say: Say,
@@ -107,6 +114,12 @@ def prepare(request: Request, *, say: Say,
                              hint="Fetch that file again, or name another: pwoa prune MODEL --config FILE")
         if change_data:
             subject = replace(subject, dataset=change_data(subject.dataset))
+        held_out = None
+        if request.max_loss is not None:
+            if request.max_loss < 1:  # it may be meant as a fraction
+                say(f"--max-loss {request.max_loss:g} is in points: 1 image in {100 / request.max_loss:,.0f}")
+            subject, held_out = divided(subject, asked=request.held_out, default=request.n,
+                                        seed=request.seed, say=say)
         attacks.check_norm(attacks.parse(request.attacks), subject.norm)
         x = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
         teacher = (open_teacher(request.teacher, subject, device=device, say=say) if request.teacher
@@ -117,15 +130,20 @@ def prepare(request: Request, *, say: Say,
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
         kinds = kinds_of(subject.model, subject.dataset.train)
-        plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
+        make = partial(_plan, subject=subject, teacher=teacher, weights=weights, x=x[:2], device=device,
+                       kinds=kinds)
+        if request.max_loss is not None:
+            request = _first(request, zeros_of(weights), make)
+        plan = make(request)
         memory = layout.fastest(plan, subject.model, where=where)
         footing.check(plan, subject.model, where=where)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
     total = sum(w.numel() for w in weights.values())
-    say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros "
-        f"({request.structure}), recipe {plan.recipe.name}: {plan.steps} steps, {plan.epochs:g} "
+    first = "" if request.max_loss is None else f"first {numbers.percent_of_weights(request.sparsity)}%, "
+    say(f"prune {total:,} weights in {len(weights)} layers {_goal(request)} "
+        f"({request.structure}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} "
         f"epoch{'s' * (plan.epochs != 1)}; {len(plan.hidden)} hidden layers: "
         f"{_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
@@ -141,7 +159,44 @@ def prepare(request: Request, *, say: Say,
         say(LOGITS_ALONE)
     if found.left_out:
         say(found.sentence())
-    return Job(request, subject, teacher, plan, device, found, memory, seconds)
+    return Job(request, subject, teacher, plan, device, found, memory, seconds, held_out)
+
+
+def at_sparsity(job: Job, sparsity: float) -> Job:
+    """The job for another sparsity of the same weights. Raises: InputError if it cannot be reached."""
+    request = replace(job.request, sparsity=sparsity)
+    kinds = kinds_of(job.subject.model, job.subject.dataset.train)
+    x = samples(job.subject.dataset, request.n, seed=request.seed)[:2]
+    plan = _plan(request, job.subject, job.teacher, job.counted.weights, x, job.device, kinds)
+    return replace(job, request=request, plan=plan)
+
+
+def _first(request: Request, begun: float, make: Callable[[Request], Plan]) -> Request:
+    """For the first sparsity of a search that can be reached. Raises: InputError, that of the very first, if
+    none can."""
+    refused: InputError | None = None
+    for sparsity in up_to(begun, 0.0):
+        asked = replace(request, sparsity=sparsity)
+        try:
+            make(asked)
+        except InputError as error:
+            refused = refused or error
+        else:
+            return asked
+    assert refused is not None
+    raise refused
+
+
+def zeros_of(weights: Mapping[str, Tensor]) -> float:
+    """Fraction of zeros."""
+    total = sum(w.numel() for w in weights.values())
+    return (total - sum(int(w.count_nonzero()) for w in weights.values())) / total
+
+
+def _goal(request: Request) -> str:
+    if request.max_loss is None:
+        return f"to {100 * request.sparsity:g}% zeros"
+    return f"as far as the worst case loses at most {numbers.points(request.max_loss)}"
 
 
 def epochs_said(plan: Plan, *, asked: bool) -> str:
@@ -206,6 +261,10 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
     recipe = _settled(recipe, request, weights, groups, device)
     _check_sparsity(weights, request.sparsity, where)
     _check_structure(recipe, request.structure, groups)
+    if request.max_loss is not None and recipe.method == "admm":
+        raise InputError("--max-loss grows the sparsity of a student by stages; method = 'admm' chooses its "
+                         "weights anew, from dense ones, at the end of its first phase.",
+                         hint="--recipe default, or name the sparsity: --sparsity 0.9")
     _check_reachable(weights, groups, request, recipe)
     check_products(subject.model, x, groups, request.structure, where=where)
     recipe, hidden = _with_hidden(recipe, request, subject.model, x)
@@ -222,7 +281,8 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
                          "to its noisy copy, but the model answers at random in training (dropout): nothing "
                          "would be the noise's doing alone.",
                          hint="--set neighbour_weight=0")
-    per_epoch, sparsify_steps, steps = plan_steps(recipe, len(subject.dataset.train), request.sparsity)
+    spent = recipe if request.max_loss is None else replace(recipe, epochs=SHARE * recipe.epochs)
+    per_epoch, sparsify_steps, steps = plan_steps(spent, len(subject.dataset.train), request.sparsity)
     return Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, groups=groups,
         normed=frozenset(name for name, found in beside.items() if found), sparsity=request.sparsity,
@@ -256,16 +316,15 @@ def matches_layers(recipe: Recipe) -> bool:
 
 def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) -> None:
     """At least one weight goes, and the model has fewer zeros than are wanted."""
-    total = sum(w.numel() for w in weights.values())
-    zeros = total - sum(int(w.count_nonzero()) for w in weights.values())
+    total, zeros = sum(w.numel() for w in weights.values()), zeros_of(weights)
     if not round(sparsity * total):
         raise InputError(f"--sparsity {sparsity:g} of the {total:,} weights of {where} is less than one "
                          "weight.",
                          hint="Nine weights in ten: --sparsity 0.9")
-    if zeros > sparsity * total:
-        raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros / total)}% of its "
+    if zeros > sparsity:
+        raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros)}% of its "
                          f"weights are zero, {100 * sparsity:g}% were asked for.",
-                         hint=f"Ask for more: --sparsity {_above(zeros / total)}")
+                         hint=f"Ask for more: --sparsity {_above(zeros)}")
 
 
 def _above(share: float) -> str:

@@ -21,12 +21,19 @@ def config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": where.pop("source"), **where, "mean": subject.loaded.mean, "std": subject.loaded.std,
             "data": subject.dataset.name, "data_where": short_path(subject.dataset.where),
             "norm": subject.norm,
-            "eps": subject.eps, "sparsity": request.sparsity, "structure": request.structure,
+            "eps": subject.eps, **_goal(job), "structure": request.structure,
             "attacks": request.attacks,
             "n": request.n, "seed": request.seed, "hidden_layers": public_names(job.plan.hidden),
-            "weights": public_names(job.plan.weights), "steps": job.plan.steps, "eval_block": BLOCK,
+            "weights": public_names(job.plan.weights), "eval_block": BLOCK,
             "command": dict(request.command), "recipe": asdict(job.plan.recipe),
             "environment": dict(environment)}
+
+
+def _goal(job: Job) -> dict[str, Any]:
+    """The sparsity and its steps; or what they are searched by."""
+    if job.held_out is None:
+        return {"sparsity": job.request.sparsity, "steps": job.plan.steps}
+    return {"max_loss": job.request.max_loss, "held_out": len(job.held_out)}
 
 
 def origin(job: Job) -> dict[str, Any]:
@@ -76,6 +83,9 @@ def job_notes(job: Job) -> list[str]:
         threat = f"{job.subject.norm}, eps {numbers.radius(job.subject.eps)}"
         notes.append(f"Partial access: adversarial examples (PGD-{ATTACK_STEPS} on the student, {threat}) "
                      f"took the place of {100 * recipe.mix_ratio:g}% of the training batches.")
-    else:
+    elif job.held_out is None:
         notes.append("No adversarial example was generated while pruning.")
+    else:
+        notes.append("No adversarial example was trained on: those of the images held out only told which "
+                     "student was accepted.")
     return notes

@@ -2,6 +2,8 @@
 import pytest
 import torch
 
+from pwoa_cli.data.dataset import Split
+from pwoa_cli.data.pictures import ImageFiles
 from pwoa_cli.data.samples import stratified
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine.seeds import epoch_order
@@ -31,3 +33,17 @@ def test_stratified_depends_on_the_seed_and_refuses_too_many():
         stratified(labels, 101, seed=0)
     with pytest.raises(InputError, match=r"expected 1\.\.100"):
         stratified(labels, 0, seed=0)
+
+
+def test_a_part_of_a_split_has_its_images_and_labels():
+    images, labels = torch.randint(0, 256, (9, 1, 2, 2), dtype=torch.uint8), torch.arange(9)
+    index = torch.tensor([7, 0, 3])
+    part = Split(images, labels).part(index)
+    x, y = part.batch(torch.arange(3))
+    assert torch.equal(x, images[index].float() / 255) and y.tolist() == [7, 0, 3] and len(part) == 3
+
+
+def test_a_part_of_picture_files_decodes_none():
+    files = ImageFiles(tuple(f"absent{i}.png" for i in range(9)), (2, 2), "L")
+    part = Split(files, torch.arange(9)).part(torch.tensor([7, 0]))
+    assert part.images.paths == ("absent7.png", "absent0.png") and part.labels.tolist() == [7, 0]

@@ -98,7 +98,7 @@ def test_both_take_the_same_reports_and_refuse_the_same(kind, tmp_path):
 
 def test_a_field_beyond_the_schema_is_welcome_and_a_wrong_one_is_named():
     validator = Draft202012Validator(json_schema.json_schema())
-    assert validator.is_valid(SAMPLES["run"] | {"search": {"steps": [1]}})
+    assert validator.is_valid(SAMPLES["run"] | {"newer": {"steps": [1]}})
     (error,) = validator.iter_errors(damaged(SAMPLES["run"], ("student", "aa", "accuracy"), 82.0))
     assert list(error.absolute_path) == ["student", "aa", "accuracy"] and "82.0" in error.message
 

@@ -37,6 +37,22 @@ def test_a_shared_batch_norm_is_silent_only_where_both_filters_are():
     assert torch.equal(found["bn.weight"], rows[0] | rows[1])
 
 
+def test_masks_grow_from_those_of_a_sparse_student(monkeypatch):
+    """No weight that it had lost comes back on the way, whatever the first sparsity of a ramp from dense."""
+    first, student = make_plan(sparsity=0.6, allocation="lamp")
+    student = finish(first, loop.begin(first, student)).student
+    gone = {n: student.get_parameter(n).detach() == 0 for n in first.weights}
+    moves = []
+    on_move(monkeypatch, lambda state, found, _slopes: moves.append({n: found[n] for n in first.weights}))
+    plan = replace(first, sparsity=0.8, begun=0.6)
+    state = finish(plan, loop.begin(plan, student))
+    assert len(moves) == 4 and all(not (m[n] & gone[n]).any() for m in moves for n in m)
+    cut = [sum(int((~mask).sum()) for mask in move.values()) for move in moves]
+    total = sum(g.numel() for g in gone.values())
+    assert cut == [round((0.6 + 0.2 * (1 - (1 - k / 4) ** 3)) * total) for k in (1, 2, 3, 4)]
+    assert zeros(state, plan.weights) == (round(0.8 * total), total)
+
+
 # --- growing back -------------------------------------------------------------------------------------------
 
 def test_pruned_weights_come_back_where_the_loss_asks_for_them(monkeypatch):

@@ -10,6 +10,12 @@ def test_cubic_schedule_has_the_published_ends():
     assert schedule.cubic_sparsity(0.9, 1.0) == 0.9 == schedule.cubic_sparsity(0.9, 3.0)
 
 
+def test_cubic_schedule_from_a_student_that_is_sparse_already():
+    assert schedule.cubic_sparsity(0.9, 0.0, start=0.6) == 0.6
+    assert schedule.cubic_sparsity(0.9, 0.5, start=0.6) == pytest.approx(0.9 - 0.3 * 0.125)  # (1 - t)^3 left
+    assert schedule.cubic_sparsity(0.9, 1.0, start=0.6) == pytest.approx(0.9)
+
+
 def test_the_fraction_that_grows_back_falls_along_a_cosine():
     fractions = [schedule.regrow_fraction(0.4, step=s, steps=8) for s in (0, 4, 8, 9)]
     assert fractions == pytest.approx([0.4, 0.2, 0.0, 0.0])
