@@ -7,7 +7,7 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
-from pwoa_cli.cli.replay import Config, expected, said
+from pwoa_cli.cli.replay import Config, Unfinished, expected, said
 from pwoa_cli.cli.run_folder import opened
 from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files.run_folder import model_of
@@ -32,6 +32,7 @@ def prune(
     norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
     gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto", config: Config = None,
+    resume: Unfinished = False, checkpoint_every: options.CheckpointEvery = 60,
     out: options.RunFolder = None,
     json: options.Json = False,
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
@@ -41,7 +42,7 @@ def prune(
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet)
-    with opened(console, out, model=model, sparsity=wanted, created=created) as folder:
+    with opened(console, out, model=model, sparsity=wanted, created=created, run=True) as folder:
         console.say("loading torch")
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import prune as workflow
@@ -60,7 +61,8 @@ def prune(
                 "seconds_per_million_weights_and_image": guess.seconds_per_step / guess.work})
             return
         with console.progress() as progress:
-            result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
+            result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created,
+                                      checkpoint_every=checkpoint_every)
     where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
     console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest

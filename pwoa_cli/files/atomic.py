@@ -42,6 +42,12 @@ def write_text_atomic(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that nobody else writes in."""
+    for left in folder.glob(".pwoa-*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename survive a power cut, where the system lets folders be synced (Windows, some networks do
     not)."""

@@ -13,10 +13,13 @@ from pwoa_cli.files.plain import dumps
 
 class MetricsLog:
     """metrics.jsonl of a run, appended to: `with MetricsLog(path) as log: log.append({"step": 1, "loss":
-    0.5})`."""
+    0.5})`. Args: size: bytes of the file that stay, None for all of them."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, size: int | None = None):
         self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`, and by the block of the log itself)
+        if size is not None and size < self._file.tell():
+            self._file.truncate(size)
+            self._file.seek(0, os.SEEK_END)
         if self._file.tell() and not _ends_with_newline(self._file):
             self._file.write(b"\n")  # a killed run left half a line: start behind it
 
@@ -24,6 +27,11 @@ class MetricsLog:
         """Write one JSON line and hand it to the operating system, so that a killed process loses nothing."""
         self._file.write(dumps(record).encode() + b"\n")
         self._file.flush()
+
+    def sync(self) -> int:
+        """Hand it to the disk, so that a power cut loses nothing. Returns: the size of the file, in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
     def close(self) -> None:
         """Close the file; `append` is over."""

@@ -80,8 +80,9 @@ def prune(model: PathText, sparsity: float, *, out: PathText | None = None, stru
     """What `pwoa prune` does: distil a pruned copy, save it, measure both under attack.
 
     Args: model, teacher: a checkpoint or a run's folder. sparsity: fraction of zeros, in (0, 1). out: a new
-        or empty folder; None: a new one under pwoa-runs. settings: fields of the recipe, such as {"epochs":
-        2}. eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's.
+        or empty folder, or one where the same run was stopped, which goes on; None: a new one under
+        pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. eps: a number in units of inputs in
+        [0,1], or "8/255"; None: the file's or the data set's.
         progress: called with (phase, steps done, steps in all, text); say: with every sentence for people.
         The others as the command's options of that name.
     Raises: InputError, PwoaError.
@@ -89,7 +90,7 @@ def prune(model: PathText, sparsity: float, *, out: PathText | None = None, stru
     created = datetime.now()
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=sparsity, now=created) as folder:
+                           sparsity=sparsity, now=created, run=True) as folder:
         request = Request(source, sparsity, structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),

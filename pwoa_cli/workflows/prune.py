@@ -2,9 +2,10 @@
 measure -> report."""
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.results import to_json
 from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.files.keeper import SECONDS, Keeper
 from pwoa_cli.files.metrics import MetricsLog
-from pwoa_cli.files.plain import write_toml
+from pwoa_cli.files.run_folder import METRICS
+from pwoa_cli.machine import signals
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import WRAPPED
@@ -35,28 +38,35 @@ from pwoa_cli.training.state import Plan, State
 from pwoa_cli.version import __version__
 from pwoa_cli.workflows.prune_job import Job, timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin
+from pwoa_cli.workflows.prune_resume import clear, keeper_of, parts
 from pwoa_cli.workflows.setup import data_fields, data_notes
 
 # --- the run ---------------------------------------------------------------
 
-def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: datetime) -> dict[str, Any]:
+def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: datetime,
+            checkpoint_every: float = SECONDS) -> dict[str, Any]:
     """Prune, save, verify, measure; every file of the run folder but metrics.jsonl is written whole or not at
-    all.
+    all. A run of the same configuration that was stopped in this folder goes on.
 
-    Returns: the report, as in report.json.
+    Args: checkpoint_every: seconds between two states that are kept, at the least.
+    Returns: the report, as in report.json. Raises: InputError if the folder holds another unfinished run.
     """
     request, subject, seconds = job.request, job.subject, job.seconds
     machine = environment(device=str(job.device), seed=request.seed)
-    write_toml(folder / "config.toml", config(job, machine))
-    student, lowered = _logged_fit(job, folder, say=say, progress=progress)
+    keeper = keeper_of(job, folder, config(job, machine), every=checkpoint_every, say=say)
+    earlier = keeper.kept(device=job.device) or {"created": created.isoformat()}
+    created = datetime.fromisoformat(earlier["created"])
+    with signals.patient():
+        student, lowered = _logged_fit(job, folder, keeper, earlier, say=say, progress=progress)
     with timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
     x = samples(subject.dataset, request.n, seed=request.seed)
+    models = {"teacher": job.teacher.model, "pruned": student}
     with timed(seconds, "evaluate"):
-        scores = measure({"teacher": job.teacher.model, "pruned": student}, x, norm=subject.norm,
-                         eps=subject.eps,
-                         attack_names=request.attacks, seed=request.seed, progress=progress, say=say)
+        scores = measure(models, x, norm=subject.norm, eps=subject.eps, attack_names=request.attacks,
+                         seed=request.seed, progress=progress, say=say,
+                         unfinished=partial(parts, job, folder, models, say=say))
     result = schema.build(
         created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity,
         structure=request.structure, size=size,
@@ -72,16 +82,22 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     if request.gates:
         result["gates"] = judged(result, request.gates, strict=request.strict)
     write(folder, result)
+    clear(folder, keeper)
     return result
 
 
-def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
-        restarted: Say = lambda text: None) -> nn.Module:
+def fit(job: Job, *, note: Callable[[State, dict[str, float]], None], restarted: Say = lambda text: None,
+        keep: loop.Keep = lambda step, position: None,
+        earlier: Mapping[str, Any] | None = None) -> nn.Module:
     """Run both phases; returns the pruned model in eval mode and plain memory layout. The subject stays as it
-    was; `restarted` gets a sentence where a rate is lowered."""
+    was; `restarted` gets a sentence where a rate is lowered.
+
+    Args: keep, earlier: as of `loop.run`.
+    """
     plan, student = _copies(job)
     with torch.random.fork_rng():  # training seeds the global generator for dropout
-        state = loop.run(plan, loop.begin(plan, student), report=note, restarted=restarted)
+        state = loop.begin(plan, student, curves=earlier["state"]["curves"] if earlier else None)
+        state = loop.run(plan, state, report=note, restarted=restarted, keep=keep, earlier=earlier)
     return state.student.to(memory_format=torch.contiguous_format).eval()
 
 
@@ -101,21 +117,36 @@ def _copies(job: Job) -> tuple[Plan, nn.Module]:
     return replace(job.plan, teacher=teacher), student
 
 
-def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tuple[nn.Module, list[str]]:
-    """`fit` with its losses in metrics.jsonl and its phases timed; with the model, what it said of rates that
-    were too high."""
-    plan, seconds, start = job.plan, job.seconds, time.perf_counter()
-    seconds |= {"sparsify": 0.0, "finetune": 0.0}
+def _logged_fit(job: Job, folder: Path, keeper: Keeper, earlier: Mapping[str, Any], *, say: Say,
+                progress: Progress) -> tuple[nn.Module, list[str]]:
+    """`fit` with its losses in metrics.jsonl, its phases timed and its state kept; with the model, what it
+    said of rates that were too high. Args: earlier: the state that it goes on from, with when it began."""
+    plan, seconds, start = job.plan, job.seconds, time.perf_counter() - earlier.get("seconds", 0.0)
+    seconds |= earlier.get("phases", {"sparsify": 0.0, "finetune": 0.0})
+    lowered: list[str] = list(earlier.get("lowered", []))
+    position, metrics = earlier.get("position"), earlier.get("metrics", 0)
+    done = position["state"]["step"] if position else 0
     epochs = -(-plan.steps // plan.steps_per_epoch)
-    progress("prune", 0, plan.steps, f"epoch 1/{epochs}")
+    if position:
+        say(f"goes on from step {done:,} of {plan.steps:,} in {folder}")
+    progress("prune", done, plan.steps, f"epoch {min(epochs, done // plan.steps_per_epoch + 1)}/{epochs}")
     notes: list[tuple[int, float]] = []  # (step, time)
-    lowered: list[str] = []
 
     def restarted(text: str) -> None:
         lowered.append(text[0].upper() + text[1:])
         say(f"warning: {text}")
 
-    with MetricsLog(folder / "metrics.jsonl") as log:
+    with MetricsLog(folder / METRICS, size=metrics) as log:
+
+        def keep(step: int, position: Callable[[], dict[str, Any]]) -> None:
+            ends = signals.wanted()
+            if ends or keeper.due or step == plan.steps:
+                keeper.keep({
+                    "position": position(), "lowered": lowered, "metrics": log.sync(),
+                    "seconds": time.perf_counter() - start, "created": earlier["created"],
+                    "phases": {phase: seconds[phase] for phase in ("sparsify", "finetune")}})
+            if ends:
+                raise KeyboardInterrupt
 
         def note(state: State, losses: dict[str, float]) -> None:
             phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
@@ -135,7 +166,7 @@ def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress) -> tupl
             progress("prune", state.step, plan.steps,
                      f"epoch {epoch}/{epochs} | {phase} | loss {losses['loss']:.3g}")
 
-        return fit(job, note=note, restarted=restarted), lowered
+        return fit(job, note=note, restarted=restarted, keep=keep, earlier=position), lowered
 
 
 def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:

@@ -12,6 +12,7 @@ import torch
 import pwoa_cli
 from helpers import small_models as small
 from pwoa_cli.cli import main
+from pwoa_cli.machine import signals
 
 PACKAGE = Path(pwoa_cli.__file__).parent
 TINY = ["--data", "tiny.npz", "--eps", "0.5", "--n", "20"]
@@ -56,7 +57,8 @@ def pwoa(monkeypatch, capfd):
 
 
 def _main(patch, *args):
-    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in signals.NAMES}
     patch.setattr(sys, "argv", ["pwoa", *map(str, args)])
     torch.set_num_threads(1)
     try:
@@ -64,7 +66,8 @@ def _main(patch, *args):
     except SystemExit as stop:
         return stop.code or 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         torch.set_num_threads(threads)
 
 

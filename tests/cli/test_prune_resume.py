@@ -1,0 +1,175 @@
+"""`pwoa prune` stopped anywhere, by whatever signal, goes on and ends as a run that was left alone."""
+import json
+import os
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers.cli_world import PRUNE, RUN_FILES, start
+from helpers.processes import wait
+
+from pwoa_cli.evaluation import evaluate
+from pwoa_cli.files import run_folder, sparse
+from pwoa_cli.files.metrics import read_metrics
+from pwoa_cli.reports import write as writing
+from pwoa_cli.training import loop
+from pwoa_cli.workflows import prune
+
+LONG = [*PRUNE, "--epochs", "5", "--attacks", "fgsm,pgd-3", "--set", "ema=0.9"]  # 80 steps
+GO_ON = "Go on: pwoa prune --resume --out "
+
+
+def made(folder):
+    """What a run found and wrote, without times."""
+    folder = Path(folder)
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+    report = json.loads((folder / "report.json").read_text())
+    for name in ("created", "seconds"):
+        del report[name]
+    rows = [{key: value for key, value in row.items() if key != "seconds"}
+            for row in read_metrics(folder / "metrics.jsonl")]
+    return report, rows, (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """The files of a run that was left alone."""
+    from helpers.cli_world import _main
+
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(world, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert _main(patch, *LONG, "--quiet", "--out", "whole") == 0
+    return made(folder / "whole")
+
+
+def raising(monkeypatch, place, name, *, call):
+    """KeyboardInterrupt in place of a call of a function, before or after it."""
+    real, calls = getattr(place, name), []
+
+    def stops(*args, **options):
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(place, name, stops)
+
+
+def wish(monkeypatch, *, step):
+    """A signal that comes during a step."""
+    real, calls = loop.step, []
+
+    def arrives(plan, state):
+        calls.append(state.step)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(plan, state)
+
+    monkeypatch.setattr(loop, "step", arrives)
+
+
+STOPS = {
+    "first step": lambda patch: wish(patch, step=1), "step 39": lambda patch: wish(patch, step=39),
+    "last step": lambda patch: wish(patch, step=80),
+    "save": lambda patch: raising(patch, sparse, "save", call=1),
+    "saved": lambda patch: raising(patch, prune, "measure", call=1),
+    "evaluation": lambda patch: raising(patch, evaluate, "_unit", call=3),
+    "report": lambda patch: raising(patch, writing, "write_json", call=1),
+    "reported": lambda patch: raising(patch, prune, "clear", call=1)}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_run_stopped_anywhere_goes_on_by_what_is_said(here, pwoa, monkeypatch, whole, stop):
+    with monkeypatch.context() as patch:
+        STOPS[stop](patch)
+        code, out, err = pwoa(*LONG, "--out", "stopped")
+    assert code == 130 and not out and "Traceback" not in err
+    said = err.splitlines()[-1]
+    assert said == f"{GO_ON}stopped"
+    code, _, err = pwoa(*shlex.split(said.removeprefix("Go on: pwoa ")), "--quiet")
+    assert code == 0, err
+    assert made("stopped") == whole
+
+
+def test_the_same_command_goes_on_too(here, pwoa, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        wish(patch, step=30)
+        assert pwoa(*LONG, "--out", "stopped")[0] == 130
+    code, _, err = pwoa(*LONG, "--out", "stopped")
+    assert code == 0 and "goes on from step 30 of 80 in stopped" in err
+    assert made("stopped") == whole
+    code, _, err = pwoa(*LONG, "--out", "stopped")
+    assert code == 2 and "stopped exists and is not empty; nothing in it was touched" in err
+    code, _, err = pwoa("prune", "--resume", "--out", "stopped")
+    assert code == 2 and "stopped holds no unfinished run" in err
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--seed", "3"], "seed is 0 there and 3 here"), (["--norm", "l2"], "norm is linf there and l2 here"),
+    (["--set", "lr=5e-4"], "recipe.lr is 0.0015 there and 0.0005 here"),
+    (["--epochs", "6"], "steps is 80 there and 96 here")])
+def test_another_configuration_is_refused_with_the_first_difference(here, pwoa, monkeypatch, more, said):
+    with monkeypatch.context() as patch:
+        wish(patch, step=30)
+        assert pwoa(*LONG, "--out", "stopped")[0] == 130
+    before = {path.name: path.read_bytes() for path in Path("stopped").iterdir()}
+    code, out, err = pwoa(*LONG, *more, "--out", "stopped")
+    assert code == 2 and not out and said in err.replace("\n", " ")
+    assert "pwoa prune --resume --out stopped" in err and "kept in" not in err
+    assert before == {path.name: path.read_bytes() for path in Path("stopped").iterdir()}
+
+
+def test_the_newest_unfinished_run_goes_on(here, pwoa, monkeypatch):
+    shutil.copy("model.pt", "other.pt")
+    with monkeypatch.context() as patch:
+        wish(patch, step=2)
+        assert pwoa(*PRUNE, "--epochs", "1")[0] == 130
+    time.sleep(1.1)  # names of runs tell seconds apart
+    with monkeypatch.context() as patch:
+        wish(patch, step=2)
+        assert pwoa("prune", "other.pt", *PRUNE[2:], "--epochs", "1")[0] == 130
+    first, second = sorted(filter(run_folder.is_unfinished, Path("pwoa-runs").iterdir()))
+    assert first.name.startswith("model-") and second.name.startswith("other-")
+    code, _, err = pwoa("prune", "model.pt", "--resume")
+    assert code == 0 and f"wrote {first}" in err
+    code, _, err = pwoa("prune", "--resume", "--json")
+    assert code == 0 and f"wrote {second}" in err
+    for args in ([], ["model.pt"]):
+        code, _, err = pwoa("prune", *args, "--resume")
+        assert code == 2 and "no unfinished run" in err and "--out DIR" in err
+    code, _, err = pwoa("prune", "--resume", "--config", f"{first}/config.toml")
+    assert code == 2 and "Leave one of them away" in err
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_the_state_and_says_how_to_go_on(here, stop):
+    process = start(*PRUNE, "--epochs", "10000", "--out", "my run")
+    log = Path("my run/metrics.jsonl")
+    wait(process, lambda: log.exists() and log.stat().st_size)
+    process.send_signal(stop)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and not out and "Traceback" not in err
+    assert time.monotonic() - begun < 5 and err.endswith(f"{GO_ON}'my run'\n")
+    assert sorted(os.listdir("my run")) == ["config.toml", "metrics.jsonl", "state.pt"]
+
+
+def test_an_unfinished_run_that_is_killed(here, pwoa, whole):
+    """With -9, again and again: each time it comes further, and in the end it is as one that was left
+    alone."""
+    args, log = [*LONG, "--checkpoint-every", "0.001", "--out", "killed"], Path("killed/metrics.jsonl")
+    steps = []
+    for row in (1, 3):
+        process = start(*args)
+        wait(process, lambda row=row: log.exists() and len(read_metrics(log)) >= row)
+        process.kill()
+        process.communicate(timeout=30)
+        steps.append(read_metrics(log)[-1]["step"])
+    code, _, err = pwoa(*args)
+    assert code == 0, err
+    assert made("killed") == whole and steps == sorted(steps)
