@@ -41,8 +41,10 @@ def held(path: Path, *, what: str, hint: str) -> Iterator[None]:
     """
     handle = _acquired(path)
     if handle is None:
-        raise InputError(f"{what} is being written by {_told(_read(path))}.",
-                         hint=f"{hint} If that process is gone, remove {path}." if fcntl is None else hint)
+        found = _read(path)
+        asked = found.get("host") == socket.gethostname() and os.name != "nt"
+        raise InputError(f"{what} is being written by {_told(found)}.",
+                         hint=hint if asked else f"{hint} If that process is gone, remove {path}.")
     try:
         yield
     finally:

@@ -193,7 +193,7 @@ def newest_unfinished(model: str = "", *, root: Path = ROOT) -> Path:
     idle = [path for path in there if not locks.owner(path / LOCK)]
     if not idle:
         raise InputError(f"no unfinished run{of} under {root}"
-                         f"{f': {len(there)} are still at work' if there else ''}.",
+                         f"{f' ({len(there)} still at work)' if there else ''}.",
                          hint="Name its folder: pwoa prune --resume --out DIR; pwoa runs lists those of "
                               f"{root}.")
     return max(idle, key=_started)

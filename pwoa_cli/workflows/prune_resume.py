@@ -90,6 +90,7 @@ def parts(job: Job, folder: Path, models: Mapping[str, nn.Module], who: str, sha
 
 
 def clear(folder: Path, keeper: Keeper) -> None:
-    """The run is finished: remove what it would have gone on from."""
+    """The run is finished: remove what it would have gone on from, the state last, as it says that there is
+    more."""
     shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
     keeper.clear()

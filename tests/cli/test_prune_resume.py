@@ -1,6 +1,7 @@
 """`pwoa prune` stopped anywhere, by whatever signal, goes on and ends as a run that was left alone."""
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.cli_world import PRUNE, RUN_FILES, start
-from helpers.processes import wait
+from helpers.processes import on_closing_terminal, wait
 
 from pwoa_cli.evaluation import evaluate
 from pwoa_cli.files import run_folder, sparse
@@ -157,6 +158,36 @@ def test_a_signal_keeps_the_state_and_says_how_to_go_on(here, stop):
     assert process.returncode == 130 and not out and "Traceback" not in err
     assert time.monotonic() - begun < 5 and err.endswith(f"{GO_ON}'my run'\n")
     assert sorted(os.listdir("my run")) == ["config.toml", "metrics.jsonl", "state.pt"]
+
+
+def test_two_runs_do_not_share_a_folder_and_a_list_tells_which_are_at_work(here, pwoa):
+    """The second is refused before it writes; --resume does not take a run that somebody is at."""
+    out = "pwoa-runs/first"
+    process = start(*PRUNE, "--epochs", "1000", "--out", out)
+    log = Path(out, "metrics.jsonl")
+    wait(process, lambda: log.exists() and len(read_metrics(log)) > 8)
+    for args in ([*PRUNE, "--out", out], ["eval", "model.pt", *PRUNE[4:8], "--out", out],
+                 ["prune", "--resume", "--out", out]):
+        code, said, err = pwoa(*args)
+        assert code == 2 and not said
+        assert args[0] == "eval" or f"{out} is being written by process {process.pid} on " in err
+    code, _, err = pwoa("prune", "--resume")
+    assert code == 2 and "no unfinished run under pwoa-runs (1 still at work)" in err
+    state, = [entry["state"] for entry in json.loads(pwoa("runs", "--json")[1])["runs"]
+              if entry["folder"] == out]
+    assert re.fullmatch(r"running, [1-9]\d?%", state)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert re.search(r"unfinished, [1-9]\d?%", pwoa("runs")[1])
+
+
+def test_a_terminal_that_closes_while_pruning(here):
+    """The bar's terminal is gone: the state is kept all the same."""
+    log = Path("closed/metrics.jsonl")
+    process = on_closing_terminal([*PRUNE, "--epochs", "10000", "--out", "closed"],
+                                  lambda: log.exists() and log.stat().st_size)
+    assert process.wait(timeout=10) == 130
+    assert sorted(os.listdir("closed")) == ["config.toml", "metrics.jsonl", "state.pt"]
 
 
 def test_an_unfinished_run_that_is_killed(here, pwoa, whole):
