@@ -58,12 +58,12 @@ class Keeper:
         self._warned = bool(why)
         return not why
 
-    def kept(self, *, device: str | torch.device = "cpu") -> dict[str, Any] | None:
-        """The state that is there, its tensors on a device; None for none. Raises: InputError if it cannot be
+    def kept(self) -> dict[str, Any] | None:
+        """The state that is there, its tensors on the CPU; None for none. Raises: InputError if it cannot be
         read or is of something else."""
         begin = f"Remove {self.path}, and the run begins again from its first step."
         try:
-            found = torch.load(self.path, weights_only=True, map_location=device)
+            found = torch.load(self.path, weights_only=True, map_location="cpu")
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:

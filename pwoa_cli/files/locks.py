@@ -51,6 +51,8 @@ def held(path: Path, *, what: str, hint: str) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()  # before it is let go: who waits for it sees that it is another file
         os.close(handle)
+        if os.name == "nt":  # where an open file cannot be removed
+            path.unlink(missing_ok=True)
 
 
 def owner(path: Path) -> str:
@@ -90,7 +92,7 @@ def _mine(handle: int, path: Path) -> bool:
     mark = {"pid": os.getpid(), "host": socket.gethostname(), "mark": secrets.token_hex(4),
             "started": datetime.now().isoformat(timespec="seconds")}
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(mark).encode(), 0)
+    os.write(handle, json.dumps(mark).encode())
     if state == UNTOLD:
         time.sleep(PAUSE)  # of two that write at the same time the last one has it
     with suppress(OSError):  # gone: its former owner has removed it after it was opened here

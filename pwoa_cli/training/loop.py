@@ -27,7 +27,7 @@ from pwoa_cli.pruning.curves import Curve
 from pwoa_cli.training import averaging, inputs, masks, objective, schedule
 from pwoa_cli.training.masks import apply_masks, sparsity_at
 from pwoa_cli.training.recipe import Recipe
-from pwoa_cli.training.state import Plan, State, from_dict, optimizer_for, to_dict, weights_of
+from pwoa_cli.training.state import Plan, State, from_dict, on, optimizer_for, to_dict, weights_of
 
 # A loss has exploded if it is not finite, or so many times that of a student that answers all images alike:
 # with half of the weights no pruning makes it so large, with fewer the steps after a mask move may come near.
@@ -95,7 +95,8 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
                                   batch=inputs.batch(plan, state.step)) or math.inf
     trail = _Trail(state.step)
     if earlier:
-        state, trail = from_dict(plan, state.student, earlier["state"]), _Trail(**earlier["trail"])
+        state = from_dict(plan, state.student, earlier["state"])
+        trail = _Trail(**on(next(state.student.parameters()).device, earlier["trail"]))
         saved["lr_scale"] = state.lr_scale
     while True:
         try:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     request, subject, seconds = job.request, job.subject, job.seconds
     machine = environment(device=str(job.device), seed=request.seed)
     keeper = keeper_of(job, folder, config(job, machine), every=checkpoint_every, say=say)
-    earlier = keeper.kept(device=job.device) or {"created": created.isoformat()}
+    earlier = keeper.kept() or {"created": created.isoformat()}
     created = datetime.fromisoformat(earlier["created"])
     with signals.patient():
         student, lowered = _logged_fit(job, folder, keeper, earlier, say=say, progress=progress)
@@ -63,10 +62,9 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
     x = samples(subject.dataset, request.n, seed=request.seed)
     models = {"teacher": job.teacher.model, "pruned": student}
-    with timed(seconds, "evaluate"):
+    with timed(seconds, "evaluate"), parts(job, folder, models, say=say) as unfinished:
         scores = measure(models, x, norm=subject.norm, eps=subject.eps, attack_names=request.attacks,
-                         seed=request.seed, progress=progress, say=say,
-                         unfinished=partial(parts, job, folder, models, say=say))
+                         seed=request.seed, progress=progress, say=say, unfinished=unfinished)
     result = schema.build(
         created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity,
         structure=request.structure, size=size,

@@ -2,7 +2,8 @@
 of its evaluation."""
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +74,29 @@ def _say_environment(there: Mapping[str, Any], here: Mapping[str, Any], *, say: 
             "was not stopped.")
 
 
-def parts(job: Job, folder: Path, models: Mapping[str, nn.Module], who: str, sha256: str, *,
-          say: Say) -> Unfinished | None:
-    """Where the finished parts of the run's own evaluation are kept; None, with a warning, where nothing can
-    be written.
+@contextmanager
+def parts(job: Job, folder: Path, models: Mapping[str, nn.Module], *,
+          say: Say) -> Iterator[Callable[[str, str], Unfinished | None]]:
+    """While the block runs, where the finished parts of the run's own evaluation are kept: from the name of a
+    model and the SHA-256 of the samples; None, with a warning, where nothing can be written."""
+    made: list[Unfinished] = []
 
-    Args: models: teacher and pruned. sha256: of the samples and what the model says of them.
-    """
-    key = units.key(models[who], who, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK,
-                    str(job.device), _own_code(job), units.code())
-    kept = Unfinished(folder / run_folder.PARTS / key, reuse=True)
-    if why := kept.fault():
-        say(f"warning: what is finished of the evaluation cannot be kept: {why}")
-        return None
-    return kept
+    def of(who: str, sha256: str) -> Unfinished | None:
+        made.append(Unfinished(folder / run_folder.PARTS / _key(job, models[who], who, sha256), reuse=True))
+        if why := made[-1].fault():
+            say(f"warning: what is finished of the evaluation cannot be kept: {why}")
+        return None if why else made[-1]
+
+    try:
+        yield of
+    finally:
+        for kept in made:
+            kept.tidy()
+
+
+def _key(job: Job, model: nn.Module, who: str, sha256: str) -> str:
+    return units.key(model, who, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK,
+                     str(job.device), _own_code(job), units.code())
 
 
 def clear(folder: Path, keeper: Keeper) -> None:

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.cli_world import PRUNE, RUN_FILES, start
+from helpers.cli_world import PRUNE, RUN_FILES, in_process, start
 from helpers.processes import on_closing_terminal, wait
 
+import pwoa_cli
 from pwoa_cli.evaluation import evaluate
 from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.files.metrics import read_metrics
@@ -20,6 +21,7 @@ from pwoa_cli.training import loop
 from pwoa_cli.workflows import prune
 
 LONG = [*PRUNE, "--epochs", "5", "--attacks", "fgsm,pgd-3", "--set", "ema=0.9"]  # 80 steps
+LONGER = [*LONG, "--epochs", "40"]  # 640: time to send a signal to another process
 GO_ON = "Go on: pwoa prune --resume --out "
 
 
@@ -35,17 +37,23 @@ def made(folder):
     return report, rows, (folder / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def whole(world, tmp_path_factory):
-    """The files of a run that was left alone."""
-    from helpers.cli_world import _main
-
-    folder = tmp_path_factory.mktemp("whole")
+def alone(world, folder, args):
+    """What a run wrote that was left alone."""
     shutil.copytree(world, folder, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert _main(patch, *LONG, "--quiet", "--out", "whole") == 0
+        assert in_process(patch, *args, "--quiet", "--out", "whole") == 0
     return made(folder / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    return alone(world, tmp_path_factory.mktemp("whole"), LONG)
+
+
+@pytest.fixture(scope="module")
+def longer(world, tmp_path_factory):
+    return alone(world, tmp_path_factory.mktemp("longer"), LONGER)
 
 
 def raising(monkeypatch, place, name, *, call):
@@ -160,6 +168,32 @@ def test_a_signal_keeps_the_state_and_says_how_to_go_on(here, stop):
     assert sorted(os.listdir("my run")) == ["config.toml", "metrics.jsonl", "state.pt"]
 
 
+def test_who_asks_twice_does_not_wait_and_loses_no_more_than_the_last_steps(here, pwoa, longer):
+    """Ctrl-C and again Ctrl-C, in the middle of whatever is being done."""
+    process, log = start(*LONGER, "--out", "twice"), Path("twice/metrics.jsonl")
+    wait(process, lambda: log.exists() and log.stat().st_size)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and "Traceback" not in err and err.endswith(f"{GO_ON}twice\n")
+    assert pwoa("prune", "--resume", "--out", "twice")[0] == 0
+    assert made("twice") == longer
+
+
+def test_a_run_that_was_stopped_goes_on_from_python_too(here, monkeypatch, whole):
+    def call():
+        return pwoa_cli.prune("model.pt", 0.9, data="tiny.npz", eps=0.5, samples=20, attacks="fgsm,pgd-3",
+                              settings={"epochs": 5, "batch_size": 16, "ema": 0.9}, out="api")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        raising(patch, evaluate, "_unit", call=3)
+        call()
+    assert Path("api/state.pt").is_file() and list(Path("api/parts").glob("*/*.npz"))
+    call()
+    report, *more = made("api")
+    assert report["command"] == {} and [report | {"command": whole[0]["command"]}, *more] == list(whole)
+
+
 def test_two_runs_do_not_share_a_folder_and_a_list_tells_which_are_at_work(here, pwoa):
     """The second is refused before it writes; --resume does not take a run that somebody is at."""
     out = "pwoa-runs/first"
@@ -190,10 +224,10 @@ def test_a_terminal_that_closes_while_pruning(here):
     assert sorted(os.listdir("closed")) == ["config.toml", "metrics.jsonl", "state.pt"]
 
 
-def test_an_unfinished_run_that_is_killed(here, pwoa, whole):
+def test_an_unfinished_run_that_is_killed(here, pwoa, longer):
     """With -9, again and again: each time it comes further, and in the end it is as one that was left
     alone."""
-    args, log = [*LONG, "--checkpoint-every", "0.001", "--out", "killed"], Path("killed/metrics.jsonl")
+    args, log = [*LONGER, "--checkpoint-every", "0.001", "--out", "killed"], Path("killed/metrics.jsonl")
     steps = []
     for row in (1, 3):
         process = start(*args)
@@ -203,4 +237,4 @@ def test_an_unfinished_run_that_is_killed(here, pwoa, whole):
         steps.append(read_metrics(log)[-1]["step"])
     code, _, err = pwoa(*args)
     assert code == 0, err
-    assert made("killed") == whole and steps == sorted(steps)
+    assert made("killed") == longer and steps == sorted(steps)

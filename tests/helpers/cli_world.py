@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     small.write_npz(folder / "tiny.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert _main(patch, *PRUNE, "--quiet") == 0
+        assert in_process(patch, *PRUNE, "--quiet") == 0
     shutil.copy(next(folder.glob("pwoa-runs/*/model.safetensors")), folder / "pruned.safetensors")
     return folder
 
@@ -50,13 +50,14 @@ def pwoa(monkeypatch, capfd):
 
     def call(*args):
         capfd.readouterr()
-        code = _main(monkeypatch, *args)
+        code = in_process(monkeypatch, *args)
         return code, *capfd.readouterr()
 
     return call
 
 
-def _main(patch, *args):
+def in_process(patch, *args):
+    """Exit code of the command, run as its entry point does."""
     threads = torch.get_num_threads()
     before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in signals.NAMES}
     patch.setattr(sys, "argv", ["pwoa", *map(str, args)])
