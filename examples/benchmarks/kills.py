@@ -6,9 +6,9 @@
 Kills: a small LeNet on 8x8 images is pruned (80 steps, a state kept every 0.05 s or so) and evaluated, each
 once alone. Then each is started, killed after a time drawn from 0 to 1.2 times what it took alone, and given
 again, until it ends. After each kill every file that is there must be whole; in the end all files must be
-those of the run that was left alone (report.json less created, seconds and environment). A row: kills, runs
-that came to their end, and what was lost: half files, folders that cannot go on, ends that differ, files left
-behind.
+those of the run that was left alone (report.json less created, seconds and environment; .pwoa.lock of a
+killed process locks nothing and may stay). A row: kills, runs that came to their end, and what was lost:
+half files, folders that cannot go on, ends that differ, files left behind.
 
 Cost: steps of the default recipe at 90% of a network of yours, batches of 16, and the writing of its state:
 seconds each (median of five), bytes, and the share of the time that one state a minute takes.
@@ -19,7 +19,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from helpers import small_models as small  # noqa: E402
 
 from pwoa_cli import load_state_dict  # noqa: E402
+from pwoa_cli.cli.main import entry  # noqa: E402
 from pwoa_cli.files import run_folder  # noqa: E402
 
 DATA = ["--data", "data.npz", "--eps", "0.1", "--n", "400"]
@@ -49,12 +49,32 @@ NOT_COMPARED = ("created", "seconds", "environment")
 LOSSES = ("half files", "cannot go on", "differs", "left behind")
 
 
-def start(args: Sequence[str]) -> subprocess.Popen:
-    """`pwoa args` in this folder, its words in a file."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open("words.txt", "w") as words:
-        return subprocess.Popen([sys.executable, "-m", "pwoa_cli", *args, "--quiet"], env=environment,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words)
+def start(args: Sequence[str]) -> int:
+    """`pwoa args` in this folder, its words in words.txt: a process of its own that has its modules loaded.
+    Returns: its number."""
+    number = os.fork()
+    if not number:
+        words = os.open("words.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(words, 1)
+        os.dup2(words, 2)
+        sys.argv = ["pwoa", *args, "--quiet"]
+        try:
+            entry()
+        finally:
+            os._exit(70)  # entry leaves the process
+    return number
+
+
+def status(process: int, seconds: float) -> int | None:
+    """The exit code of a process; None if it is still there after so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        ended, code = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(code)
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.002)
 
 
 def halves(folder: Path) -> list[str]:
@@ -75,7 +95,7 @@ def halves(folder: Path) -> list[str]:
 def content(folder: Path) -> dict[str, Any]:
     """What a finished folder holds, without times and machine."""
     found: dict[str, Any] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != run_folder.LOCK):
         data: Any = path.read_bytes()
         if path.name == "report.json":
             data = {key: value for key, value in json.loads(data).items() if key not in NOT_COMPARED}
@@ -96,19 +116,19 @@ def chain(args: Sequence[str], out: Path, seconds: float, draw: random.Random,
     lost: Counter = Counter()
     for kills in range(most + 1):
         process = start([*args, "--out", str(out)])
-        try:
-            process.wait(timeout=1.2 * seconds * draw.random() if kills < most else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            where = [bad for folder in (out, run_folder.UNFINISHED) for bad in halves(folder)]
-            lost["half files"] += len(where)
-            print("\n".join(where), end="\n" if where else "", file=sys.stderr)
-        else:
-            if process.returncode:
+        code = status(process, 1.2 * seconds * draw.random() if kills < most else 600.0)
+        if code is not None:
+            if code:
                 lost["cannot go on"] += 1
                 print(Path("words.txt").read_text(), file=sys.stderr)
             return kills, lost
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        where = [bad for folder in (out, run_folder.UNFINISHED) for bad in halves(folder)]
+        lost["half files"] += len(where)
+        print("\n".join(where), end="\n" if where else "", file=sys.stderr)
+        if (out / run_folder.CONFIG).exists() and not run_folder.is_unfinished(out):
+            return kills + 1, lost  # all was written when the kill came: given again it is refused
     raise AssertionError("the last one is waited for")
 
 
@@ -118,7 +138,7 @@ def kills(wanted: int, seed: int) -> bool:
     print("| command | alone, s | kills | runs | " + " | ".join(LOSSES) + " |\n|" + "---|" * 8)
     for args in (PRUNE, EVAL):
         begun = time.monotonic()
-        assert start([*args, "--out", "alone"]).wait() == 0, Path("words.txt").read_text()
+        assert status(start([*args, "--out", "alone"]), 600.0) == 0, Path("words.txt").read_text()
         seconds, want = time.monotonic() - begun, content(Path("alone"))
         made, runs, lost = 0, 0, Counter()
         while made < wanted // 2:

@@ -59,7 +59,11 @@ def _unfinished(context: typer.Context, resume: bool) -> bool:
     if not run_folder.is_unfinished(folder):
         raise InputError(f"--resume: {folder} holds no unfinished run.",
                          hint="See which runs there are: pwoa runs")
-    context.default_map = _options(context, folder / run_folder.CONFIG) | {"out": str(folder)}
+    table = _options(context, folder / run_folder.CONFIG)
+    if "model" not in table:
+        raise InputError(f"{folder} was begun by a program, not by a command: nothing was typed.",
+                         hint="The same call of pwoa_cli.prune, with the same out, goes on.")
+    context.default_map = table | {"out": str(folder)}
     return True
 
 

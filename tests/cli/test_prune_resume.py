@@ -180,7 +180,7 @@ def test_who_asks_twice_does_not_wait_and_loses_no_more_than_the_last_steps(here
     assert made("twice") == longer
 
 
-def test_a_run_that_was_stopped_goes_on_from_python_too(here, monkeypatch, whole):
+def test_a_run_that_was_stopped_goes_on_from_python_too(here, pwoa, monkeypatch, whole):
     def call():
         return pwoa_cli.prune("model.pt", 0.9, data="tiny.npz", eps=0.5, samples=20, attacks="fgsm,pgd-3",
                               settings={"epochs": 5, "batch_size": 16, "ema": 0.9}, out="api")
@@ -189,6 +189,8 @@ def test_a_run_that_was_stopped_goes_on_from_python_too(here, monkeypatch, whole
         raising(patch, evaluate, "_unit", call=3)
         call()
     assert Path("api/state.pt").is_file() and list(Path("api/parts").glob("*/*.npz"))
+    code, _, err = pwoa("prune", "--resume", "--out", "api")
+    assert code == 2 and "same call of pwoa_cli.prune, with the same out, goes on" in err.replace("\n", " ")
     call()
     report, *more = made("api")
     assert report["command"] == {} and [report | {"command": whole[0]["command"]}, *more] == list(whole)
