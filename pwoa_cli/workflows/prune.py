@@ -119,52 +119,73 @@ def _logged_fit(job: Job, folder: Path, keeper: Keeper, earlier: Mapping[str, An
                 progress: Progress) -> tuple[nn.Module, list[str]]:
     """`fit` with its losses in metrics.jsonl, its phases timed and its state kept; with the model, what it
     said of rates that were too high. Args: earlier: the state that it goes on from, with when it began."""
-    plan, seconds, start = job.plan, job.seconds, time.perf_counter() - earlier.get("seconds", 0.0)
-    seconds |= earlier.get("phases", {"sparsify": 0.0, "finetune": 0.0})
-    lowered: list[str] = list(earlier.get("lowered", []))
-    position, metrics = earlier.get("position"), earlier.get("metrics", 0)
+    position = earlier.get("position")
     done = position["state"]["step"] if position else 0
-    epochs = -(-plan.steps // plan.steps_per_epoch)
     if position:
-        say(f"goes on from step {done:,} of {plan.steps:,} in {folder}")
-    progress("prune", done, plan.steps, f"epoch {min(epochs, done // plan.steps_per_epoch + 1)}/{epochs}")
-    notes: list[tuple[int, float]] = []  # (step, time)
+        say(f"goes on from step {done:,} of {job.plan.steps:,} in {folder}")
+    with MetricsLog(folder / METRICS, size=earlier.get("metrics", 0)) as log:
+        record = _Record(job, log, keeper, earlier, say=say, progress=progress)
+        progress("prune", done, job.plan.steps, f"epoch {record.epoch(done + 1)}")
+        student = fit(job, note=record.note, restarted=record.restarted, keep=record.keep, earlier=position)
+        return student, record.lowered
 
-    def restarted(text: str) -> None:
-        lowered.append(text[0].upper() + text[1:])
-        say(f"warning: {text}")
 
-    with MetricsLog(folder / METRICS, size=metrics) as log:
+class _Record:
+    """What a training leaves while it runs: lines of metrics.jsonl, the seconds of its phases, its state."""
 
-        def keep(step: int, position: Callable[[], dict[str, Any]]) -> None:
-            ends = signals.wanted()
-            if ends or keeper.due or step == plan.steps:
-                keeper.keep({
-                    "position": position(), "lowered": lowered, "metrics": log.sync(),
-                    "seconds": time.perf_counter() - start, "created": earlier["created"],
-                    "phases": {phase: seconds[phase] for phase in ("sparsify", "finetune")}})
-            if ends:
-                raise KeyboardInterrupt
+    def __init__(self, job: Job, log: MetricsLog, keeper: Keeper, earlier: Mapping[str, Any], *, say: Say,
+                 progress: Progress):
+        self._job, self._plan, self._log, self._keeper = job, job.plan, log, keeper
+        self._created, self._start = earlier["created"], time.perf_counter() - earlier.get("seconds", 0.0)
+        self._say, self._progress = say, progress
+        job.seconds.update(earlier.get("phases", {"sparsify": 0.0, "finetune": 0.0}))
+        self.lowered: list[str] = list(earlier.get("lowered", []))
+        self._notes: list[tuple[int, float]] = []  # (step, time)
 
-        def note(state: State, losses: dict[str, float]) -> None:
-            phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
-            now = time.perf_counter() - start
-            if notes and state.step <= notes[-1][0]:
-                notes.clear()  # once more from the start, at a lower rate
-            notes.append((state.step, now))
-            if len(notes) == 2:  # what is measured once before the first step is in the first note's time
-                per_step = (now - notes[0][1]) / (state.step - notes[0][0])
-                rest = per_step * (plan.steps - state.step)
-                say(str(duration.Estimate(now + rest, per_step, plan.steps,
-                                          duration.work(plan, job.subject.model))))
-            seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
-            log.append({"step": state.step, "epoch": state.step / plan.steps_per_epoch, "phase": phase,
-                        "seconds": now, **losses})
-            epoch = -(-state.step // plan.steps_per_epoch)
-            progress("prune", state.step, plan.steps,
-                     f"epoch {epoch}/{epochs} | {phase} | loss {losses['loss']:.3g}")
+    def epoch(self, step: int) -> str:
+        """Of a step, counted from 1, and how many there are."""
+        per_epoch, steps = self._plan.steps_per_epoch, self._plan.steps
+        return f"{-(-min(step, steps) // per_epoch)}/{-(-steps // per_epoch)}"
 
-        return fit(job, note=note, restarted=restarted, keep=keep, earlier=position), lowered
+    def restarted(self, text: str) -> None:
+        """Once more from the start, at a lower rate."""
+        self.lowered.append(text[0].upper() + text[1:])
+        self._say(f"warning: {text}")
+
+    def keep(self, step: int, position: Callable[[], dict[str, Any]]) -> None:
+        """After each step: keep the state where it is time to. Raises: KeyboardInterrupt if the process is to
+        end."""
+        ends, seconds = signals.wanted(), self._job.seconds
+        if ends or self._keeper.due or step == self._plan.steps:
+            self._keeper.keep({
+                "position": position(), "lowered": self.lowered, "metrics": self._log.sync(),
+                "seconds": time.perf_counter() - self._start, "created": self._created,
+                "phases": {phase: seconds[phase] for phase in ("sparsify", "finetune")}})
+        if ends:
+            raise KeyboardInterrupt
+
+    def note(self, state: State, losses: dict[str, float]) -> None:
+        """Losses of the last steps."""
+        phase = "sparsify" if state.step <= self._plan.sparsify_steps else "finetune"
+        now, seconds = time.perf_counter() - self._start, self._job.seconds
+        self._say_estimate(state.step, now)
+        seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
+        self._log.append({"step": state.step, "epoch": state.step / self._plan.steps_per_epoch,
+                          "phase": phase, "seconds": now, **losses})
+        self._progress("prune", state.step, self._plan.steps,
+                       f"epoch {self.epoch(state.step)} | {phase} | loss {losses['loss']:.3g}")
+
+    def _say_estimate(self, step: int, now: float) -> None:
+        """How long it will take, when there are two notes to tell from: what is measured once before the
+        first step is in the time of the first."""
+        if self._notes and step <= self._notes[-1][0]:
+            self._notes.clear()  # once more from the start, at a lower rate
+        self._notes.append((step, now))
+        if len(self._notes) == 2:
+            first, then = self._notes[0]
+            per_step, steps = (now - then) / (step - first), self._plan.steps
+            work = duration.work(self._plan, self._job.subject.model)
+            self._say(str(duration.Estimate(now + per_step * (steps - step), per_step, steps, work)))
 
 
 def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
