@@ -6,27 +6,31 @@ process began (nohup) stays ignored. Signals belong to the process, so what they
 passed; without `listen`, as in other people's programs, nothing of this happens.
 """
 import _thread
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 PATIENCE = 3.0  # seconds; with the writing of what is kept it is over in 5
+TOGETHER = 1.0  # seconds: systemd sends SIGTERM and SIGHUP, a terminal that closes SIGHUP twice
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 @dataclass
 class _Wish:
-    """Whether the process is to end. patient: it may wait; here: it waits; over: it has waited enough.
-    terminals: streams that go when the terminal does."""
+    """Whether the process is to end. patient: it may wait; here: it waits; over: it has waited enough; ended:
+    when it did, by time.monotonic. terminals: streams that go when the terminal does."""
 
     terminals: tuple[int, ...] = ()
     patient: bool = False
     here: bool = False
     over: bool = False
+    ended: float = -math.inf
     timer: threading.Timer | None = None
 
 
@@ -67,8 +71,10 @@ def wanted() -> bool:
 def _arrived(number: int, frame: FrameType | None) -> None:
     if number == getattr(signal, "SIGHUP", None):
         _leave_terminal()
+    if number != signal.SIGINT and time.monotonic() < _wish.ended + TOGETHER:
+        return  # what is being put away must not be broken off by the same end said twice
     if not _wish.patient or _wish.over or _wish.here and number == signal.SIGINT:
-        _wish.patient = False  # nobody who asks twice wants to wait
+        _wish.patient, _wish.ended = False, time.monotonic()  # nobody who asks twice wants to wait
         raise KeyboardInterrupt
     if not _wish.here:
         _wish.here, _wish.timer = True, threading.Timer(PATIENCE, _lose_patience, [signal.Signals(number)])

@@ -46,6 +46,14 @@ def test_a_signal_waits_until_it_is_asked_for(kind):
     assert seen == ["work", "kept"] and not signals.wanted()
 
 
+def test_the_same_end_said_twice_breaks_nothing_off():
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGTERM)
+    send(signal.SIGHUP)  # while files are put away
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
 def test_a_signal_that_nobody_asked_for_ends_the_block():
     seen = []
     with pytest.raises(KeyboardInterrupt), signals.patient():
@@ -109,9 +117,9 @@ def test_a_terminal_that_closes_takes_no_words_and_no_work_with_it(tmp_path):
         from pathlib import Path
         from pwoa_cli.machine import signals
         signals.listen()
-        print("here", file=sys.stderr, flush=True)
         try:
             with signals.patient():
+                print("here", file=sys.stderr, flush=True)
                 while not signals.wanted():
                     time.sleep(0.01)
                 Path(sys.argv[1]).write_text("kept")
