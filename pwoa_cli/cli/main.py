@@ -1,12 +1,11 @@
 """The command line: parse -> request -> workflow -> show. The one place that turns errors into exit codes.
 
 0 done, 1 a gate failed, 2 wrong use or input, 3 written but not what was asked for (unfinished, near chance,
-an attack without gradient), 4 the run broke, 130 interrupted. torch is imported inside the commands, so that
---help answers at once.
+an attack without gradient), 4 the run broke, 130 interrupted, by whatever signal. torch is imported inside
+the commands, so that --help answers at once.
 """
 import gc
 import os
-import signal
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -30,6 +29,7 @@ from pwoa_cli.cli import (
 from pwoa_cli.cli.console import HEARTBEAT, Console
 from pwoa_cli.cli.run_folder import Interrupted
 from pwoa_cli.errors import InputError, PwoaError
+from pwoa_cli.machine import signals
 from pwoa_cli.version import __version__
 
 UsageError = typer.BadParameter.__base__  # of click, which typer carries inside itself since 0.27
@@ -107,12 +107,13 @@ def entry() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+    except KeyboardInterrupt:  # one more, while the last one was spoken of
+        os._exit(Interrupted.exit_code)
 
 
 def main() -> None:
     """Run the command line, and turn what went wrong into a sentence and an exit code."""
-    # `kill` and CI time limits end a run as Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.listen()
     Console(verbose=False)
     streams.prepare()
     try:

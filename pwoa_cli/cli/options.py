@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pwoa_cli.data.choices import Choices
 
 
+TYPED = "pwoa.typed"  # where the words of the command line lie in a context
+
+
 class Command(TyperCommand):
     """Help as plain text, options under the headings of their `rich_help_panel`, all in one column."""
 
@@ -31,6 +34,10 @@ class Command(TyperCommand):
                 return super().invoke(ctx)
         except (SystemExit, EOFError) as error:  # the second is Ctrl-C to click
             raise faults.of(error) from error
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer; what was typed stays in the context, for options that decide what others are."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """MODEL or [MODEL], without the braces of newer typers."""
@@ -78,16 +85,18 @@ def _bytes(text: Any) -> int:
     return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
 
 
-def _seconds(text: Any) -> float:
-    """--max-seconds as a number above 0. Raises: InputError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"--max-seconds {text} is not a number above 0.",
-                         hint="Ten minutes: --max-seconds 600")
-    return value
+def _seconds(flag: str) -> Callable[[Any], float]:
+    """Parser of a number above 0. It raises InputError naming the flag."""
+    def parse(text: Any) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise InputError(f"{flag} {text} is not a number above 0.", hint=f"Ten minutes: {flag} 600")
+        return value
+
+    return parse
 
 
 PRUNING, MODEL, DATA, RUN = "Pruning", "Model", "Data and attacks", "Run"
@@ -193,7 +202,10 @@ SaveSamples = Annotated[Path | None, _option(
     metavar="FILE.npz")]
 MaxSeconds = Annotated[float | None, _option(
     "--max-seconds", RUN, "Stop the attacks after this time with what is known.", metavar="S",
-    parser=_seconds)]
+    parser=_seconds("--max-seconds"))]
+CheckpointEvery = Annotated[float, _option(
+    "--checkpoint-every", RUN, "Seconds between two states that --resume can go on from, at the least.",
+    metavar="S", parser=_seconds("--checkpoint-every"))]
 Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier run of this command finished.")]
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
                               parser=_whole("--seed", 0, 0, most=10**18 - 1))]

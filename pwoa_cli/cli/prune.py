@@ -1,13 +1,14 @@
 """`pwoa prune`: parse -> request -> workflow -> show."""
 import shlex
 from datetime import datetime
+from functools import partial
 
 import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
-from pwoa_cli.cli.replay import Config, expected, only, said
+from pwoa_cli.cli.replay import Config, Unfinished, expected, only, said
 from pwoa_cli.cli.run_folder import opened
 from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files.run_folder import model_of
@@ -36,6 +37,7 @@ def prune(
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
     gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto",
     deterministic: options.Deterministic = False, config: Config = None,
+    resume: Unfinished = False, checkpoint_every: options.CheckpointEvery = 60,
     out: options.RunFolder = None,
     json: options.Json = False,
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
@@ -48,7 +50,7 @@ def prune(
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
-    with opened(console, out, model=model, sparsity=name, created=created) as folder:
+    with opened(console, out, model=model, sparsity=name, created=created, run=True) as folder:
         console.say("loading torch")
         from pwoa_cli.machine import determinism
         from pwoa_cli.reports import search, tables
@@ -70,12 +72,17 @@ def prune(
                            {"dry_run": True, "out": str(folder), "epochs": job.plan.epochs} | guess)
             return
         with console.progress() as progress:
-            result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created)
+            result = workflow.execute(job, folder, say=console.say, progress=progress.update, created=created,
+                                      checkpoint_every=checkpoint_every)
         where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
+        show = partial(console.result, tables.markdown(result), result | where,
+                       table=lambda: tables.table(result))
         try:
             workflow.keep(folder, result)
-        finally:  # a full disk must not cost the figures
-            console.result(tables.markdown(result), result | where, table=lambda: tables.table(result))
+        except Exception:  # a full disk must not cost the figures
+            show()
+            raise
+        show()
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
     own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")

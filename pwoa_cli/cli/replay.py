@@ -1,5 +1,5 @@
 """--config FILE: the options of an earlier run, from the [command] table of its config.toml; what is typed
-wins.
+wins. --resume: the same of an unfinished run, and its folder.
 
 The table holds what was typed then, by the names of the command's parameters: model = "a.pt", sparsity =
 "0.9", settings = ["lr=1e-3"].
@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from pwoa_cli.cli.options import TYPED
 from pwoa_cli.errors import InputError
+from pwoa_cli.files import run_folder
 from pwoa_cli.files.plain import read_toml
 
-NOT_KEPT = ("config", "out", "json", "quiet", "verbose", "dry_run", "junit")  # of this call, not of the run
+# of this call, not of the run
+NOT_KEPT = ("config", "out", "json", "quiet", "verbose", "dry_run", "junit", "resume", "checkpoint_every")
 TABLE = "command"
 
 
@@ -31,8 +34,35 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _fill(context: typer.Context, path: Path | None) -> Path | None:
     """Make the file's values the defaults of the command."""
-    if path is None:
-        return None
+    if path is not None:
+        context.default_map = _options(context, path)
+    return path
+
+
+def _unfinished(context: typer.Context, resume: bool) -> bool:
+    """Make the options of an unfinished run, and its folder, the defaults of the command: of the folder of
+    --out, else of the newest one, of MODEL if that is typed."""
+    if not resume:
+        return False
+    typed, _, _ = context.command.make_parser(context).parse_args(args=list(context.meta[TYPED]))
+    if typed.get("config"):
+        raise InputError("--resume takes the options of the run itself, --config those of another one.",
+                         hint=f"Leave one of them away: pwoa {context.info_name} --resume")
+    out, model = typed.get("out"), typed.get("model") or ""
+    folder = Path(out) if out else run_folder.newest_unfinished(model)
+    if not run_folder.is_unfinished(folder):
+        raise InputError(f"--resume: {folder} holds no unfinished run.",
+                         hint="See which runs there are: pwoa runs")
+    table = _options(context, folder / run_folder.CONFIG)
+    if "model" not in table:
+        raise InputError(f"{folder} was begun by a program, not by a command: nothing was typed.",
+                         hint="The same call of pwoa_cli.prune, with the same out, goes on.")
+    context.default_map = table | {"out": str(folder)}
+    return True
+
+
+def _options(context: typer.Context, path: Path) -> dict[str, Any]:
+    """What a file says, checked. Raises: InputError naming what is no option of the command."""
     table = _read(path)
     table.pop("sha256", None)
     known = [str(p.name) for p in context.command.params if p.name not in NOT_KEPT]
@@ -44,13 +74,15 @@ def _fill(context: typer.Context, path: Path | None) -> Path | None:
         if not isinstance(value, str | int | float | list):
             raise InputError(f"--config {path}: {key} is a {type(value).__name__}, expected text or a "
                              "number.", hint="As in a run's own config.toml.")
-    context.default_map = table
-    return path
+    return table
 
 
 Config = Annotated[Path | None, typer.Option(
     "--config", rich_help_panel="Run", metavar="FILE", is_eager=True, callback=_fill,
     help="Options of an earlier run, from its config.toml; what is typed wins.")]
+Unfinished = Annotated[bool, typer.Option(
+    "--resume", rich_help_panel="Run", is_eager=True, callback=_unfinished,
+    help="Go on, as it was begun, with the unfinished run of --out, else the newest one (of MODEL).")]
 
 
 def said(context: typer.Context) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """The folder that a command writes to, tried before torch is loaded; if the command fails, what is kept is
 said."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from pwoa_cli.cli.console import Console
-from pwoa_cli.errors import PwoaError
+from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files import run_folder
 
 
 class Interrupted(PwoaError):
-    """Ctrl-C or SIGTERM; the message says what was kept."""
+    """Ctrl-C, SIGTERM or SIGHUP; the message says what was kept."""
 
     exit_code = 130
 
@@ -19,40 +19,47 @@ class Interrupted(PwoaError):
 @contextmanager
 def opened(console: Console, out: Path | None, *, model: str, sparsity: float | str = 0.0,
            created: datetime | None = None, goes_on: Callable[[], str] = str,
-           again: bool = False) -> Iterator[Path]:
+           again: bool = False, run: bool = False) -> Iterator[Path]:
     """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is
     said.
 
-    Args: goes_on: what more there is to say when it is interrupted. again: as in files.run_folder.create.
+    Args: goes_on: what more there is to say when it is interrupted. again, run: as in
+    files.run_folder.create.
     """
     with run_folder.opened(out, model_name=run_folder.name_for(model), sparsity=sparsity,
-                           now=created or datetime.now(), again=again) as folder:
-        before = _names(folder)
+                           now=created or datetime.now(), again=again, run=run) as folder:
+        before = _times(folder)
         try:
             yield folder
         except BaseException as error:  # a user's code may call sys.exit
-            kept = _kept(folder, before)
+            kept = _kept(folder, set() if run else before.keys(), broken=error)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(f"interrupted; {kept} {goes_on()}".rstrip()) from None
-            if _names(folder) - before:
+            if _times(folder) != before:
                 console.warn(f"stopped; {kept}")
             raise
 
 
-def _names(folder: Path) -> set[str]:
-    """What is in the folder: nothing, where somebody removed it."""
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+def _times(folder: Path) -> dict[str, int]:
+    """What is in the folder and when it changed: nothing, where somebody removed it."""
+    names = run_folder.contents(folder) if folder.is_dir() else []
+    return {name: (folder / name).stat().st_mtime_ns for name in names}
 
 
-def _kept(folder: Path, before: set[str]) -> str:
-    """What a run that did not finish leaves besides what was there before, in a sentence or two."""
-    names = sorted(_names(folder) - before)
+def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> str:
+    """What a run that did not finish leaves besides what was there before, in a sentence or two; and how it
+    goes on, unless it broke by itself."""
+    names = [name for name in _times(folder) if name not in before]
     if not names:
         return "nothing was written."
     kept = f"kept in {folder}: {', '.join(names)}."
+    if run_folder.CONFIG not in names:
+        return kept
+    again = isinstance(broken, KeyboardInterrupt | InputError)
+    way = f"\nGo on: {run_folder.resume_command(folder)}" if again else ""
     if "model.safetensors" in names:
-        return f"{kept}\nThe pruned model is whole; measure it: pwoa eval {folder / 'model.safetensors'}"
-    return f"{kept} No pruned model was written." if "config.toml" in names else kept
+        return f"{kept}\nThe pruned model is whole; measure it: pwoa eval {folder / 'model.safetensors'}{way}"
+    return f"{kept} No pruned model was written.{way}"
 
 
 @contextmanager

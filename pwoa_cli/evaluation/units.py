@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError, PwoaError, reading
+from pwoa_cli.files import locks
 from pwoa_cli.files.arrays import read_arrays
-from pwoa_cli.files.atomic import atomic
+from pwoa_cli.files.atomic import atomic, sweep
 from pwoa_cli.files.hashes import state_sha256
-from pwoa_cli.files.run_folder import ROOT, UNFINISHED
+from pwoa_cli.files.run_folder import LOCK, ROOT, UNFINISHED
 
 FORMAT = 1  # of the files; part of KEY
 # modules and rooms that decide what a flag is: inputs, weights and the reading of the checkpoint are in KEY
@@ -78,13 +79,24 @@ class Unfinished:
         self.folder, self.reuse = folder, reuse
         self.taken, self.made, self.there = 0, 0, any(folder.glob("*.npz"))
         self._paths: set[Path] = set()
+        self._lock = ExitStack()
 
     def fault(self) -> str:
-        """Why nothing can be written there, "" if it can."""
+        """Why nothing can be written there, "" if it can: then nobody else writes there until `tidy`.
+
+        Raises: InputError if another process does and its units are what this one wants to go on from.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"pwoa")
+            self._lock.enter_context(locks.held(self.folder / LOCK, what=f"{self.folder} of this evaluation",
+                                                hint="Wait for it, or leave --resume away."))
+            sweep(self.folder)
+        except InputError as error:
+            if self.reuse:
+                raise
+            return error.message.rstrip(".")
         except OSError as error:
             return f"{self.folder}: {error.strerror}"
         return ""
@@ -126,7 +138,8 @@ class Unfinished:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove folders in which nothing is kept."""
+        """Let others write there, and remove folders in which nothing is kept."""
+        self._lock.close()
         with suppress(OSError):  # something is there, or it never was
             for folder in (self.folder, *([UNFINISHED, ROOT] if self.folder.parent == UNFINISHED else [])):
                 if folder.exists():

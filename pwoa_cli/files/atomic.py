@@ -58,6 +58,12 @@ def each(*writes: Callable[[], None]) -> None:
         raise failed[0]
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that nobody else writes in."""
+    for left in folder.glob(".pwoa-*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename survive a power cut, where the system lets folders be synced (Windows, some networks do
     not)."""

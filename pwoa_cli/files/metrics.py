@@ -16,12 +16,16 @@ class MetricsLog:
     0.5})`.
 
     A line that cannot be written (a full disk) costs the log and not the run. Args: lost: told of it, once.
+    size: bytes of the file that stay, None for all of them.
     """
 
-    def __init__(self, path: Path, *, lost: Say = lambda text: None):
+    def __init__(self, path: Path, *, lost: Say = lambda text: None, size: int | None = None):
         self.path, self._lost, self._told = path, lost, False
         # unbuffered: what could not be written must not be tried once more when it is closed
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by `close`, and by the log's block)
+        if size is not None and size < self._file.tell():
+            self._file.truncate(size)
+            self._file.seek(0, os.SEEK_END)
         # a killed run may have left half a line: start behind it
         self._first = b"\n" if self._file.tell() and not _ends_with_newline(self._file) else b""
 
@@ -40,6 +44,11 @@ class MetricsLog:
             self._lost(f"warning: {self.path} cannot be written ({why}): the run goes on, and its log lacks "
                        "these lines.")
             self._told = True
+
+    def sync(self) -> int:
+        """Hand it to the disk, so that a power cut loses nothing. Returns: the size of the file, in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
     def close(self) -> None:
         """Close the file; `append` is over."""

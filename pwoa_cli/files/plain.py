@@ -64,11 +64,15 @@ def read_toml(path: Path, *, name: str, hint: str) -> dict[str, Any]:
 
 
 def write_toml(path: Path, table: Mapping[str, Any]) -> None:
-    """Put a table (and tables in it) as TOML at `path`, atomically; None is left out, as TOML has no word for
-    it."""
+    """Put a table (and tables in it) as TOML at `path`, atomically."""
+    write_text_atomic(path, toml(table))
+
+
+def toml(table: Mapping[str, Any]) -> str:
+    """A table (and tables in it) as TOML; None is left out, as TOML has no word for it."""
     import tomli_w
 
-    write_text_atomic(path, tomli_w.dumps(_without_none(table)))
+    return tomli_w.dumps(_without_none(table))
 
 
 def _without_none(value: Any) -> Any:

@@ -2,14 +2,18 @@
 
     model.safetensors  report.json  report.md  config.toml    written at once: temporary name, fsync, rename
     metrics.jsonl      one JSON object a line, flushed; a cut last line is ignored
+    state.pt  parts/   what an unfinished run goes on from; gone when it is finished
+    .pwoa.lock         whose it is while somebody writes (locks.py)
 
 A run is finished when model.safetensors and report.json are there. JSON never holds NaN or infinity: they
 become null.
 """
 import os
 import re
+import shlex
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -17,28 +21,31 @@ from pathlib import Path
 from typing import Any
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.files.atomic import OUT_HINT
+from pwoa_cli.files import locks
+from pwoa_cli.files.atomic import OUT_HINT, sweep
 from pwoa_cli.files.plain import read_json
 
 ROOT = Path("pwoa-runs")
 UNFINISHED = ROOT / ".eval"  # what evaluations found so far
 FINISHED = ("model.safetensors", "report.json")
+CONFIG, METRICS, STATE, PARTS, LOCK = "config.toml", "metrics.jsonl", "state.pt", "parts", ".pwoa.lock"
 STAMP = "%Y%m%d-%H%M%S"
 
 
 def create(out: Path | None, *, model_name: str, sparsity: float | str, now: datetime,
-           need_bytes: int = 10_000_000, again: bool = False) -> Path:
+           need_bytes: int = 10_000_000, again: bool = False, run: bool = False) -> Path:
     """Make the folder of a new run and try that it can be written, before any work is done for it.
 
     Args: out: None for pwoa-runs/<model>-<sparsity>-<time>, with -2, -3, ... where that exists; a folder
     given by the user must be new or empty. model_name: any text, made fit for a file name. sparsity: or
     words that stand for it, fit for a file name. now: the start of the run. need_bytes: free space asked of
-    the disk. again: a folder of the user's may hold an earlier evaluation and nothing else.
+    the disk. again: a folder of the user's may hold an earlier evaluation and nothing else. run: it may hold
+    an unfinished run.
     Raises: InputError if the folder exists with content, cannot be made or written, or the disk is too full.
     """
     try:
         made = out is None or not out.exists()
-        path = _new_default(model_name, sparsity, now) if out is None else _named(out, again=again)
+        path = _new_default(model_name, sparsity, now) if out is None else _named(out, again=again, run=run)
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(b"pwoa")
     except OSError as error:
@@ -54,11 +61,11 @@ def create(out: Path | None, *, model_name: str, sparsity: float | str, now: dat
     return path
 
 
-def _named(out: Path, *, again: bool) -> Path:
+def _named(out: Path, *, again: bool, run: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"output folder {out} is a file.", hint=OUT_HINT)
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()) and not (again and _is_evaluation(out)):
+    if contents(out) and not (again and _is_evaluation(out) or run and is_unfinished(out)):
         raise InputError(f"output folder {out} exists and is not empty; nothing in it was touched.",
                          hint="Name a new folder with --out DIR, or leave --out away: each run gets its own "
                               "under pwoa-runs.")
@@ -68,12 +75,33 @@ def _named(out: Path, *, again: bool) -> Path:
 def _is_evaluation(folder: Path) -> bool:
     """Whether a folder holds what `pwoa eval --out` writes and nothing else: no run, and nobody's own
     report.md."""
-    names = {path.name for path in folder.iterdir()}
+    names = set(contents(folder))
+    if not names <= {"report.json", "report.md", "samples.npz"}:
+        return False
+    if "report.json" not in names:  # an evaluation that was killed while it wrote has left its lock
+        return (folder / LOCK).exists()
     with suppress(InputError):
         made = read_json(folder / "report.json")
-        return names <= {"report.json", "report.md",
-                         "samples.npz"} and "threat" in made and "created" not in made
+        return "threat" in made and "created" not in made
     return False
+
+
+def contents(folder: Path) -> list[str]:
+    """Names in a folder, sorted, without locks and what a killed process left half written."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".pwoa"))
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds a run of `pwoa prune` that was stopped."""
+    done = all((folder / name).is_file() for name in FINISHED) and not (folder / STATE).exists()
+    return not done and {"command", "recipe"} <= config(folder).keys()
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """The config.toml of a run; {} if there is none that can be read."""
+    with suppress(OSError, ValueError, RecursionError):  # no TOML, no text
+        return tomllib.loads((folder / CONFIG).read_text(encoding="utf-8", errors="surrogateescape"))
+    return {}
 
 
 def _new_default(model_name: str, sparsity: float | str, now: datetime) -> Path:
@@ -94,15 +122,23 @@ def _new_default(model_name: str, sparsity: float | str, now: datetime) -> Path:
 
 @contextmanager
 def opened(out: Path | None, **options: Any) -> Iterator[Path]:
-    """`create` as a block: folders that it made and in which nothing was written are gone afterwards (a dry
-    run, a set-up that failed); a folder that was there before stays. Raises: InputError as `create`."""
+    """`create` as a block that nobody else may write in: folders that it made and in which nothing was
+    written are gone afterwards (a dry run, a set-up that failed); a folder that was there before stays.
+
+    Raises: InputError as `create`, and if another process writes there.
+    """
     top = ROOT if out is None else out
     # Path.exists raises for a name that is too long
     made = [p for p in (top, *top.parents) if not os.path.exists(p)]
     try:
         path = create(out, **options)
         made = [path, *made] if out is None else made
-        yield path
+        with locks.held(path / LOCK, what=f"output folder {path}",
+                        hint="Wait for it, or name another folder: --out DIR"):
+            if out is not None:
+                create(out, **options)  # what was in it may have been finished meanwhile
+            sweep(path)
+            yield path
     finally:
         _remove_empty(*made)
 
@@ -152,6 +188,32 @@ def newest(root: Path = ROOT) -> Path:
     return max(finished, key=_started)
 
 
+def resume_command(folder: Path) -> str:
+    """What is typed to go on with the run in a folder."""
+    return f"pwoa prune --resume --out {shlex.quote(str(folder))}"
+
+
+def newest_unfinished(model: str = "", *, root: Path = ROOT) -> Path:
+    """The unfinished run under `root` that started last, of any model or of this one, and that nobody is at.
+
+    Raises: InputError if there is none.
+    """
+    of = f" of {model}" if model else ""
+    there = [path for path in (root.iterdir() if root.is_dir() else ()) if is_unfinished(path)
+             and (not model or _same_file(config(path).get("model"), model_of(model)))]
+    idle = [path for path in there if not locks.owner(path / LOCK)]
+    if not idle:
+        raise InputError(f"no unfinished run{of} under {root}"
+                         f"{f' ({len(there)} still at work)' if there else ''}.",
+                         hint="Name its folder: pwoa prune --resume --out DIR; pwoa runs lists those of "
+                              f"{root}.")
+    return max(idle, key=_started)
+
+
+def _same_file(one: Any, other: str) -> bool:
+    return isinstance(one, str) and os.path.realpath(one) == os.path.realpath(other)
+
+
 def _started(path: Path) -> tuple[float, int, str]:
     """Sort key: seconds since the epoch, number among runs of one second, name."""
     stamp = re.search(r"-(\d{8}-\d{6})(?:-(\d+))?$", path.name)
@@ -164,7 +226,8 @@ def _started(path: Path) -> tuple[float, int, str]:
     if stamp:
         with suppress(ValueError):
             return datetime.strptime(stamp[1], STAMP).timestamp(), again, path.name
-    return (path / "report.json").stat().st_mtime, again, path.name
+    made = next((path / name for name in ("report.json", CONFIG) if (path / name).exists()), path)
+    return made.stat().st_mtime, again, path.name
 
 
 def check_file(path: Path | None, *, flag: str, ending: str) -> None:

@@ -1,11 +1,13 @@
 """The runs in a folder, a line each: model, sparsity, clean and worst case, size, date, state."""
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import WORST
-from pwoa_cli.files import run_folder
+from pwoa_cli.files import locks, run_folder
+from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.reports import numbers, schema, tables
 
 HEAD = ("run", "model", "zeros", "clean", "worst case", "file", "date", "state")
@@ -27,7 +29,7 @@ def _entry(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"folder": str(folder), "model": None, "sparsity": None, "clean": None,
                              "worst_case": None, "file_bytes": None, "created": None}
     if not all((folder / name).is_file() for name in run_folder.FINISHED):
-        return found | {"state": "unfinished"}
+        return found | {"state": _share_done(folder)}
     try:
         report = schema.validate(schema.read(folder / "report.json"))
     except InputError as error:
@@ -38,6 +40,19 @@ def _entry(folder: Path) -> dict[str, Any]:
             "sparsity": report["sparsity"]["achieved"], "clean": _of(report, "clean"),
             "worst_case": _of(report, WORST), "file_bytes": report["size"]["file_bytes"],
             "created": report["created"], "state": state}
+
+
+def _share_done(folder: Path) -> str:
+    """"running, 43%" of a run that a process is at; "unfinished, 43%" of one that can go on; "unfinished" of
+    one that would begin again. The share is that of the training, "trained" stands for all of it."""
+    running = bool(locks.owner(folder / run_folder.LOCK))
+    if not running and not (folder / run_folder.STATE).exists():
+        return "unfinished"
+    steps, done = run_folder.config(folder).get("steps"), 0
+    with suppress(InputError):
+        done = max((row.get("step", 0) for row in read_metrics(folder / run_folder.METRICS)[-1:]), default=0)
+    share = f"{100 * done // steps}%" if isinstance(steps, int) and 0 <= done < steps else "trained"
+    return f"{'running' if running else 'unfinished'}, {share}"
 
 
 def _of(report: Mapping[str, Any], name: str) -> dict[str, float] | None:

@@ -5,12 +5,13 @@
 Jian et al. 2022, eq. 5-8.
 
 Everything that changes is in `State`; everything that does not is in `Plan`. Batch, noise and learning rate
-are pure functions of (seed, step), so a state stopped anywhere goes on as if it had never stopped.
+are pure functions of (seed, step), so a state stopped anywhere goes on as if it had never stopped. What `run`
+remembers beside it, of the steps since its last report, is in the position that it hands out after each step.
 """
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,10 +23,11 @@ from pwoa_cli.machine.memory import keep_freed_memory
 from pwoa_cli.machine.seeds import number
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import admm
+from pwoa_cli.pruning.curves import Curve
 from pwoa_cli.training import averaging, inputs, masks, objective, schedule
 from pwoa_cli.training.masks import apply_masks, sparsity_at
 from pwoa_cli.training.recipe import Recipe
-from pwoa_cli.training.state import Plan, State, from_dict, optimizer_for, to_dict, weights_of
+from pwoa_cli.training.state import Plan, State, from_dict, on, optimizer_for, to_dict, weights_of
 
 # A loss has exploded if it is not finite, or so many times that of a student that answers all images alike:
 # with half of the weights no pruning makes it so large, with fewer the steps after a mask move may come near.
@@ -33,12 +35,17 @@ EXPLODED_DENSE, EXPLODED = 1, 3
 GROWN = 2  # times the loss of a step that no rate is to blame for: the first, and that of ADMM's hard prune
 RATE = 0.25  # what the learning rates are multiplied by then, before all is done again from the start
 RESTARTS = 4  # down to 1/256 of the recipe's rate
+# after each step: how many are done, and what gives the position, from which another `run` goes on
+Keep = Callable[[int, Callable[[], dict[str, Any]]], None]
 
-def begin(plan: Plan, student: nn.Module) -> State:
-    """The state before the first step: nothing masked, curves measured where the allocation needs them."""
-    state = State(student, optimizer_for(plan.recipe, student, plan.recipe.lr), masks={}, admm=None, step=0)
+
+def begin(plan: Plan, student: nn.Module, *, curves: dict[str, Curve] | None = None) -> State:
+    """The state before the first step: nothing masked, curves measured where the allocation needs them and
+    none are given."""
+    state = State(student, optimizer_for(plan.recipe, student, plan.recipe.lr), masks={}, admm=None, step=0,
+                  curves=curves)
     slopes = partial(_gradients, plan, state)
-    if plan.recipe.allocation == "sensitivity":
+    if plan.recipe.allocation == "sensitivity" and curves is None:
         state = replace(state, curves=masks.damage_curves(plan, student, slopes))
     if plan.recipe.method == "admm":
         lost = masks.quotas(plan, state, plan.sparsity, slopes)
@@ -66,9 +73,14 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
 
 
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None],
-        every: int = 20, restarted: Say = lambda text: None) -> State:
+        every: int = 20, restarted: Say = lambda text: None, keep: Keep = lambda step, position: None,
+        earlier: Mapping[str, Any] | None = None) -> State:
     """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of
     each term over the steps that have it (mixed batches have no label term).
+
+    Args: state: of `begin`, with `earlier` too. keep: see Keep; positions hold what `to_dict` says. earlier:
+    the position where a run of this very plan was stopped: this one ends as that would have, bit for bit on
+    a CPU.
 
     Where the loss explodes, all is done again from the state given, at a quarter of the rate: `restarted`
     gets a sentence, the state's lr_scale has the rate, and so have the losses reported from then on. At the
@@ -81,10 +93,16 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
     saved = copy.deepcopy(to_dict(state))
     blind = objective.of_constant(plan.recipe, teacher=plan.teacher, hidden=plan.hidden,
                                   batch=inputs.batch(plan, state.step)) or math.inf
+    trail = _Trail(state.step)
+    if earlier:
+        state = from_dict(plan, state.student, earlier["state"])
+        trail = _Trail(**on(next(state.student.parameters()).device, earlier["trail"]))
+        saved["lr_scale"] = state.lr_scale
     while True:
         try:
             last = state.lr_scale <= RATE**RESTARTS
-            return _run(plan, state, report=report, every=every, blind=math.inf if last else blind)
+            return _run(plan, state, trail, report=report, every=every, keep=keep,
+                        blind=math.inf if last else blind)
         except _Explosion as explosion:
             if explosion.at_once or last:
                 raise PwoaError(f"The loss is not finite by step {explosion.step} of {plan.steps}: "
@@ -95,6 +113,17 @@ def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]],
                       f"more from step {saved['step']}, at {saved['lr_scale']:g} of the recipe's learning "
                       "rate.")
             state = from_dict(plan, state.student, copy.deepcopy(saved))
+            trail = _Trail(state.step)
+
+
+@dataclass
+class _Trail:
+    """What a run remembers of its steps: the first one; the losses since the last report, by term; the loss
+    of the last step that no rate is to blame for."""
+
+    start: int
+    seen: dict[str, list[Tensor]] = field(default_factory=dict)
+    blameless: Tensor = field(default_factory=partial(torch.tensor, 0.0))
 
 
 _RATE = "Limit the gradient, or lower the learning rate: pwoa prune ... --set clip=5, or --set lr=1e-4"
@@ -109,34 +138,46 @@ class _Explosion(Exception):
         self.step, self.at_once = step, at_once
 
 
-def _run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None], every: int,
-         blind: float) -> State:
+def _run(plan: Plan, state: State, trail: _Trail, *, report: Callable[[State, dict[str, float]], None],
+         every: int, keep: Keep, blind: float) -> State:
     """`run` at one rate. Args: blind: loss of a student that answers all alike. Raises: _Explosion."""
-    seen: dict[str, list[Tensor]] = {}
-    start, blameless = state.step, torch.tensor(0.0)
+    pruned_hard = plan.sparsify_steps if plan.recipe.method == "admm" else trail.start
     while state.step < plan.steps:
         state, losses = step(plan, state)
-        if state.step - 1 in (start, plan.sparsify_steps if plan.recipe.method == "admm" else start):
-            blameless = _distilled(losses)
+        if state.step - 1 in (trail.start, pruned_hard):
+            trail.blameless = _distilled(losses)
         for name, value in losses.items():
-            seen.setdefault(name, []).append(value)
+            trail.seen.setdefault(name, []).append(value)
         if state.step % every == 0 or state.step in (plan.sparsify_steps, plan.steps):
-            means = {name: torch.stack(values).mean().item() for name, values in seen.items()}
-            if bad := [name for name, value in means.items() if not math.isfinite(value)]:
-                at_once = state.step - start <= every and not math.isfinite(seen["loss"][0].item())
-                raise _Explosion(", ".join(bad), state.step, at_once=at_once)
-            limit = blind * (EXPLODED_DENSE if _sparsity(plan, state) <= 0.5 else EXPLODED)
-            if _distilled(means) > max(limit, GROWN * blameless.item()):
-                raise _Explosion(f"{means['loss']:.3g}", state.step, at_once=False)
-            if _distilled(means) > blind / 2 and _dead(plan, state):
-                raise _Explosion("every image gets the same answer", state.step, at_once=False)
+            means = _sound(plan, state, trail, every=every, blind=blind)
             report(state, means | ({"lr_scale": state.lr_scale} if state.lr_scale != 1 else {}))
-            seen = {}
+            trail.seen = {}
+        keep(state.step, partial(_position, state, trail))
     finish(plan, state)
     # of the last step, whose loss nobody saw; batch norms' statistics, which no loss in training sees
     if bad := [name for name, t in state.student.state_dict().items() if not t.isfinite().all()]:
         raise _Explosion(f"weights {bad[0]}", state.step, at_once=False)
     return state
+
+
+def _sound(plan: Plan, state: State, trail: _Trail, *, every: int, blind: float) -> dict[str, float]:
+    """Mean losses of the steps since the last report. Raises: _Explosion if nothing can come of them."""
+    means = {name: torch.stack(values).mean().item() for name, values in trail.seen.items()}
+    if bad := [name for name, value in means.items() if not math.isfinite(value)]:
+        at_once = state.step - trail.start <= every and not math.isfinite(trail.seen["loss"][0].item())
+        raise _Explosion(", ".join(bad), state.step, at_once=at_once)
+    limit = blind * (EXPLODED_DENSE if _sparsity(plan, state) <= 0.5 else EXPLODED)
+    if _distilled(means) > max(limit, GROWN * trail.blameless.item()):
+        raise _Explosion(f"{means['loss']:.3g}", state.step, at_once=False)
+    if _distilled(means) > blind / 2 and _dead(plan, state):
+        raise _Explosion("every image gets the same answer", state.step, at_once=False)
+    return means
+
+
+def _position(state: State, trail: _Trail) -> dict[str, Any]:
+    """What `run` takes as `earlier`: tensors that the next step changes in place, so write or copy it
+    before."""
+    return {"state": to_dict(state), "trail": vars(trail)}
 
 
 def _distilled(losses: Mapping[str, Any]) -> Any:

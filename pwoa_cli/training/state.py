@@ -88,13 +88,24 @@ def to_dict(state: State) -> dict[str, Any]:
 
 
 def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State:
-    """The state of `to_dict` again, on a student of the same architecture (its weights are overwritten)."""
+    """The state of `to_dict` again, on a student of the same architecture (its weights are overwritten) and
+    on its device, wherever what was saved lies: best on the CPU, as an optimiser counts its steps there."""
     student.load_state_dict(saved["student"])
     optimizer = optimizer_for(plan.recipe, student, plan.recipe.lr)
     optimizer.load_state_dict(saved["optimizer"])
-    splitting = None if saved["admm"] is None else admm.Admm(**saved["admm"])
-    return State(student, optimizer, dict(saved["masks"]), splitting, saved["step"], saved["curves"],
-                 saved["average"], saved["lr_scale"])
+    device = next(student.parameters()).device
+    splitting = None if saved["admm"] is None else admm.Admm(**on(device, saved["admm"]))
+    return State(student, optimizer, on(device, saved["masks"]), splitting, saved["step"], saved["curves"],
+                 on(device, saved["average"]), saved["lr_scale"])
+
+
+def on(device: torch.device, value: Any) -> Any:
+    """A copy of dictionaries and lists with their tensors on a device; whatever else is in them as it is."""
+    if isinstance(value, Mapping):
+        return {key: on(device, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [on(device, item) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def weights_of(plan: Plan, student: nn.Module) -> dict[str, nn.Parameter]:

@@ -83,17 +83,18 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     """What `pwoa prune` does: distil a pruned copy, save it, measure both under attack.
 
     Args: model, teacher: a checkpoint or a run's folder. sparsity: fraction of zeros, in (0, 1). out: a new
-        or empty folder; None: a new one under pwoa-runs. settings: fields of the recipe, such as {"epochs":
-        2}. max_loss: in place of sparsity: as many zeros as lose at most so many points of the worst case, in
-        (0, 100), on held_out training images. eps: a number in units of inputs in [0,1], or "8/255"; None:
-        the file's or the data set's. progress: called with (phase, steps done, steps in all, text); say: with
-        every sentence for people. The others as the command's options of that name.
+        or empty folder, or one where the same run was stopped, which goes on; None: a new one under
+        pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. max_loss: in place of sparsity: as
+        many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
+        eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
+        called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
+        as the command's options of that name.
     Raises: InputError, PwoaError.
     """
     created = datetime.now()
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=goal(sparsity, max_loss, held_out), now=created) as folder:
+                           sparsity=goal(sparsity, max_loss, held_out), now=created, run=True) as folder:
         request = Request(source, sparsity or 0.0, max_loss=max_loss, held_out=held_out,
                           structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},

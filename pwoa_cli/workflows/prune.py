@@ -15,13 +15,16 @@ from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
 from pwoa_cli.data.samples import samples
-from pwoa_cli.errors import PwoaError
+from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.results import to_json
 from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.files.keeper import SECONDS, Keeper
 from pwoa_cli.files.metrics import MetricsLog
 from pwoa_cli.files.plain import write_toml
+from pwoa_cli.files.run_folder import METRICS
+from pwoa_cli.machine import signals
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import WRAPPED
@@ -37,33 +40,39 @@ from pwoa_cli.version import __version__
 from pwoa_cli.workflows import prune_search
 from pwoa_cli.workflows.prune_job import Job, timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin
+from pwoa_cli.workflows.prune_resume import clear, keeper_of, parts
 from pwoa_cli.workflows.setup import data_fields, data_notes
 
 # --- the run ---------------------------------------------------------------
 
-def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: datetime) -> dict[str, Any]:
+def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: datetime,
+            checkpoint_every: float = SECONDS) -> dict[str, Any]:
     """Prune, save, verify, measure; every file of the run folder but metrics.jsonl is written whole or not at
-    all.
+    all. A run of the same configuration that was stopped in this folder goes on.
 
-    Returns: the report, as `keep` writes it.
+    Args: checkpoint_every: seconds between two states that are kept, at the least.
+    Returns: the report, as `keep` writes it. Raises: InputError if the folder holds another unfinished run.
     """
     machine = environment(device=str(job.device), seed=job.request.seed)
-    write_toml(folder / "config.toml", config(job, machine))
-    job, student, lowered, way = _student(job, folder, say=say, progress=progress)
+    table = config(job, machine)
+    keeper = keeper_of(job, folder, table, every=checkpoint_every, say=say)
+    earlier = keeper.kept() or {"created": created.isoformat()}
+    created = datetime.fromisoformat(earlier["created"])
+    job, student, lowered, way = _student(job, folder, keeper, earlier, say=say, progress=progress)
     request, subject, seconds = job.request, job.subject, job.seconds
     say("saving, and loading again what was saved")
     if not folder.is_dir():
         say(f"warning: {folder} was removed during the run; it is made again, without the log.")
         folder.mkdir(parents=True)
-        write_toml(folder / "config.toml", config(job, machine))
+        write_toml(folder / "config.toml", table)
     with timed(seconds, "save"):
         size = _save(job, student, folder / "model.safetensors")
     say(f"saved and verified {folder / 'model.safetensors'} ({numbers.size(size['file_bytes'])})")
     x = samples(subject.dataset, request.n, seed=request.seed)
-    with timed(seconds, "evaluate"):
-        scores = measure({"teacher": job.teacher.model, "pruned": student}, x, norm=subject.norm,
-                         eps=subject.eps,
-                         attack_names=request.attacks, seed=request.seed, progress=progress, say=say)
+    models = {"teacher": job.teacher.model, "pruned": student}
+    with timed(seconds, "evaluate"), parts(job, folder, models, say=say) as unfinished:
+        scores = measure(models, x, norm=subject.norm, eps=subject.eps, attack_names=request.attacks,
+                         seed=request.seed, progress=progress, say=say, unfinished=unfinished)
     result = schema.build(
         created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity,
         structure=request.structure, size=size,
@@ -83,27 +92,52 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
 
 
 def keep(folder: Path, result: Mapping[str, Any]) -> None:
-    """report.json and report.md, with which a run is finished. Raises: as `reports.write.write`."""
+    """report.json and report.md, with which a run is finished; what it would have gone on from is removed.
+    Raises: as `reports.write.write`."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, result)
-def _student(job: Job, folder: Path, *, say: Say,
+    clear(folder)
+
+
+def _student(job: Job, folder: Path, keeper: Keeper, earlier: Mapping[str, Any], *, say: Say,
              progress: Progress) -> tuple[Job, nn.Module, list[str], dict[str, Any] | None]:
     """The pruned model with its job and notes of its training: of the sparsity asked for, or that a search
-    ends at, with the way there."""
+    ends at, with the way there. A run goes on from its last step that was kept, a search from its last
+    stage."""
     if job.held_out is None:
-        return job, *_logged_fit(job, folder, say=say, progress=progress), None
-    found = prune_search.find(job, say=say, progress=progress, train=lambda stage, told, named: _logged_fit(
-        stage, folder, say=say, progress=named, told=told))
+        with signals.patient():
+            return job, *_logged_fit(job, folder, earlier, keeper=keeper, say=say, progress=progress), None
+    log = folder / METRICS
+    MetricsLog(log, size=earlier.get("metrics", 0)).close()
+
+    def train(stage: Job, told: Mapping[str, Any], named: Progress) -> tuple[nn.Module, list[str]]:
+        return _logged_fit(stage, folder, {"metrics": None}, told=told, say=say, progress=named)
+
+    def over(way: Mapping[str, Any]) -> None:
+        keeper.keep({"created": earlier["created"], "search": dict(way),
+                     "metrics": log.stat().st_size if log.exists() else 0})
+
+    try:
+        found = prune_search.find(job, train=train, earlier=earlier.get("search"), over=over, say=say,
+                                  progress=progress)
+    except InputError:  # it is over, and found nothing
+        keeper.clear()
+        raise
     return found.job, found.student, found.notes, found.table
 
 
-def fit(job: Job, *, note: Callable[[State, dict[str, float]], None],
-        restarted: Say = lambda text: None) -> nn.Module:
+def fit(job: Job, *, note: Callable[[State, dict[str, float]], None], restarted: Say = lambda text: None,
+        keep: loop.Keep = lambda step, position: None,
+        earlier: Mapping[str, Any] | None = None) -> nn.Module:
     """Run both phases; returns the pruned model in eval mode and plain memory layout. The subject stays as it
-    was; `restarted` gets a sentence where a rate is lowered."""
+    was; `restarted` gets a sentence where a rate is lowered.
+
+    Args: keep, earlier: as of `loop.run`.
+    """
     plan, student = _copies(job)
     with torch.random.fork_rng():  # training seeds the global generator for dropout
-        state = loop.run(plan, loop.begin(plan, student), report=note, restarted=restarted)
+        state = loop.begin(plan, student, curves=earlier["state"]["curves"] if earlier else None)
+        state = loop.run(plan, state, report=note, restarted=restarted, keep=keep, earlier=earlier)
     return state.student.to(memory_format=torch.contiguous_format).eval()
 
 
@@ -137,42 +171,84 @@ def _copies(job: Job) -> tuple[Plan, nn.Module]:
     return replace(job.plan, teacher=teacher), student
 
 
-def _logged_fit(job: Job, folder: Path, *, say: Say, progress: Progress,
+def _logged_fit(job: Job, folder: Path, earlier: Mapping[str, Any], *, say: Say, progress: Progress,
+                keeper: Keeper | None = None,
                 told: Mapping[str, Any] | None = None) -> tuple[nn.Module, list[str]]:
-    """`fit` with its losses in metrics.jsonl and its phases timed; with the model, what it said of rates that
-    were too high. Args: told: what each line of metrics.jsonl says first."""
-    plan, seconds, start = job.plan, job.seconds, time.perf_counter()
-    seconds |= {"sparsify": 0.0, "finetune": 0.0}
-    epochs = -(-plan.steps // plan.steps_per_epoch)
-    progress("prune", 0, plan.steps, f"epoch 1/{epochs}")
-    notes: list[tuple[int, float]] = []  # (step, time)
-    lowered: list[str] = []
+    """`fit` with its losses in metrics.jsonl, its phases timed and its state kept; with the model, what it
+    said of rates that were too high.
 
-    def restarted(text: str) -> None:
-        lowered.append(text[0].upper() + text[1:])
-        say(f"warning: {text}")
+    Args: earlier: the state that it goes on from, with when it began. keeper: None keeps none. told: what
+    each line of metrics.jsonl says first.
+    """
+    position = earlier.get("position")
+    done = position["state"]["step"] if position else 0
+    if position:
+        say(f"goes on from step {done:,} of {job.plan.steps:,} in {folder}")
+    with MetricsLog(folder / METRICS, lost=say, size=earlier.get("metrics", 0)) as log:
+        record = _Record(job, log, keeper, earlier, told or {}, say=say, progress=progress)
+        progress("prune", done, job.plan.steps, f"epoch {record.epoch(done + 1)}")
+        student = fit(job, note=record.note, restarted=record.restarted, keep=record.keep, earlier=position)
+        return student, record.lowered
 
-    with MetricsLog(folder / "metrics.jsonl", lost=say) as log:
 
-        def note(state: State, losses: dict[str, float]) -> None:
-            phase = "sparsify" if state.step <= plan.sparsify_steps else "finetune"
-            now = time.perf_counter() - start
-            if notes and state.step <= notes[-1][0]:
-                notes.clear()  # once more from the start, at a lower rate
-            notes.append((state.step, now))
-            if len(notes) == 2:  # what is measured once before the first step is in the first note's time
-                per_step = (now - notes[0][1]) / (state.step - notes[0][0])
-                rest = per_step * (plan.steps - state.step)
-                say(str(duration.Estimate(now + rest, per_step, plan.steps,
-                                          duration.work(plan, job.subject.model))))
-            seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
-            log.append({**(told or {}), "step": state.step, "epoch": state.step / plan.steps_per_epoch,
-                        "phase": phase, "seconds": now, **losses})
-            epoch = -(-state.step // plan.steps_per_epoch)
-            progress("prune", state.step, plan.steps,
-                     f"epoch {epoch}/{epochs} | {phase} | loss {losses['loss']:.3g}")
+class _Record:
+    """What a training leaves while it runs: lines of metrics.jsonl, the seconds of its phases, its state."""
 
-        return fit(job, note=note, restarted=restarted), lowered
+    def __init__(self, job: Job, log: MetricsLog, keeper: Keeper | None, earlier: Mapping[str, Any],
+                 told: Mapping[str, Any], *, say: Say, progress: Progress):
+        self._job, self._plan, self._log, self._keeper = job, job.plan, log, keeper
+        self._created, self._start = earlier.get("created"), time.perf_counter() - earlier.get("seconds", 0.0)
+        self._told, self._say, self._progress = told, say, progress
+        job.seconds.update(earlier.get("phases", {"sparsify": 0.0, "finetune": 0.0}))
+        self.lowered: list[str] = list(earlier.get("lowered", []))
+        self._notes: list[tuple[int, float]] = []  # (step, time)
+
+    def epoch(self, step: int) -> str:
+        """Of a step, counted from 1, and how many there are."""
+        per_epoch, steps = self._plan.steps_per_epoch, self._plan.steps
+        return f"{-(-min(step, steps) // per_epoch)}/{-(-steps // per_epoch)}"
+
+    def restarted(self, text: str) -> None:
+        """Once more from the start, at a lower rate."""
+        self.lowered.append(text[0].upper() + text[1:])
+        self._say(f"warning: {text}")
+
+    def keep(self, step: int, position: Callable[[], dict[str, Any]]) -> None:
+        """After each step: keep the state where it is time to. Raises: KeyboardInterrupt if the process is to
+        end."""
+        if self._keeper is None:
+            return
+        ends, seconds = signals.wanted(), self._job.seconds
+        if ends or self._keeper.due or step == self._plan.steps:
+            self._keeper.keep({
+                "position": position(), "lowered": self.lowered, "metrics": self._log.sync(),
+                "seconds": time.perf_counter() - self._start, "created": self._created,
+                "phases": {phase: seconds[phase] for phase in ("sparsify", "finetune")}})
+        if ends:
+            raise KeyboardInterrupt
+
+    def note(self, state: State, losses: dict[str, float]) -> None:
+        """Losses of the last steps."""
+        phase = "sparsify" if state.step <= self._plan.sparsify_steps else "finetune"
+        now, seconds = time.perf_counter() - self._start, self._job.seconds
+        self._say_estimate(state.step, now)
+        seconds[phase] = now - (seconds["sparsify"] if phase == "finetune" else 0.0)
+        self._log.append({**self._told, "step": state.step, "epoch": state.step / self._plan.steps_per_epoch,
+                          "phase": phase, "seconds": now, **losses})
+        self._progress("prune", state.step, self._plan.steps,
+                       f"epoch {self.epoch(state.step)} | {phase} | loss {losses['loss']:.3g}")
+
+    def _say_estimate(self, step: int, now: float) -> None:
+        """How long it will take, when there are two notes to tell from: what is measured once before the
+        first step is in the time of the first."""
+        if self._notes and step <= self._notes[-1][0]:
+            self._notes.clear()  # once more from the start, at a lower rate
+        self._notes.append((step, now))
+        if len(self._notes) == 2:
+            first, then = self._notes[0]
+            per_step, steps = (now - then) / (step - first), self._plan.steps
+            work = duration.work(self._plan, self._job.subject.model)
+            self._say(str(duration.Estimate(now + per_step * (steps - step), per_step, steps, work)))
 
 
 def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:

@@ -4,6 +4,8 @@ held out -> accept or refuse -> the next sparsity, until nothing is left between
 A stage is accepted where the upper end of the paired 95% interval of what the worst case loses against the
 teacher is at most the limit.
 """
+import copy
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,16 +50,22 @@ class Found:
     table: dict[str, Any]
 
 
-def find(job: Job, *, train: Train, say: Say, progress: Progress) -> Found:
+def find(job: Job, *, train: Train, say: Say, progress: Progress,
+         earlier: Mapping[str, Any] | None = None,
+         over: Callable[[Mapping[str, Any]], None] = lambda way: None) -> Found:
     """The sparsest student, by stages, that keeps the limit of a job with images held out.
 
-    Args: train: trains a stage. Raises: InputError if the images held out cannot tell, or no sparsity keeps
-    the limit.
+    Args: train: trains a stage. over: gets, after each stage, what the search goes on from, plain values and
+    tensors; earlier: such a one, of the same job. Raises: InputError if the images held out cannot tell, or
+    no sparsity keeps the limit.
     """
     job.seconds.update({"sparsify": 0.0, "finetune": 0.0, "search": 0.0})
     teacher = _attacked(job, job.teacher.model, SIDES[0], progress=progress, say=say)
     _check_can_tell(job, teacher)
     search, found = Search(zeros_of(job.counted.weights)), Found(job, job.subject.model, [], {})
+    if earlier is not None:
+        search, found = _of_earlier(job, earlier)
+        say(f"goes on after stage {len(search.stages)}")
     while (sparsity := next_sparsity(search)) is not None:
         try:
             stage_job = at_sparsity(job, sparsity)
@@ -72,9 +80,30 @@ def find(job: Job, *, train: Train, say: Say, progress: Progress) -> Found:
         say(_verdict(job, stage, len(search.stages)))
         if stage.accepted:
             found = Found(stage_job, student, [*found.notes, *notes], {})
+        over(_kept(search, found))
     if search.accepted is None:
         raise _nothing(job, search)
     return replace(found, table=_table(job, teacher, search))
+
+
+def _kept(search: Search, found: Found) -> dict[str, Any]:
+    """How far a search is, as plain values and tensors."""
+    accepted = search.accepted is not None
+    return {"search": json.dumps(asdict(search)), "notes": list(found.notes),
+            "student": found.student.state_dict() if accepted else None}
+
+
+def _of_earlier(job: Job, earlier: Mapping[str, Any]) -> tuple[Search, Found]:
+    """The inverse of `_kept`, for the same job."""
+    words = json.loads(earlier["search"])
+    stages = [Stage(**{**stage, "ci95": tuple(stage["ci95"])}) for stage in words["stages"]]
+    search = Search(words["begun"], tuple(stages), tuple(words["unreachable"]))
+    if search.accepted is None:
+        return search, Found(job, job.subject.model, list(earlier["notes"]), {})
+    student = copy.deepcopy(job.subject.model).eval()
+    student.load_state_dict(earlier["student"])
+    accepted = at_sparsity(job, search.accepted.sparsity)
+    return search, Found(accepted, student, list(earlier["notes"]), {})
 
 
 # --- a stage ---------------------------------------------------------------

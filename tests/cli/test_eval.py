@@ -214,7 +214,7 @@ def test_a_full_disk_at_the_end_does_not_cost_the_figures(here, pwoa, monkeypatc
     assert code == 2 and "s.npz cannot be written" in err and "| fgsm |" in out
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_evaluating(here, stop):
     process = start("eval", "model.pt", *TINY, "--eps", "1e-6", "--attacks", "pgd-1000000", "--out",
                     "stopped")

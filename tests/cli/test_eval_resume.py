@@ -1,5 +1,6 @@
 """`pwoa eval` that was killed or stopped by the clock goes on from what was finished."""
 import json
+import os
 import shutil
 import signal
 import time
@@ -8,10 +9,13 @@ from pathlib import Path
 import pytest
 from helpers import small_models as small
 from helpers.cli_world import start
+from helpers.processes import wait
 
 from pwoa_cli.attacks import gradient
 from pwoa_cli.attacks.bounded import OutOfTime
 from pwoa_cli.evaluation import sample_file
+from pwoa_cli.files import plain
+from pwoa_cli.reports import write
 
 SLOW = ["eval", "model.pt", "--data", "large.npz", "--eps", "0.08", "--n", "500", "--attacks",
         "pgd-40-r3,cw-30,apgd-ce"]
@@ -156,6 +160,59 @@ def test_two_evaluations_at_once_in_one_folder(large, pwoa):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and json.loads(out)["results"], err
     assert not KEPT.exists()
+
+
+def test_parts_that_another_evaluation_is_making_are_not_touched(large, endless, pwoa):
+    """Without --resume it makes do without keeping anything, and says so; with it, it would have to wait."""
+    first = start(*SLOW[:-1], "fgsm,pgd-100000")
+    wait(first, units)
+    code, out, err = pwoa(*SLOW[:-1], "fgsm", "--json")
+    assert code == 0 and json.loads(out)["results"] and units() == 1
+    assert "warning: what is finished cannot be kept" in err and f"process {first.pid} on " in err
+    code, out, err = pwoa(*SLOW[:-1], "fgsm", "--resume")
+    assert code == 2 and not out and f"being written by process {first.pid} on " in err and units() == 1
+    first.kill()
+    first.communicate()
+    code, _, err = pwoa(*SLOW[:-1], "fgsm", "--resume")
+    assert code == 0 and "1 finished part of an earlier run was taken over" in err and not KEPT.exists()
+
+
+def test_a_report_folder_has_one_writer(large, endless, pwoa):
+    args = [*SLOW[:-1], "fgsm,pgd-100000", "--out", "made"]
+    first = start(*args)
+    wait(first, units)
+    prune = ["prune", "model.pt", "--sparsity", "0.9", *SLOW[2:6], "--out", "made"]
+    for command in (args, [*args, "--resume"], prune):
+        code, out, err = pwoa(*command)
+        assert code == 2 and not out and f"output folder made is being written by process {first.pid}" in err
+    first.kill()
+    first.communicate()
+    assert pwoa(*SLOW[:-1], "fgsm", "--out", "made")[0] == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == ["report.json", "report.md", "samples.npz"]
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json"])
+def test_a_kill_while_the_report_is_written(large, pwoa, monkeypatch, name):
+    """What is half there is no folder of somebody else's: --resume writes it whole."""
+    args = [*SLOW[:-1], "fgsm", "--out", "made"]
+    with monkeypatch.context() as patch:
+        def killed(path, text):
+            if path.name == name:
+                (path.parent / ".pwoa-0123456789ab.tmp").write_text(text[:10])
+                shutil.copytree("made", "left")
+                raise KeyboardInterrupt
+            real(path, text)
+
+        real = plain.write_text_atomic
+        for module in (plain, write):
+            patch.setattr(module, "write_text_atomic", killed)
+        assert pwoa(*args)[0] == 130
+    shutil.rmtree("made")
+    shutil.move("left", "made")
+    assert ".pwoa.lock" in os.listdir("made") and "report.json" not in os.listdir("made")
+    code, _, err = pwoa(*args, "--resume")
+    assert code == 0, err
+    assert sorted(os.listdir("made")) == ["report.json", "report.md", "samples.npz"]
 
 
 def test_of_two_models_nothing_to_resume_is_said_once_and_only_where_it_is_true(large, endless, pwoa):

@@ -10,8 +10,9 @@ from helpers.cli_world import BUDGET, RUN_FILES, TINY
 
 import pwoa_cli
 from pwoa_cli.errors import InputError
+from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.reports import schema, search
-from pwoa_cli.workflows import prune
+from pwoa_cli.workflows import prune, prune_search
 from pwoa_cli.workflows import search as targets
 
 SEARCH = ["prune", "model.pt", "--max-loss", "70", *TINY, *BUDGET]
@@ -133,3 +134,33 @@ def test_a_loss_on_the_test_images_beyond_the_limit_is_said_and_is_exit_3(here, 
     code, out, err = pwoa(*SEARCH, "--out", "a")
     assert code == 3 and ", more than the limit" in out
     assert search.exceeded(json.loads(Path("a/report.json").read_text()))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_search_that_is_stopped_goes_on_after_its_last_stage(here, pwoa, few_stages, monkeypatch, stage):
+    """In the middle of a stage: the same bytes as of one that was left alone."""
+    assert pwoa(*SEARCH, "--held-out", "24", "--out", "whole")[0] == 0
+    real, calls = prune_search._trained, []
+
+    def stops(job, start, found, *, train, **options):
+        calls.append(len(found.stages) + 1)
+        made = real(job, start, found, train=train, **options)
+        if calls[-1] == stage:
+            raise KeyboardInterrupt
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prune_search, "_trained", stops)
+        code, _, err = pwoa(*SEARCH, "--held-out", "24", "--out", "cut")
+    assert code == 130 and "Go on: pwoa prune --resume --out cut" in " ".join(err.split())
+    code, _, err = pwoa("prune", "--resume", "--out", "cut")
+    assert code == 0 and (stage == 1 or f"goes on after stage {stage - 1}" in err), err
+    assert sorted(p.name for p in Path("cut").iterdir()) == RUN_FILES
+    whole, again = (json.loads(Path(name, "report.json").read_text()) for name in ("whole", "cut"))
+    for report in (whole, again):
+        del report["created"], report["seconds"]
+    assert whole == again
+    assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
+    steps = [[(row["stage"], row["step"]) for row in read_metrics(Path(name, "metrics.jsonl"))]
+             for name in ("whole", "cut")]
+    assert steps[0] == steps[1]

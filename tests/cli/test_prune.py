@@ -116,8 +116,8 @@ def test_ctrl_c_while_pruning(here):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and not out and "Traceback" not in err
-    assert err.endswith("interrupted; kept in stopped: config.toml, metrics.jsonl. No pruned model was "
-                        "written.\n")
-    assert sorted(p.name for p in Path("stopped").iterdir()) == ["config.toml", "metrics.jsonl"]
+    assert err.endswith("interrupted; kept in stopped: config.toml, metrics.jsonl, state.pt. No pruned model "
+                        "was written.\nGo on: pwoa prune --resume --out stopped\n")
+    assert sorted(p.name for p in Path("stopped").iterdir()) == ["config.toml", "metrics.jsonl", "state.pt"]
     assert tomllib.loads(Path("stopped/config.toml").read_text())["steps"] == 160_000
     assert read_metrics(log)[0]["phase"] == "sparsify" and log.read_text().endswith("}\n")

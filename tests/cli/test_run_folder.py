@@ -36,12 +36,14 @@ def test_what_is_kept_is_said(here, pwoa, monkeypatch, error, code):
     monkeypatch.setattr(prune, "measure", fails)  # after the model was saved
     got, out, err = pwoa(*PRUNE, "--out", "late")
     assert got == code and not out
-    assert ("kept in late: config.toml, metrics.jsonl, model.safetensors.\n"
+    assert ("kept in late: config.toml, metrics.jsonl, model.safetensors, state.pt.\n"
             "The pruned model is whole; measure it: pwoa eval late/model.safetensors\n") in err
+    assert ("Go on: pwoa prune --resume --out late\n" in err) == (code == 130)
     monkeypatch.setattr(sparse, "save", fails)
     got, out, err = pwoa(*PRUNE, "--out", "early")
-    assert got == code and "kept in early: config.toml, metrics.jsonl. No pruned model was written." in err
-    assert sorted(p.name for p in Path("early").iterdir()) == ["config.toml", "metrics.jsonl"]
+    assert got == code and ("kept in early: config.toml, metrics.jsonl, state.pt. No pruned model was "
+                                          "written.") in err
+    assert sorted(p.name for p in Path("early").iterdir()) == ["config.toml", "metrics.jsonl", "state.pt"]
     monkeypatch.setattr(prune_job, "prepare", fails)
     got, out, err = pwoa(*PRUNE, "--out", "never")
     assert (got == code and not Path("never").exists()

@@ -152,6 +152,7 @@ MOVES_NO_FLAG = {  # modules that an evaluation loads and `units.code` leaves ou
     "files/__init__.py": "no code",
     "files/arrays.py": "how a unit is read, whole or not at all",
     "files/atomic.py": "how a unit is written, whole or not at all",
+    "files/locks.py": "who may write units",
     "files/hashes.py": "makes the key: another hash is another key",
     "files/plain.py": "JSON and TOML, which no unit is",
     "files/run_folder.py": "where units lie",

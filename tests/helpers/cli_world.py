@@ -12,6 +12,7 @@ import torch
 import pwoa_cli
 from helpers import small_models as small
 from pwoa_cli.cli import main
+from pwoa_cli.machine import signals
 
 PACKAGE = Path(pwoa_cli.__file__).parent
 TINY = ["--data", "tiny.npz", "--eps", "0.5", "--n", "20"]
@@ -28,7 +29,7 @@ def world(tmp_path_factory):
     small.write_npz(folder / "tiny.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert _main(patch, *PRUNE, "--quiet") == 0
+        assert in_process(patch, *PRUNE, "--quiet") == 0
     shutil.copy(next(folder.glob("pwoa-runs/*/model.safetensors")), folder / "pruned.safetensors")
     return folder
 
@@ -49,14 +50,16 @@ def pwoa(monkeypatch, capfd):
 
     def call(*args):
         capfd.readouterr()
-        code = _main(monkeypatch, *args)
+        code = in_process(monkeypatch, *args)
         return code, *capfd.readouterr()
 
     return call
 
 
-def _main(patch, *args):
-    before, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+def in_process(patch, *args):
+    """Exit code of the command, run as its entry point does."""
+    threads = torch.get_num_threads()
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in signals.NAMES}
     patch.setattr(sys, "argv", ["pwoa", *map(str, args)])
     torch.set_num_threads(1)
     try:
@@ -64,7 +67,8 @@ def _main(patch, *args):
     except SystemExit as stop:
         return stop.code or 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         torch.set_num_threads(threads)
 
 

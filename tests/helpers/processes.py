@@ -14,6 +14,28 @@ def wait(process, happens, *, seconds=30.0):
         time.sleep(0.02)
 
 
+def on_closing_terminal(args, happens, *, seconds=30.0):
+    """`pwoa args` on a pseudo-terminal of its own, which closes when something happens."""
+    import fcntl
+    import pty
+    import select
+    import termios
+
+    main, side = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent)}
+    process = subprocess.Popen([sys.executable, "-m", "pwoa_cli", *args], stdin=side, stdout=side,
+                               stderr=side, start_new_session=True, env=environment,
+                               preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(side)
+    until, shown = time.monotonic() + seconds, b""
+    while time.monotonic() < until and not happens():
+        if select.select([main], [], [], 0.02)[0]:
+            shown += os.read(main, 65536)
+    assert process.poll() is None, shown.decode()
+    os.close(main)
+    return process
+
+
 def in_terminal(code, args, *, columns):
     """What a program shows on a pseudo-terminal."""
     import fcntl

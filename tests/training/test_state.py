@@ -8,7 +8,7 @@ from helpers.plans import EVERYTHING, Net, finish, make_plan, zeros
 
 from pwoa_cli.training import loop
 from pwoa_cli.training.recipe import Recipe
-from pwoa_cli.training.state import from_dict, plan_steps, to_dict
+from pwoa_cli.training.state import from_dict, on, plan_steps, to_dict
 
 
 def test_steps_of_short_runs():
@@ -21,6 +21,15 @@ def test_a_stretched_recipe_takes_the_time_that_a_sparsity_needs():
     recipe = Recipe(epochs=4, stretch=1, batch_size=128)
     steps = [plan_steps(recipe, 12800, s)[2] for s in (0.1, 0.5, 0.75, 0.9, 0.99, 0.999)]
     assert steps == [200, 200, 241, 400, 800, 1200]
+
+
+def test_what_was_saved_goes_to_a_device_wherever_it_lies():
+    """What lies on the CPU after a run on a GPU; "meta" stands for another device."""
+    saved = {"z": {"a.weight": torch.zeros(2)}, "seen": {"loss": [torch.ones(())]}, "rho": 0.01, "none": None}
+    moved = on(torch.device("meta"), saved)
+    assert moved["z"]["a.weight"].is_meta and moved["seen"]["loss"][0].is_meta
+    assert moved["rho"] == 0.01 and moved["none"] is None and not saved["z"]["a.weight"].is_meta
+    assert on(torch.device("cpu"), None) is None
 
 
 OPTIONS = [

@@ -205,7 +205,7 @@ def test_what_is_done_once_is_not_taken_for_steps(tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
-    def fit(job, *, note, restarted):
+    def fit(job, *, note, **_):
         now[0] += 1000.0 + 20.0 + 19 * 2.0
         for step in (20, 40, 60, 2000):
             note(State(None, None, {}, None, step), {"loss": 1.0})
@@ -236,12 +236,15 @@ def test_the_time_is_estimated_on_copies():
 
 # --- the zeros of the file ---------------------------------------------------------------
 
+UNSAVED = ["config.toml", "metrics.jsonl", "state.pt"]
+
+
 def spoiled(value):
     """`fit`, with this value in place of a zero of the first layer."""
     fit = prune.fit
 
-    def spoil(job, *, note, restarted):
-        student = fit(job, note=note, restarted=restarted)
+    def spoil(job, **options):
+        student = fit(job, **options)
         weight = student.get_parameter(job.plan.weights[0])
         with torch.no_grad():
             weight[tuple((weight == 0).nonzero()[0])] = value
@@ -259,7 +262,7 @@ def test_a_student_with_wrong_zeros_is_refused_and_not_saved(tmp_path, monkeypat
     with pytest.raises(PwoaError, match=re.escape(said)) as caught:
         run_in(tmp_path / "run", sparsity=0.7, structure=structure)
     assert caught.value.exit_code == 4 and caught.value.hint
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == UNSAVED
 
 
 def test_wrong_zeros_are_refused_without_asserts_too(tmp_path):
@@ -273,8 +276,8 @@ def test_wrong_zeros_are_refused_without_asserts_too(tmp_path):
         assert False, "python -O leaves asserts out"
         torch.set_num_threads(1)
         fit = prune.fit
-        def negative(job, *, note, restarted):
-            student = fit(job, note=note, restarted=restarted)
+        def negative(job, **options):
+            student = fit(job, **options)
             for weight in map(student.get_parameter, job.plan.weights):
                 weight.data[weight == 0] = -0.0
             return student
@@ -288,4 +291,4 @@ def test_wrong_zeros_are_refused_without_asserts_too(tmp_path):
     done = subprocess.run([sys.executable, "-O", "-c", code, str(tmp_path / "run")], env=environment,
                           capture_output=True, text=True, check=True)
     assert "has 630 zero weights, 630 of them -0.0, expected 630 of +0.0; nothing was saved" in done.stdout
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == UNSAVED
