@@ -1,10 +1,15 @@
 """Pretrained weights by name through timm: `timm:NAME` and `hf-hub:ID`, downloaded once into the Hugging Face
 cache."""
 import logging
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from torch import Tensor
 
 from pwoa_cli.errors import InputError
@@ -63,6 +68,29 @@ def pretrained(source: str) -> Pretrained:
                       tuple(config["input_size"][1:]), state_sha256(state))
 
 
+def _is_cut_off() -> bool:
+    """Whether the hub's host cannot be reached, which the hub's library tries for 50 s to find out. Not asked
+    where a proxy is named, as names of hosts are then its business."""
+    if getproxies():
+        return False
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((host.hostname, host.port or 443), timeout=5):
+            return False
+    except OSError:
+        return True
+
+
+@contextmanager
+def _cache_alone() -> Iterator[None]:
+    """Without the network: what is in the hub's cache is found, the rest refused at once."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _create(source: str) -> _TimmModel:
     import timm
 
@@ -74,9 +102,10 @@ def _create(source: str) -> _TimmModel:
                          else "See timm.list_models(pretrained=True).")
     try:
         logging.disable(logging.WARNING)  # of every retry; what went wrong is said below, in one sentence
-        # timm annotates any Module; each of its models has these attributes
-        return timm.create_model(  # type: ignore[return-value]
-            name if house == "timm" else f"hf-hub:{name}", pretrained=True)
+        with _cache_alone() if _is_cut_off() else nullcontext():
+            # timm annotates any Module; each of its models has these attributes
+            return timm.create_model(  # type: ignore[return-value]
+                name if house == "timm" else f"hf-hub:{name}", pretrained=True)
     except Exception as error:  # of the net, of the cache, of the file, each library with classes of its own
         why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise InputError(f"{source}: its weights could not be had: {why}.",

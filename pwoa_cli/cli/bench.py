@@ -13,7 +13,7 @@ BENCH = "Bench"
 EXAMPLES = """\b
 Examples:
   pwoa bench RUN
-  pwoa bench pruned.safetensors --against model.pt --batch 1,128 --threads 1
+  pwoa bench pruned.safetensors --against model.pt
   pwoa bench model.pt --runtimes eager,onnx --seconds 2"""
 
 Against = Annotated[str | None, typer.Option(

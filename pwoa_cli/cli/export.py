@@ -13,7 +13,7 @@ EXPORT = "Export"
 EXAMPLES = """\b
 Examples:
   pwoa export RUN --format dense
-  pwoa export pruned.safetensors --format onnx --out model.onnx
+  pwoa export pruned.safetensors --format onnx
   pwoa export RUN --format sparse --dtype bf16"""
 
 Format = Annotated[str, typer.Option(

@@ -174,6 +174,7 @@ def _candidate(source: Source, error: UnknownArchitecture, data: str | None, cho
 
     readings: dict[str, Reading] = {}
     for name in error.candidates:
+        say(f"{source.path} fits {len(error.candidates)} networks; trying {name} on training images")
         with suppress(InputError):
             loaded = open_model(replace(source, arch=name), device=device, say=quiet)
             readings[name] = _tried(loaded, data, choices, device=device, say=quiet)[1]

@@ -82,6 +82,44 @@ def test_a_model_of_the_hub_and_its_pruned_file(cache, tmp_path):
     assert loaded.sha256 == state_sha256(loaded.model.net.state_dict()) == again.sha256
 
 
+def test_without_a_network_the_cache_is_asked_alone(cache, monkeypatch):
+    """The first refusal says it all: the hub's library makes no request, and finds what is in the cache."""
+    def seen(*_, **__):
+        told.append(hub.constants.HF_HUB_OFFLINE)
+        raise OSError("not there")
+
+    told = []
+    monkeypatch.setattr(hub, "_is_cut_off", lambda: True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(timm, "create_model", seen)
+        with pytest.raises(InputError, match="its weights could not be had: not there"):
+            hub.pretrained(f"timm:{NAME}")
+    assert told == [True] and hub.constants.HF_HUB_OFFLINE is False
+    assert hub.pretrained(f"timm:{NAME}").state
+
+
+@pytest.mark.parametrize(("proxies", "reached", "cut_off"), [
+    ({}, True, False), ({}, False, True), ({"https": "http://proxy:3128"}, False, False)])
+def test_whether_the_hub_can_be_reached(monkeypatch, proxies, reached, cut_off):
+    class Socket:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+    def connect(address, timeout):
+        assert address == ("huggingface.co", 443) and timeout <= 5
+        if not reached:
+            raise OSError
+        return Socket()
+
+    monkeypatch.setattr(hub, "getproxies", lambda: proxies)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "https://huggingface.co")
+    monkeypatch.setattr(hub.socket, "create_connection", connect)
+    assert hub._is_cut_off() is cut_off
+
+
 def test_what_cannot_be_had(cache):
     assert refused("timm:resnet9999") == f"timm:resnet9999 is no model of timm {timm.__version__}."
     assert "hf-hub:no/such: its weights could not be had: " in refused("hf-hub:no/such")
