@@ -1,14 +1,14 @@
-"""What `kill -9` at random moments costs `pwoa prune` and `pwoa eval`, and what it costs to be ready for it.
+"""What `kill -9` at random moments costs `pwoa prune`, `eval` and `export`, and what it costs to be ready.
 
     OMP_NUM_THREADS=1 .venv/bin/python examples/benchmarks/kills.py --kills 100 --seed 0
     OMP_NUM_THREADS=2 .venv/bin/python examples/benchmarks/kills.py --cost MODEL.pt [--normalize NAME]
 
-Kills: a small LeNet on 8x8 images is pruned (80 steps, a state kept every 0.05 s or so) and evaluated, each
-once alone. Then each is started, killed after a time drawn from 0 to 1.2 times what it took alone, and given
-again, until it ends. After each kill every file that is there must be whole; in the end all files must be
-those of the run that was left alone (report.json less created, seconds and environment; .pwoa.lock of a
-killed process locks nothing and may stay). A row: kills, runs that came to their end, and what was lost:
-half files, folders that cannot go on, ends that differ, files left behind.
+Kills: a small LeNet on 8x8 images is pruned (80 steps, a state kept every 0.05 s or so), evaluated, and a
+network of 40 MB exported, each once alone. Then each is started, killed after a time drawn from 0 to 1.2
+times what it took alone, and given again, until it ends. After each kill every file that is there must be
+whole; in the end all files must be those of the run that was left alone (report.json less created, seconds
+and environment; .pwoa.lock of a killed process locks nothing and may stay). A row: kills, runs that came to
+their end, and what was lost: half files, folders that cannot go on, ends that differ, files left behind.
 
 Cost: steps of the default recipe at 90% of a network of yours, batches of 16, and the writing of its state:
 seconds each (median of five), bytes, and the share of the time that one state a minute takes.
@@ -37,14 +37,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers import small_models as small  # noqa: E402
 
-from pwoa_cli import load_state_dict  # noqa: E402
+from pwoa_cli import load_state_dict, save_state_dict  # noqa: E402
 from pwoa_cli.cli.main import entry  # noqa: E402
 from pwoa_cli.files import run_folder  # noqa: E402
+from pwoa_cli.networks.families.small import LeNet  # noqa: E402
 
 DATA = ["--data", "data.npz", "--eps", "0.1", "--n", "400"]
 PRUNE = ["prune", "model.pt", "--sparsity", "0.9", *DATA, "--epochs", "1.25", "--batch-size", "32", "--set",
          "ema=0.9", "--attacks", "fgsm,pgd-5", "--checkpoint-every", "0.001"]
 EVAL = ["eval", "model.pt", *DATA, "--attacks", "fgsm,pgd-10,cw-10", "--resume"]
+EXPORT = ["export", "large.safetensors", "--format", "dense", "--arch", "lenet5"]
 NOT_COMPARED = ("created", "seconds", "environment")
 LOSSES = ("half files", "cannot go on", "differs", "left behind")
 
@@ -114,8 +116,11 @@ def chain(args: Sequence[str], out: Path, seconds: float, draw: random.Random,
           most: int) -> tuple[int, Counter]:
     """Kill and give again until the command ends, or was killed `most` times; (kills, what was lost)."""
     lost: Counter = Counter()
+    file = out / "m.pt" if args is EXPORT else out
+    if args is EXPORT:
+        out.mkdir()
     for kills in range(most + 1):
-        process = start([*args, "--out", str(out)])
+        process = start([*args, "--out", str(file)])
         code = status(process, 1.2 * seconds * draw.random() if kills < most else 600.0)
         if code is not None:
             if code:
@@ -127,7 +132,7 @@ def chain(args: Sequence[str], out: Path, seconds: float, draw: random.Random,
         where = [bad for folder in (out, run_folder.UNFINISHED) for bad in halves(folder)]
         lost["half files"] += len(where)
         print("\n".join(where), end="\n" if where else "", file=sys.stderr)
-        if (out / run_folder.CONFIG).exists() and not run_folder.is_unfinished(out):
+        if file.is_file() or (out / run_folder.CONFIG).exists() and not run_folder.is_unfinished(out):
             return kills + 1, lost  # all was written when the kill came: given again it is refused
     raise AssertionError("the last one is waited for")
 
@@ -136,18 +141,20 @@ def kills(wanted: int, seed: int) -> bool:
     """A row for each command; whether nothing was lost."""
     draw, sound = random.Random(seed), True
     print("| command | alone, s | kills | runs | " + " | ".join(LOSSES) + " |\n|" + "---|" * 8)
-    for args in (PRUNE, EVAL):
-        begun = time.monotonic()
-        assert status(start([*args, "--out", "alone"]), 600.0) == 0, Path("words.txt").read_text()
+    for args in (PRUNE, EVAL, EXPORT):
+        begun, file = time.monotonic(), "alone/m.pt" if args is EXPORT else "alone"
+        Path("alone").mkdir()
+        assert status(start([*args, "--out", file]), 600.0) == 0, Path("words.txt").read_text()
         seconds, want = time.monotonic() - begun, content(Path("alone"))
         made, runs, lost = 0, 0, Counter()
-        while made < wanted // 2:
+        while made < wanted // 3:
             out = Path(f"{args[0]}-{runs}")
-            more, what = chain(args, out, seconds, draw, wanted // 2 - made)
+            more, what = chain(args, out, seconds, draw, wanted // 3 - made)
             made, runs = made + more, runs + 1
             lost += what
             there = content(out)
-            lost["left behind"] += len(there.keys() - want.keys()) + len(list(Path().glob(".pwoa*")))
+            hidden = {name for name in there if ".pwoa" in name and args is EXPORT}  # beside the user's file
+            lost["left behind"] += len(there.keys() - want.keys() - hidden) + len(list(Path().glob(".pwoa*")))
             lost["differs"] += {name: there.get(name) for name in want} != want
         (Path("alone")).rename(f"{args[0]}-alone")
         row = " | ".join(str(lost[name]) for name in LOSSES)
@@ -211,6 +218,8 @@ def main() -> None:
         torch.set_num_threads(1)
         small.save(small.sparse_lenet(), "model.pt")
         small.write_npz("data.npz", n=2048)
+        torch.save(LeNet(size=28, widths=(64, 128), hidden=1600).state_dict(), "large.pt")
+        save_state_dict(torch.load("large.pt", weights_only=True), "large.safetensors")
         sys.exit(not kills(asked.kills, asked.seed))
 
 

@@ -37,7 +37,8 @@ def save(net: nn.Module, path: Path, *, dtype: torch.dtype | None = None, prefix
             tensors = {name: _converted(tensor, None) for name, tensor in tensors.items()}
             temporary.write_bytes(safetensors.torch.save(tensors))
         else:
-            torch.save(content, temporary)
+            with open(temporary, "wb") as file:  # by name, torch would write the temporary one into the file
+                torch.save(content, file)
     return path.stat().st_size
 
 

@@ -23,6 +23,9 @@ def test_stock_torch_loads_it(tmp_path, ending, dtype, prefix):
     net = small.resnet()
     path = tmp_path / f"m{ending}"
     assert dense.save(net, path, dtype=dtype, prefix=prefix) == path.stat().st_size
+    once = path.read_bytes()
+    dense.save(net, path, dtype=dtype, prefix=prefix)
+    assert path.read_bytes() == once  # the same bytes again
     found = (safetensors.torch.load_file(path) if ending == ".safetensors"
              else torch.load(path, weights_only=True))
     if ending == ".safetensors":  # sorted by safetensors
