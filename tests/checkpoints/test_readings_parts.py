@@ -74,13 +74,13 @@ def better(monkeypatch, again, even, first):
     """Words of what is left, where more images give the readings `again`, by their words."""
     ran = []
 
-    def run(words, loaded, dataset, *, images):
+    def run(words, loaded, dataset, *, images, patience):
         ran.append(words)
         assert images == readings.MORE
         return again[words]
 
     monkeypatch.setattr(readings, "run", run)
-    return [r.words for r in readings._of_better_options(even, first, None)], ran
+    return [r.words for r in readings._of_better_options(even, first, None, patience=None)], ran
 
 
 def test_options_that_more_images_show_to_be_worse_are_left_out(monkeypatch):
