@@ -205,8 +205,8 @@ def newest_unfinished(model: str = "", *, root: Path = ROOT) -> Path:
     if not idle:
         raise InputError(f"no unfinished run{of} under {root}"
                          f"{f' ({len(there)} still at work)' if there else ''}.",
-                         hint="Name its folder: pwoa prune --resume --out DIR; pwoa runs lists those of "
-                              f"{root}.")
+                         hint="Name its folder: pwoa prune --resume --out DIR; see which there are: "
+                              f"pwoa runs {shlex.quote(str(root))}")
     return max(idle, key=_started)
 
 

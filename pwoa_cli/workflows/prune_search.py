@@ -30,6 +30,7 @@ from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import deciding
 from pwoa_cli.training import duration
+from pwoa_cli.training.recipe import EFFORT
 from pwoa_cli.workflows.held_out import PARTS
 from pwoa_cli.workflows.prune_job import Job, at_sparsity, zeros_of
 from pwoa_cli.workflows.search import Search, Stage, next_sparsity, up_to
@@ -219,13 +220,22 @@ def _nothing(job: Job, search: Search) -> InputError:
     message = (f"No sparsity was found that loses at most {numbers.points(_limit(job))}: "
                f"{_percent(least.sparsity)} loses {_loss(least)} on {count:,} training images held out")
     if least.why:
-        return InputError(f"{message}, and is refused: {least.why}", hint="Longer stages: --effort max")
+        return InputError(f"{message}, and is refused: {least.why}", hint=f"Longer stages: {_longer(job)}")
     if gap <= 0:
-        return InputError(f"{message}.",
-                          hint=f"Longer stages: --effort max, or --max-loss {_up(least.ci95[1])}")
+        more = _up(least.ci95[1])
+        return InputError(f"{message}.", hint=f"Longer stages: {_longer(job)}"
+                                              f"{f', or --max-loss {more}' * (float(more) < 100)}")
     needed = deciding(count, half=least.ci95[1] - least.points, gap=gap)
     return InputError(f"{message}: only its interval is beyond, and about {needed:,} images would decide.",
                       hint=_more(job, needed, enough=least.ci95[1]))
+
+
+def _longer(job: Job) -> str:
+    """The option that makes stages longer: epochs that were named are no other's to multiply."""
+    recipe = job.plan.recipe
+    if "epochs" in job.request.overrides or recipe.effort == "max":
+        return f"--epochs {5 * EFFORT[recipe.effort] * recipe.epochs:g}"
+    return "--effort max"
 
 
 def _more(job: Job, needed: int, *, enough: float) -> str:

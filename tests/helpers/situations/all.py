@@ -9,8 +9,11 @@ from helpers.situations import (
     models,
     options,
     recipes,
+    resumed,
     runs,
+    searches,
+    tables,
 )
 
 __all__ = ["SITUATIONS", "data", "exports", "files", "library", "machine", "models", "options", "recipes",
-           "runs"]
+           "resumed", "runs", "searches", "tables"]

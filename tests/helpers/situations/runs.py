@@ -240,6 +240,7 @@ class nan(two_inputs):
 
 @prints(
     "cli/replay.py:_read: pwoa",
+    "files/plain.py:read_toml",
     "cli/replay.py:_read: Name",
     "cli/replay.py:_options: Did",
     "cli/replay.py:_options: There",
