@@ -184,7 +184,8 @@ def newest(root: Path = ROOT) -> Path:
     if not finished:
         seen = f"{len(folders)} unfinished there" if folders else "nothing there"
         raise InputError(f"no finished run under {root} ({seen}).",
-                         hint="Make one: pwoa prune model.pt --sparsity 0.9")
+                         hint="Finish one: pwoa prune --resume" if any(map(is_unfinished, folders)) else
+                         "Make one: pwoa prune model.pt --sparsity 0.9")
     return max(finished, key=_started)
 
 

@@ -191,9 +191,12 @@ def _table(job: Job, teacher: Evaluation, search: Search) -> dict[str, Any]:
 
 def _check_can_tell(job: Job, teacher: Evaluation) -> None:
     """Every attack has a figure, and a student that answers as the teacher does would be accepted."""
-    if missing := [a.name for a in attacks.parse(job.request.attacks) if a.name not in teacher]:
+    asked = [attack.name for attack in attacks.parse(job.request.attacks)]
+    if missing := [name for name in asked if name not in teacher]:
+        others = ",".join(name for name in asked if name in teacher)
         raise InputError(f"{missing[0]} has no figure for the teacher, so its worst case is not known.",
-                         hint=f"Leave {missing[0]} out of --attacks.")
+                         hint=f"Leave it out: --attacks {others}" if others else
+                         "One that needs no gradient: --attacks square")
     name, last = list(teacher.items())[-1]
     needed, high = last.n, _of_equals(last.accuracy, last.n)
     while _of_equals(last.accuracy, needed) > _limit(job):

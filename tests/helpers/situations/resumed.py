@@ -31,6 +31,17 @@ def words_of(hint):
     return shlex.split(hint.rpartition("pwoa ")[2])
 
 
+@prints("workflows/finished_run.py:read: Finish", "files/run_folder.py:newest: Finish")
+def runs_to_be_finished_first(tool):
+    stopped(tool)
+    tool.works(*words_of(tool.refused("eval", RUN, "--n", "20", "--attacks", "fgsm")))
+    tool.works("eval", RUN, "--n", "20", "--attacks", "fgsm")
+    Path("pwoa-runs").rename("old")
+    stopped(tool, "pwoa-runs/model-0.9-20260102-030405")
+    tool.works(*words_of(tool.refused("eval", "--n", "20", "--attacks", "fgsm")))
+    tool.works("eval", "--n", "20", "--attacks", "fgsm")
+
+
 @prints(REPLAY + "Leave", REPLAY + "See", REPLAY + "The", "files/run_folder.py:newest_unfinished")
 def which_run_goes_on(tool):
     hint = tool.refused("prune", "--resume")
