@@ -97,18 +97,17 @@ def nothing_that_keeps_the_limit(tool):
         patch.setattr(prune_search, "at_sparsity", raises(InputError("cannot be reached.")))
         hint = tool.refused(*words)
     tool.works(*followed(words, hint))
-    for stage in (
-        judged(9.0, (0.0, 20.0), "its gradients lie."),
-        judged(80.0, (70.0, 90.0)),
-        judged(90.0, (80.0, 99.7)),
-        judged(60.0, (50.0, 75.0)),
+    for stage, words in (
+        (judged(9.0, (0.0, 20.0), "its gradients lie."), [*without(SEARCH, "--epochs"), "--effort", "quick"]),
+        (judged(80.0, (70.0, 90.0)), SEARCH),
+        (judged(90.0, (80.0, 99.7)), SEARCH),
+        (judged(60.0, (50.0, 75.0)), SEARCH),
     ):
-        for words in (SEARCH, [*without(SEARCH, "--epochs"), "--effort", "quick"]):
-            with tool.patch.context() as patch:
-                patch.setattr(prune_search, "_judged", stage)
-                hint = tool.refused(*words).removeprefix("Longer stages: ")
-            for one in hint.split(", or "):
-                tool.works(*followed(words, one), "--dry-run")
+        with tool.patch.context() as patch:
+            patch.setattr(prune_search, "_judged", stage)
+            hint = tool.refused(*words).removeprefix("Longer stages: ")
+        for one in hint.split(", or "):
+            tool.works(*followed(words, one), "--dry-run")
 
 
 @prints(FOOTING + "check: Leave", FOOTING + "check: {}", FOOTING + "_check_size")
