@@ -250,8 +250,10 @@ def parse_points(text: str) -> float:
     except ValueError:
         raise InputError(f"--max-loss {text} is not a number of points.", hint=example) from None
     if "%" in text or "," in text:
-        raise InputError(f"--max-loss {text} is not a number of points. Did you mean {value:g}?",
-                         hint=f"--max-loss {value:g}")
+        meant = 0 < value < 100
+        raise InputError(f"--max-loss {text} is not a number of points."
+                         f"{f' Did you mean {value:g}?' * meant}",
+                         hint=f"--max-loss {value:g}" if meant else example)
     return value
 
 

@@ -45,10 +45,11 @@ def _unfinished(context: typer.Context, resume: bool) -> bool:
     if not resume:
         return False
     typed, _, _ = context.command.make_parser(context).parse_args(args=list(context.meta[TYPED]))
-    if typed.get("config"):
-        raise InputError("--resume takes the options of the run itself, --config those of another one.",
-                         hint=f"Leave one of them away: pwoa {context.info_name} --resume")
     out, model = typed.get("out"), typed.get("model") or ""
+    if typed.get("config"):
+        again = run_folder.resume_command(Path(out)) if out else f"pwoa {context.info_name} --resume"
+        raise InputError("--resume takes the options of the run itself, --config those of another one.",
+                         hint=f"Leave one of them away: {again}")
     folder = Path(out) if out else run_folder.newest_unfinished(model)
     if not run_folder.is_unfinished(folder):
         raise InputError(f"--resume: {folder} holds no unfinished run.",

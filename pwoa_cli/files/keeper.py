@@ -4,6 +4,7 @@ Keeping takes at most SHARE of the time: what takes long to write is written les
 """
 import json
 import pickle
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -61,7 +62,7 @@ class Keeper:
     def kept(self) -> dict[str, Any] | None:
         """The state that is there, its tensors on the CPU; None for none. Raises: InputError if it cannot be
         read or is of something else."""
-        begin = f"Remove {self.path}, and the run begins again from its first step."
+        begin = f"Remove {shlex.quote(str(self.path))}, and the run begins again from its first step."
         try:
             found = torch.load(self.path, weights_only=True, map_location="cpu")
         except FileNotFoundError:

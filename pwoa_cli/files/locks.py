@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ def held(path: Path, *, what: str, hint: str) -> Iterator[None]:
         found = _read(path)
         asked = found.get("host") == socket.gethostname() and os.name != "nt"
         raise InputError(f"{what} is being written by {_told(found)}.",
-                         hint=hint if asked else f"{hint} If that process is gone, remove {path}.")
+                         hint=hint if asked else f"{hint} If that process is gone, remove "
+                                                f"{shlex.quote(str(path))}")
     try:
         yield
     finally:

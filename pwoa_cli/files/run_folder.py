@@ -184,7 +184,8 @@ def newest(root: Path = ROOT) -> Path:
     if not finished:
         seen = f"{len(folders)} unfinished there" if folders else "nothing there"
         raise InputError(f"no finished run under {root} ({seen}).",
-                         hint="Make one: pwoa prune model.pt --sparsity 0.9")
+                         hint="Finish one: pwoa prune --resume" if any(map(is_unfinished, folders)) else
+                         "Make one: pwoa prune model.pt --sparsity 0.9")
     return max(finished, key=_started)
 
 
@@ -205,8 +206,8 @@ def newest_unfinished(model: str = "", *, root: Path = ROOT) -> Path:
     if not idle:
         raise InputError(f"no unfinished run{of} under {root}"
                          f"{f' ({len(there)} still at work)' if there else ''}.",
-                         hint="Name its folder: pwoa prune --resume --out DIR; pwoa runs lists those of "
-                              f"{root}.")
+                         hint="Name its folder: pwoa prune --resume --out DIR; see which there are: "
+                              f"pwoa runs {shlex.quote(str(root))}")
     return max(idle, key=_started)
 
 

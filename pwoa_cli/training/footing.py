@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks import layers
 from pwoa_cli.training import inputs, objective
+from pwoa_cli.training.recipe import shipped
 from pwoa_cli.training.state import Plan
 
 LARGEST = 1e15  # of activations: sums of their squares still fit float32, which ends at 3.4e38
@@ -38,8 +39,9 @@ def check(plan: Plan, student: nn.Module, *, where: str) -> None:
                             num_classes=plan.num_classes)
     if bad := [name for name, value in terms.items() if not math.isfinite(value.item())]:
         raise InputError(f"{where}: the loss's {' and '.join(bad)} on the first batch is not finite.",
-                         hint="See what each weighs, and leave it out with --set: pwoa recipe "
-                              f"{recipe.name}")
+                         hint="See what each weighs, and leave it out with --set: "
+                              + (f"pwoa recipe show {recipe.name}" if recipe.name in shipped()
+                                 else "the recipe's own file"))
 
 
 def _check_size(figures: Sequence[Tensor], who: str) -> None:
@@ -50,7 +52,7 @@ def _check_size(figures: Sequence[Tensor], who: str) -> None:
             raise InputError(f"{who} gives {what} of {largest:.3g} on training images, expected at most "
                              f"{LARGEST:g}: losses of such figures are not finite.",
                              hint="Most often images are not scaled as the network wants them: --normalize "
-                                  "NAME, or --mean A,B,C --std A,B,C.")
+                                  "NAME, or --mean A,B,C --std A,B,C")
 
 
 def notes(plan: Plan) -> list[str]:

@@ -262,9 +262,10 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
     _check_sparsity(weights, request.sparsity, where)
     _check_structure(recipe, request.structure, groups)
     if request.max_loss is not None and recipe.method == "admm":
+        way = "--set method=ramp" if "method" in request.overrides else "--recipe default"
         raise InputError("--max-loss grows the sparsity of a student by stages; method = 'admm' chooses its "
                          "weights anew, from dense ones, at the end of its first phase.",
-                         hint="--recipe default, or name the sparsity: --sparsity 0.9")
+                         hint=f"{way}, or name the sparsity: --sparsity 0.9")
     _check_reachable(weights, groups, request, recipe)
     check_products(subject.model, x, groups, request.structure, where=where)
     recipe, hidden = _with_hidden(recipe, request, subject.model, x)

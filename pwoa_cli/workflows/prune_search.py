@@ -30,6 +30,7 @@ from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import deciding
 from pwoa_cli.training import duration
+from pwoa_cli.training.recipe import EFFORT
 from pwoa_cli.workflows.held_out import PARTS
 from pwoa_cli.workflows.prune_job import Job, at_sparsity, zeros_of
 from pwoa_cli.workflows.search import Search, Stage, next_sparsity, up_to
@@ -190,9 +191,12 @@ def _table(job: Job, teacher: Evaluation, search: Search) -> dict[str, Any]:
 
 def _check_can_tell(job: Job, teacher: Evaluation) -> None:
     """Every attack has a figure, and a student that answers as the teacher does would be accepted."""
-    if missing := [a.name for a in attacks.parse(job.request.attacks) if a.name not in teacher]:
+    asked = [attack.name for attack in attacks.parse(job.request.attacks)]
+    if missing := [name for name in asked if name not in teacher]:
+        others = ",".join(name for name in asked if name in teacher)
         raise InputError(f"{missing[0]} has no figure for the teacher, so its worst case is not known.",
-                         hint=f"Leave {missing[0]} out of --attacks.")
+                         hint=f"Leave it out: --attacks {others}" if others else
+                         "One that needs no gradient: --attacks square")
     name, last = list(teacher.items())[-1]
     needed, high = last.n, _of_equals(last.accuracy, last.n)
     while _of_equals(last.accuracy, needed) > _limit(job):
@@ -219,13 +223,22 @@ def _nothing(job: Job, search: Search) -> InputError:
     message = (f"No sparsity was found that loses at most {numbers.points(_limit(job))}: "
                f"{_percent(least.sparsity)} loses {_loss(least)} on {count:,} training images held out")
     if least.why:
-        return InputError(f"{message}, and is refused: {least.why}", hint="Longer stages: --effort max")
+        return InputError(f"{message}, and is refused: {least.why}", hint=f"Longer stages: {_longer(job)}")
     if gap <= 0:
-        return InputError(f"{message}.",
-                          hint=f"Longer stages: --effort max, or --max-loss {_up(least.ci95[1])}")
+        more = _up(least.ci95[1])
+        return InputError(f"{message}.", hint=f"Longer stages: {_longer(job)}"
+                                              f"{f', or --max-loss {more}' * (float(more) < 100)}")
     needed = deciding(count, half=least.ci95[1] - least.points, gap=gap)
     return InputError(f"{message}: only its interval is beyond, and about {needed:,} images would decide.",
                       hint=_more(job, needed, enough=least.ci95[1]))
+
+
+def _longer(job: Job) -> str:
+    """The option that makes stages longer: epochs that were named are no other's to multiply."""
+    recipe = job.plan.recipe
+    if "epochs" in job.request.overrides or recipe.effort == "max":
+        return f"--epochs {5 * EFFORT[recipe.effort] * recipe.epochs:g}"
+    return "--effort max"
 
 
 def _more(job: Job, needed: int, *, enough: float) -> str:

@@ -70,13 +70,13 @@ def goal(sparsity: float | None, max_loss: float | None, held_out: int | None) -
     """
     if sparsity is None and max_loss is None:
         raise InputError("Missing option '--sparsity' (or '--max-loss').", hint="See pwoa prune --help")
+    if max_loss is not None and not 0 < max_loss < 100:
+        raise InputError(f"--max-loss {max_loss:g} is not between 0 and 100 points.",
+                         hint="One image in a hundred: --max-loss 1")
     if sparsity is not None and max_loss is not None:
-        raise InputError(f"--sparsity {sparsity:g} and --max-loss {max_loss:g} both say how many weights go.",
-                         hint=f"One of them: --sparsity {sparsity:g}, or --max-loss {max_loss:g}")
+        raise InputError(f"--sparsity {sparsity:.10g} and --max-loss {max_loss:g} both say how many weights "
+                         "go.", hint=f"One of them: --sparsity {sparsity:.10g}, or --max-loss {max_loss:g}")
     if max_loss is not None:
-        if not 0 < max_loss < 100:
-            raise InputError(f"--max-loss {max_loss:g} is not between 0 and 100 points.",
-                             hint="One image in a hundred: --max-loss 1")
         return f"loss{max_loss:g}"
     if held_out is not None:
         raise InputError(f"--held-out {held_out} is for --max-loss: with --sparsity all training images are "

@@ -1,5 +1,6 @@
 """Several models for one table: each read as it would be alone, all for the same images and the same threat,
 the teacher that their runs share once."""
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,7 +89,7 @@ def _of_runs(runs: Mapping[str, FinishedRun], asked: Asked) -> Asked:
         said = {name: asked.choices if chosen else run.choices for name, run in runs.items()}
         _agree({name: ((_place(run.data), _images(run.report["data"], said[name].said())),
                        run.data + _words(said[name].said())) for name, run in runs.items()},
-               what="are of different data", hint=f"One for all of them: --data {first.data}")
+               what="are of different data", hint=f"One for all of them: --data {shlex.quote(first.data)}")
         asked = replace(asked, data=first.data, choices=next(iter(said.values())))
     threats = {name: run.threat(asked.norm, asked.eps) for name, run in runs.items()}
     norm, eps = _one_threat(threats)

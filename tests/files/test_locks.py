@@ -99,7 +99,7 @@ def test_without_flock_another_host_cannot_be_asked():
     write(pid=1, host="elsewhere", started="2026-01-02T03:04:05")
     with pytest.raises(InputError, match="by process 1 on elsewhere since 2026-01-02 03:04:05") as caught:
         hold().__enter__()
-    assert caught.value.hint == f"Wait for it. If that process is gone, remove {LOCK}."
+    assert caught.value.hint == f"Wait for it. If that process is gone, remove {LOCK}"
     assert LOCK.exists()
 
 

@@ -90,7 +90,7 @@ def _given(tree):
 
 def _is_handed_on(value):
     """Of an error that is raised again: the hint was found where it was made."""
-    return ast.unparse(value) .removeprefix("_line(").startswith("error.hint")
+    return ast.unparse(value).removeprefix("one_line(").startswith("error.hint")
 
 
 def _texts(value, scope):

@@ -150,6 +150,25 @@ def test_no_sparsity_is_one_sentence_with_what_would_decide():
     assert message.endswith("] points on 40 training images held out.") and "--max-loss" in caught.value.hint
 
 
+@pytest.mark.parametrize(("overrides", "longer"), [
+    ({"epochs": "6"}, "--epochs 30"), ({"effort": "quick"}, "--effort max"),
+    ({"effort": "max"}, "--epochs 250")])
+def test_longer_stages_are_longer_than_those_that_were_asked_for(overrides, longer):
+    """--effort does nothing to epochs that were named."""
+    job = job_of(overrides=overrides)
+    assert prune_search._longer(job) == longer
+    option, value = longer.removeprefix("--").split()
+    assert job_of(overrides=overrides | {option: value}).plan.steps > job.plan.steps
+
+
+def test_no_limit_of_100_points_is_advised(monkeypatch):
+    monkeypatch.setattr(prune_search, "_judged", lambda job, teacher, student: search.Stage(
+        job.plan.sparsity, 1, 1.0, 90.0, (80.0, 99.7), False))
+    with pytest.raises(InputError) as caught:
+        found_by(job_of(), 0.0, [])
+    assert caught.value.hint == "Longer stages: --epochs 10"  # FAST has 2
+
+
 def test_only_the_interval_beyond_names_the_images_that_would_decide():
     """A student that is wrong on 3 of 40 (7.5 points) where 8.9 are allowed."""
     def train(stage, told, progress):

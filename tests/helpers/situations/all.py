@@ -1,4 +1,19 @@
 """All situations."""
-from helpers.situations import SITUATIONS, data, files, library, models, options, recipes, runs
+from helpers.situations import (
+    SITUATIONS,
+    data,
+    exports,
+    files,
+    library,
+    machine,
+    models,
+    options,
+    recipes,
+    resumed,
+    runs,
+    searches,
+    tables,
+)
 
-__all__ = ["SITUATIONS", "data", "files", "library", "models", "options", "recipes", "runs"]
+__all__ = ["SITUATIONS", "data", "exports", "files", "library", "machine", "models", "options", "recipes",
+           "resumed", "runs", "searches", "tables"]

@@ -11,7 +11,7 @@ from PIL import Image
 from helpers import small_models as small
 from helpers.data_files import write_idx
 from helpers.situations import DRY, EVAL, prints, without
-from pwoa_cli.data import datasets, fetching
+from pwoa_cli.data import datasets, fetching, formats, pictures
 
 AT, FOLDERS = "data/datasets.py:", "data/classes.py:"
 COLOUR = ["eval", "colour.pt", "--data", "pets", *EVAL[4:], "--dry-run"]
@@ -89,9 +89,13 @@ def _no_route(*args, **options):
     "data/formats.py:_channels_first",
     "data/formats.py:_labels: From",
     "data/formats.py:_labels: Robust",
-    "data/formats.py:read_npz",
+    "data/formats.py:read_npz: Fetch",
+    "data/formats.py:read_npz: Expected",
     "data/formats.py:_images",
-    "data/formats.py:reading",
+    "data/formats.py:_idx",
+    "data/formats.py:_cifar_batch",
+    "data/formats.py:read_svhn",
+    "errors.py:reading",
 )
 def arrays_that_are_no_images(tool):
     with np.load("tiny.npz") as file:
@@ -120,6 +124,13 @@ def arrays_that_are_no_images(tool):
     works()
     Path("odd.npz").write_bytes(Path("tiny.npz").read_bytes()[:-99])
     tool.refused(*at("odd.npz"))
+    for name, read in (
+        ("train-images-idx3-ubyte", formats.read_idx),
+        ("train", formats.read_cifar),
+        ("train_32x32.mat", formats.read_svhn),
+    ):
+        Path(name).write_bytes(b"cut")
+        assert tool.raised(read, Path()) == formats.AGAIN
 
 
 @prints(
@@ -146,7 +157,6 @@ def labels_that_count_otherwise(tool):
     "cli/options.py:choices: --class-order",
     FOLDERS + "_by_synset",
     FOLDERS + "read_map",
-    FOLDERS + "_json_rows",
     FOLDERS + "_text_rows",
     FOLDERS + "_mapped",
 )
@@ -182,7 +192,8 @@ def folders_and_their_numbers(tool):
     "data/image_folder.py:_class_names",
     "data/image_folder.py:_mode",
     "data/pictures.py:_opened: Remove",
-    "data/pictures.py:_opened: Convert",
+    "data/pictures.py:_check: Convert",
+    "data/pictures.py:_check: Remove",
     "data/splits.py:samples",
     "cli/options.py:parse_size",
     "data/image_folder.py:_size",
@@ -210,8 +221,10 @@ def pictures_in_folders(tool):
     hint = tool.refused(*at("deep", COLOUR))
     assert ".npz file: x / 65535" in hint, hint
     with tool.patch.context() as patch:
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        patch.setattr(pictures, "MOST_PIXELS", 10)
         assert "make it smaller" in tool.refused(*COLOUR)
+    first.write_bytes(first.read_bytes()[:20])
+    assert tool.refused(*at("deep", COLOUR)).startswith("Remove the file")
     first.unlink()
     tool.works(*at("deep", COLOUR))
     assert "--data FILE.npz" in tool.raised(datasets.load, "pets", channels=2)

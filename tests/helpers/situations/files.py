@@ -158,7 +158,7 @@ def files_that_are_cut_or_lack_a_part(tool):
     Path("m.pt").write_bytes(Path("model.pt").read_bytes()[:-100])
     tool.refused(*INFO)
     with tool.patch.context() as patch:
-        patch.setattr("torch.load", _raises(RuntimeError("cut")))
+        patch.setattr("torch.load", raises(RuntimeError("cut")))
         tool.refused("info", "model.pt")
     tensors, parts = weights(), ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")
     index, half = Path("m.safetensors.index.json"), len(tensors) // 2
@@ -179,7 +179,7 @@ def files_that_are_cut_or_lack_a_part(tool):
     tool.works("info", parts[0])
 
 
-def _raises(error):
+def raises(error):
     def call(*args, **options):
         raise error
 

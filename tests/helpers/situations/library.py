@@ -11,13 +11,13 @@ from torch import nn
 from helpers import small_models as small
 from helpers.cli_world import PRUNE
 from helpers.situations import prints
-from helpers.situations.files import run_code, weights
+from helpers.situations.files import raises, run_code, weights
 from pwoa_cli import attacks
 from pwoa_cli.attacks import plugins
 from pwoa_cli.checkpoints import readings, signatures
 from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.data import datasets
-from pwoa_cli.files import metrics, sparse
+from pwoa_cli.files import metrics, packed, sparse
 from pwoa_cli.workflows import images, prune
 
 INFO = ["info", "m.pt"]
@@ -160,8 +160,10 @@ def _denied(*args, **options):
     SPARSE + "_check_state: Convert",
     SPARSE + "_check_metadata",
     SPARSE + "_converted",
-    "files/sparse_index.py:read_index",
-    "files/sparse_index.py:check_bound",
+    SPARSE + "_index",
+    SPARSE + "_file",
+    SPARSE + "_check_finite",
+    SPARSE + "check: If",
 )
 def what_a_sparse_file_takes(tool):
     at, w = Path("a.safetensors"), torch.eye(9)
@@ -169,9 +171,9 @@ def what_a_sparse_file_takes(tool):
     def hint(state, **options):
         return tool.raised(sparse.save, state, at, **options)
 
-    assert "dtype=torch.bfloat16" in hint({"w": w}, dtype=torch.int8)
+    assert "dtype=torch.bfloat16" in hint({"w": w}, dtype=torch.int16)
     sparse.save({"w": w}, at, dtype=torch.bfloat16)
-    hint({"w.pwoa_values": w})
+    hint({"\ud800": w})
     assert "model.state_dict()" in hint({"w": [1.0]})
     assert "with .to_dense() or .float()" in hint({"w": w.to_sparse()})
     for right in (small.lenet().state_dict(), {"w": w.to_sparse().to_dense()}, {"w": w.half().float()}):
@@ -180,6 +182,12 @@ def what_a_sparse_file_takes(tool):
     sparse.save({"w": w}, at, metadata={"made": json.dumps({"by": "me"})})
     assert "torch.bfloat16" in hint({"w": 1e9 * w}, dtype=torch.float16)
     sparse.save({"w": 1e9 * w}, at, dtype=torch.bfloat16)
+    assert "torch.bfloat16" in hint({"w": w / 0}, dtype=torch.int8)
+    sparse.save({"w": w / 0}, at, dtype=torch.bfloat16)
+    with tool.patch.context() as patch:
+        patch.setattr(packed, "pack", raises(ValueError("its names take 5 GB")))
+        assert "shorter names" in hint({"w": w})
+    sparse.save({"w": w}, at)
     content = at.read_bytes()
     found = re.search(rb'version\\": ?(\d)', content)
     at.write_bytes(content[: found.start(1)] + b"9" + content[found.end(1) :])

@@ -6,7 +6,7 @@ from helpers.cli_world import PRUNE, TINY
 from helpers.situations import DRY, EVAL, followed, left_out, prints, typed, without
 
 OPTIONS = "cli/options.py:"
-typed(OPTIONS + "_seconds", [*EVAL, "--max-seconds", "soon"])
+typed(OPTIONS + "parse: Ten", [*EVAL, "--max-seconds", "soon"])
 typed(OPTIONS + "parse_sparsity: --sparsity", [*DRY[:3], "90", *DRY[4:]])
 typed(OPTIONS + "parse_sparsity: Nine", [*DRY[:3], "much", *DRY[4:]])
 typed(OPTIONS + "overrides", [*DRY, "--set", "lr"])

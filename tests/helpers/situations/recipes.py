@@ -123,5 +123,6 @@ def recipes_by_name(tool):
     for name in hint.partition(": ")[2].partition(";")[0].split(", "):
         tool.works("recipe", "check", name)
     Path("broken.toml").write_text("lr =")
-    assert "pwoa prune --help" in tool.refused(*DRY, "--recipe", "broken.toml")
-    assert "--recipe" in tool.works("prune", "--help")
+    hint = tool.refused(*DRY, "--recipe", "broken.toml")
+    Path("broken.toml").write_text(tool.works(*hint.partition(": pwoa ")[2].split()))
+    tool.works(*DRY, "--recipe", "broken.toml")

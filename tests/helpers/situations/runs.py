@@ -11,9 +11,10 @@ from torch import nn
 from helpers import small_models as small
 from helpers.cli_world import PRUNE, TINY
 from helpers.situations import DRY, EVAL, followed, in_files, prints, typed, without
-from helpers.situations.files import weights
+from helpers.situations.files import raises, weights
 
 JOB, WEIGHTS, SETUP = "workflows/prune_job.py:", "workflows/prune_weights.py:", "workflows/setup.py:"
+FINISHED = "workflows/finished_run.py:"
 
 typed(
     JOB + "_check_structure: --set start",
@@ -239,10 +240,11 @@ class nan(two_inputs):
 
 @prints(
     "cli/replay.py:_read: pwoa",
+    "files/plain.py:read_toml",
     "cli/replay.py:_read: Name",
-    "cli/replay.py:_fill: Did",
-    "cli/replay.py:_fill: There",
-    "cli/replay.py:_fill: As",
+    "cli/replay.py:_options: Did",
+    "cli/replay.py:_options: There",
+    "cli/replay.py:_options: As",
     JOB + "prepare: Fetch",
 )
 def configurations(tool):
@@ -271,10 +273,10 @@ def configurations(tool):
 
 
 @prints(
-    "workflows/evaluate.py:_of_run: Name",
-    "workflows/evaluate.py:_of_run: Measure",
-    "workflows/evaluate.py:_same_file",
-    "files/plain.py:read_json: Prune",
+    FINISHED + "read: Name",
+    FINISHED + "read: Measure",
+    FINISHED + "teacher_source",
+    FINISHED + "data",
     "files/plain.py:read_json: Name",
     "reports/schema.py:validate",
     "reports/schema.py:read",
@@ -284,6 +286,9 @@ def runs_that_are_none_or_changed(tool):
     (run,) = Path("pwoa-runs").glob("*")
     tool.refused("eval", ".", "--attacks", "fgsm")
     tool.works("eval", run, "--n", "20", "--attacks", "fgsm")
+    Path("tiny.npz").rename("moved.npz")
+    tool.follow(["eval", run, "--n", "20", "--attacks", "fgsm"], "--data FILE", "--data moved.npz")
+    Path("moved.npz").rename("tiny.npz")
     two = Path("two runs")
     shutil.copytree(run, two)
     shutil.copy("model.pt", two / "model.safetensors")
@@ -309,22 +314,25 @@ def runs_that_are_none_or_changed(tool):
     tool.works(*PRUNE)
 
 
-@prints("training/loop.py:run", "cli/main.py:main: Free", "cli/main.py:main: A smaller")
+@prints(
+    "training/loop.py:run: Limit",
+    "training/loop.py:run: The",
+    "errors.py:of_system",
+    "cli/faults.py:of: A smaller",
+)
 def runs_that_broke(tool):
     for raised in (OSError(28, "No space left on device", "disk"), MemoryError()):
         with tool.patch.context() as patch:
-            patch.setattr("pwoa_cli.workflows.prune_job.prepare", _raises(raised))
+            patch.setattr("pwoa_cli.workflows.prune_job.prepare", raises(raised))
             tool.refused(*PRUNE, code=4)
     tool.works(*PRUNE, "--batch-size", "8", "--device", "cpu")
-    words = [*PRUNE, "--set", "lr=1e30", "--set", "clip=0"]
+    words = [*PRUNE, "--set", "lr=1e9", "--set", "clip=0"]
     hint = tool.refused(*words, code=4)
     for setting in ("--set clip=5", "--set lr=1e-4"):
         assert setting in hint
         tool.works(*followed(PRUNE, setting))
-
-
-def _raises(error):
-    def call(*args, **options):
-        raise error
-
-    return call
+    with tool.patch.context() as patch:
+        patch.setattr("pwoa_cli.pruning.admm.penalty", lambda *_: torch.tensor(torch.inf, requires_grad=True))
+        words = [*PRUNE, "--set", "method=admm", "--set", "allocation=uniform"]
+        hint = tool.refused(*words, code=4)
+    tool.works(*followed(words, hint))

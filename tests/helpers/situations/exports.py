@@ -1,0 +1,60 @@
+"""Hints on models in other forms and on how fast they are."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from helpers import small_models as small
+from helpers.cli_world import TINY
+from helpers.situations import prints, typed, without
+from helpers.situations.files import raises
+from pwoa_cli.checkpoints.model import load_model
+from pwoa_cli.workflows import export as workflow
+
+BENCH = ["bench", "model.pt", "--seconds", "0.01", "--runtimes", "eager", "--batch", "1"]
+EXPORT = ["export", "model.pt", *TINY, "--attacks", "fgsm", "--format"]
+AT = "workflows/export.py:"
+
+typed("cli/bench.py:bench: --batch", [*without(BENCH, "--batch"), "--batch", "few"])
+typed("cli/bench.py:bench: --threads", [*BENCH, "--threads", "0"], "--threads 1")
+typed("workflows/bench.py:bench", [*without(BENCH, "--runtimes"), "--runtimes", "fastest"])
+typed(AT + "_check: For", [*EXPORT, "best"])
+typed(AT + "_check: --dtype", [*EXPORT, "dense", "--dtype", "int8"])
+typed(AT + "_check_out", [*EXPORT, "dense", "--out", "model.pt"], "--out FILE", "--out other.pt")
+
+
+@prints(AT + "_check: Leave", AT + "_check: Give")
+def words_around_the_weights(tool):
+    words = [*EXPORT, "sparse", "--prefix", "module."]
+    tool.follow(words)
+    tool.works(*without(words, "--prefix"))
+    words = [*EXPORT, "dense", "--like", "model.pt", "--prefix", "module."]
+    tool.refused(*words)
+    for number, flag in enumerate(("--like", "--prefix")):
+        tool.works(*without(words, flag), "--out", f"{number}.pt")
+
+
+@prints("exports/dense.py:_substituted")
+def an_envelope_of_another_network(tool):
+    small.save(small.lenet(num_classes=7), "seven.pt")
+    tool.follow([*EXPORT, "dense", "--like", "seven.pt"])
+
+
+@prints("exports/onnx.py:check_installed", "exports/onnx.py:save")
+def onnx_that_is_not_to_be_had(tool):
+    there = importlib.util.find_spec
+    with tool.patch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else there(name))
+        assert tool.refused(*EXPORT, "onnx") == "pip install 'pwoa-cli[onnx]'"
+    with tool.patch.context() as patch:
+        patch.setattr(torch.onnx, "export", raises(RuntimeError("no such operator")))
+        assert tool.refused(*EXPORT, "onnx", code=4).startswith("--format dense ")
+    tool.works(*EXPORT, "dense")
+
+
+@prints(AT + "execute")
+def files_that_give_other_logits(tool):
+    tool.patch.setattr(workflow, "_again", lambda job: load_model("pruned.safetensors"))
+    assert tool.refused(*EXPORT, "dense", "--out", "d.pt", code=4).endswith("the file is kept.")
+    assert Path("d.pt").is_file()
