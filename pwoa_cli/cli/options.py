@@ -75,9 +75,12 @@ def _option(flag: str, heading: str, text: str, *, metavar: str | None = None, *
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="Checkpoint: .pt, .pth or .safetensors, timm:NAME or hf-hub:ID.")]
-Sparsity = Annotated[str, _option("--sparsity", PRUNING, "Fraction of weights to zero, between 0 and 1.",
-                                  metavar="S")]
-Structure = Annotated[str, _option("--structure", PRUNING, "unstructured, filter or column.", metavar="KIND")]
+Sparsity = Annotated[str | None, _option(
+    "--sparsity", PRUNING, "Fraction of weights to zero, between 0 and 1.", metavar="S")]
+Channels = Annotated[str | None, _option(
+    "--channels", PRUNING, "Or the fraction of channels to remove, with --structure channel.", metavar="F")]
+Structure = Annotated[str, _option(
+    "--structure", PRUNING, "unstructured, filter, column, or channel (coupled, removable).", metavar="KIND")]
 RecipeName = Annotated[str,
                        _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, _option(
@@ -172,20 +175,33 @@ Quiet = Annotated[bool, _option("--quiet", RUN, "Only warnings, errors and the r
 DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
 
 
-def parse_sparsity(text: str) -> float:
+def budget(sparsity: str | None, channels: str | None) -> tuple[float, float | None]:
+    """(sparsity, channels): how much goes, said in one way. Raises: InputError."""
+    if sparsity is not None and channels is not None:
+        raise InputError("--sparsity and --channels both say how much goes.", hint="Give one of them.")
+    if channels is not None:
+        share = parse_sparsity(channels, flag="--channels")
+        return share, share
+    if sparsity is None:
+        raise InputError("Missing option '--sparsity', which says how much goes.",
+                         hint="Nine weights in ten: --sparsity 0.9")
+    return parse_sparsity(sparsity), None
+
+
+def parse_sparsity(text: str, *, flag: str = "--sparsity") -> float:
     """Fraction in (0, 1) from text. Raises: InputError, with what was meant where that can be guessed."""
-    example = "Nine weights in ten: --sparsity 0.9"
+    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else "A half: --channels 0.5"
     try:
         value = float(text.strip().removesuffix("%").replace(",", "."))
     except ValueError:
-        raise InputError(f"--sparsity {text} is not a number.", hint=example) from None
+        raise InputError(f"{flag} {text} is not a number.", hint=example) from None
     percent = text.strip().endswith("%") or value > 1
     if percent and 0 < value < 100 or "," in text and 0 < value < 1:
         meant = f"{value / 100 if percent else value:g}"
-        raise InputError(f"--sparsity {text} is not a number between 0 and 1. Did you mean {meant}?",
-                         hint=f"--sparsity {meant}")
+        raise InputError(f"{flag} {text} is not a number between 0 and 1. Did you mean {meant}?",
+                         hint=f"{flag} {meant}")
     if not 0 < value < 1:
-        raise InputError(f"--sparsity {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
+        raise InputError(f"{flag} {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
                          hint=example)
     return value
 

@@ -16,14 +16,14 @@ EXAMPLES = """\b
 Examples:
   pwoa prune model.pt --sparsity 0.9
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
-  pwoa prune model.pt --sparsity 0.5 --structure filter
+  pwoa prune model.pt --channels 0.5 --structure channel
   pwoa prune model.pt --sparsity 0.9 --max-drop worst=2"""
 
 
 @options.with_groups
 def prune(
-    *, context: typer.Context, model: options.Model, sparsity: options.Sparsity,
-    structure: options.Structure = "unstructured",
+    *, context: typer.Context, model: options.Model, sparsity: options.Sparsity = None,
+    channels: options.Channels = None, structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
@@ -37,7 +37,7 @@ def prune(
     quiet: options.Quiet = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    wanted, created = options.parse_sparsity(sparsity), datetime.now()
+    (wanted, share), created = options.budget(sparsity, channels), datetime.now()
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet)
@@ -51,7 +51,8 @@ def prune(
             source.of(model_of(model)), wanted, structure=structure, recipe=recipe, overrides=overrides,
             teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
             norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
-            strict=gate.strict, command=said(context), sha256=expected(context, config)), say=console.say)
+            strict=gate.strict, command=said(context), sha256=expected(context, config),
+            channels=share), say=console.say)
         if dry_run:
             guess = workflow.time_to_fit(job)
             console.result(f"Everything checked; a run would write {folder}.\n{guess}", {

@@ -19,7 +19,7 @@ class Plan:
     """What stays the same during a run.
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
-    off.
+    off. sparsity: a fraction of `budget`, weights or groups.
     """
 
     recipe: Recipe
@@ -37,6 +37,7 @@ class Plan:
     steps_per_epoch: int
     sparsify_steps: int
     steps: int
+    budget: str = "weights"
 
     @property
     def weights(self) -> tuple[str, ...]:

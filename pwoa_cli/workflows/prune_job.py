@@ -21,14 +21,14 @@ from pwoa_cli.networks.build import public_names
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
-from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
+from pwoa_cli.pruning.groups import STRUCTURES, Groups, nonzero, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import Gate, resolved
 from pwoa_cli.training import layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
-from pwoa_cli.workflows.prune_weights import Counted, check_products, check_steady, counted
+from pwoa_cli.workflows.prune_weights import Counted, check_products, check_steady, counted, groups_of
 from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
@@ -39,7 +39,8 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1). eps as typed
+    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1), of weights;
+    with channels, the fraction of channels to remove, it is what comes of that. eps as typed
     ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's must be,
     None for any."""
 
@@ -61,6 +62,7 @@ class Request:
     strict: bool = False
     command: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+    channels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ def prepare(request: Request, *, say: Say,
     if request.structure not in STRUCTURES:
         raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
                          hint="For example: --structure filter")
+    if request.channels is not None and not STRUCTURES[request.structure].couples:
+        raise InputError(f"--channels is for whole channels; --structure is {request.structure}.",
+                         hint="--structure channel")
     read_recipe(request.recipe, overrides=request.overrides)
     device = device_named(request.device)
     with timed(seconds, "load"):
@@ -111,15 +116,18 @@ def prepare(request: Request, *, say: Say,
         check_steady(subject.model, x[:COMPANY], where=where)
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
+        groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
+        request = _of_channels(request, weights, groups)
         kinds = kinds_of(subject.model, subject.dataset.train)
-        plan = _plan(request, subject, teacher, weights, x[:2], device, kinds)
+        plan = _plan(request, subject, teacher, weights, groups, x[:2], device, kinds)
         memory = layout.fastest(plan, subject.model, where=where)
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
     total, epochs = sum(w.numel() for w in weights.values()), round(plan.steps / plan.steps_per_epoch, 2)
-    say(f"prune {total:,} weights in {len(weights)} layers to {100 * request.sparsity:g}% zeros "
-        f"({request.structure}), recipe {plan.recipe.name}: {plan.steps} steps, {epochs:g} "
+    say(f"prune {total:,} weights in {len(weights)} layers to "
+        f"{numbers.percent_of_weights(request.sparsity)}% zeros ({_words(request)}), recipe "
+        f"{plan.recipe.name}: {plan.steps} steps, {epochs:g} "
         f"epoch{'s' * (epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
         f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
@@ -132,6 +140,10 @@ def prepare(request: Request, *, say: Say,
     if found.left_out:
         say(found.sentence())
     return Job(request, subject, teacher, plan, device, found, memory, seconds)
+
+
+def _words(request: Request) -> str:
+    return (f"{100 * request.channels:g}% of the channels" if request.channels else request.structure)
 
 
 def _check_training(dataset: datasets.Dataset) -> None:
@@ -175,15 +187,34 @@ def _spares(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], sparsit
     return False
 
 
+def _of_channels(request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups]) -> Request:
+    """The request with the sparsity of weights that --channels comes to. Raises: InputError for fewer than
+    one channel, or more than may go."""
+    if request.channels is None:
+        return request
+    count, share = sum(group.count for group in groups.values()), request.channels
+    lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), share, method="uniform",
+                             of="groups")
+    most = sum(lost.values()) / count
+    if not round(share * count):
+        raise InputError(f"--channels {share:g} of the {count} channels of {request.source.path} is less "
+                         "than one.", hint="Half of them: --channels 0.5")
+    if most < share - max(0.01, 1 / count):
+        raise InputError(f"{request.source.path}: {100 * share:g}% of its channels cannot go, as one must "
+                         f"stay in each of {len(groups)} coupled sets: at most {100 * most:.3g}%.",
+                         hint=f"--channels {int(100 * most) / 100:g}")
+    total = nonzero(groups, dict.fromkeys(groups, 0))
+    return replace(request, sparsity=1 - nonzero(groups, lost) / total)
+
+
 def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[str, nn.Parameter],
-          x: Tensor, device: torch.device, kinds: Kinds) -> Plan:
+          groups: Mapping[str, Groups], x: Tensor, device: torch.device, kinds: Kinds) -> Plan:
     """Everything decided that stays the same during the run."""
     recipe = read_recipe(request.recipe, data=subject.dataset.name, kinds=kinds,
                          overrides=request.overrides)
     where, beside = request.source.path, layers.companions(subject.model, x)
-    groups = STRUCTURES[request.structure].groups(weights, beside, layers.transposed(subject.model))
     recipe = _settled(recipe, request, weights, groups, device)
-    _check_sparsity(weights, request.sparsity, where)
+    _check_sparsity(weights, request)
     _check_structure(recipe, request.structure, groups)
     _check_reachable(weights, groups, request, recipe)
     check_products(subject.model, x, groups, request.structure, where=where)
@@ -204,7 +235,8 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
     per_epoch, sparsify_steps, steps = plan_steps(recipe, len(subject.dataset.train), request.sparsity)
     return Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, groups=groups,
-        normed=frozenset(name for name, found in beside.items() if found), sparsity=request.sparsity,
+        normed=frozenset(name for name, found in beside.items() if found),
+        sparsity=request.channels or request.sparsity, budget="groups" if request.channels else "weights",
         num_classes=subject.loaded.num_classes, eps=subject.eps, norm=subject.norm,
         split=subject.dataset.train,
         augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
@@ -233,8 +265,9 @@ def matches_layers(recipe: Recipe) -> bool:
     return bool(recipe.hidden_weight or recipe.explain_weight)
 
 
-def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) -> None:
+def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:
     """At least one weight goes, and the model has fewer zeros than are wanted."""
+    where, sparsity = request.source.path, request.sparsity
     total = sum(w.numel() for w in weights.values())
     zeros = total - sum(int(w.count_nonzero()) for w in weights.values())
     if not round(sparsity * total):
@@ -243,8 +276,9 @@ def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) 
                          hint="Nine weights in ten: --sparsity 0.9")
     if zeros > sparsity * total:
         raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros / total)}% of its "
-                         f"weights are zero, {100 * sparsity:g}% were asked for.",
-                         hint=f"Ask for more: --sparsity {_above(zeros / total)}")
+                         f"weights are zero, {numbers.percent_of_weights(sparsity)}% were asked for.",
+                         hint=f"Ask for more: --channels {_above(request.channels)}" if request.channels
+                         else f"Ask for more: --sparsity {_above(zeros / total)}")
 
 
 def _above(share: float) -> str:
@@ -270,11 +304,13 @@ def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups]
     where, kind, wanted = request.source.path, request.structure, request.sparsity
     try:
         method = "uniform" if recipe.allocation == "sensitivity" else recipe.allocation  # measured later
-        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), wanted, method=method)
+        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)),
+                                 request.channels or wanted, method=method,
+                                 of="groups" if request.channels else "weights")
     except ValueError as error:
         raise InputError(f"{where}: {error}.", hint="A lower --sparsity.") from None
-    most = sum(n * groups[layer].size for layer, n in lost.items()) / sum(w.numel() for w in weights.values())
-    if most < wanted - 0.01:
+    most = 1 - nonzero(groups, lost) / nonzero(groups, dict.fromkeys(groups, 0))
+    if most < wanted - 0.01 and not request.channels:
         raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {kind}s, as one must stay "
                          f"in each of {len(weights)} layers: at most {numbers.percent_of_weights(most)}%.",
                          hint=f"--sparsity {int(100 * most) / 100:g}")
