@@ -48,7 +48,7 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     try:
         net.load_state_dict(dict(state))
     except Exception as error:  # a user's network may have a load_state_dict of its own
-        _check_fits(net, state, where)
+        check_fits(net, state, where)
         _load_without_counters(net, state, where, error)
 
 
@@ -63,7 +63,8 @@ def _load_without_counters(net: nn.Module, state: Mapping[str, Tensor], where: s
                          hint="The network that wrote the file loads it: --arch file.py:fn") from again
 
 
-def _check_fits(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def check_fits(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Raises: InputError that names the first tensor whose shape differs, and what is missing or too many."""
     own = net.state_dict()
     differ = [k for k in own if k in state and _differ(own[k], state[k])]
     missing = [k for k in own if k not in state and not k.endswith(COUNTER)]

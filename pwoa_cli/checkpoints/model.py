@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.checkpoints import architecture, hub
+from pwoa_cli.checkpoints import architecture, hub, slim
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.filling import aligned, fill, make_plain, shaped
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
@@ -24,6 +24,7 @@ from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
 
+WORDS = "the pruned file's own words"
 SHOWN = 4  # of the readings that the keys allow as well
 
 
@@ -139,11 +140,18 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
         extra = extra | _words(extra, raw, where)
         inside = [extra["mean"] or (), extra["std"] or ()]
     found = _architecture(state, extra, source)
-    found, net = _of_own_size(found, state, where)
+    slimmed = slim.is_slim(extra, where) and found.evidence == WORDS
+    if slimmed:
+        net = slim.built(lambda: _build_for(found, where), own=is_own(found.arch))
+    else:
+        found, net = _of_own_size(found, state, where)
     plain = make_plain(net, where) if folded and is_file(found.arch) else ()
     # the network has the normalisation in it
     itself = len(state) < len(raw) and set(aligned(raw, net)) <= set(net.state_dict())
     state = raw if itself else state
+    if slimmed:
+        slim.fit(net, state, where, images=() if is_file(found.arch) else _images(found),
+                 classes=found.options.get("num_classes"))
     fill(net, aligned(state, net), f"{where} as {found.arch}")
     plain = plain if folded else make_plain(net, where)
     if itself:  # some keep mean and std as parameters: nobody trains or prunes those
@@ -154,6 +162,12 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
     return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),
                    unwrapped=unwrapped + _said_plain(plain), extra=extra)
+
+
+def _images(found: Architecture) -> list[tuple[int, ...]]:
+    """(C, H, W) of images of which the network takes one."""
+    sizes = [found.made_for] if found.made_for else SIZES
+    return [found.input_shape] if found.input_shape else [(_channels(found) or 3, *size) for size in sizes]
 
 
 def _said_plain(names: Sequence[str]) -> tuple[str, ...]:
@@ -268,7 +282,7 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: So
             raise InputError(f"{where} was built by {name}, and a file's code is not run because the file "
                              "names it.",
                              hint=f"If you trust it: --arch {shlex.quote(name)}")
-        return Architecture(name, extra["arch_options"], extra["input_shape"], "the pruned file's own words",
+        return Architecture(name, extra["arch_options"], extra["input_shape"], WORDS,
                             made_for=extra["default_size"])
     if arch is not None:
         return architecture.of_user(arch, state, num_classes=source.num_classes, where=where)
@@ -310,7 +324,8 @@ def to_metadata(loaded: Loaded) -> dict[str, str]:
     return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options),
             "num_classes": str(loaded.num_classes),
             "input_shape": json.dumps(loaded.input_shape), "default_size": json.dumps(loaded.default_size),
-            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
+            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std),
+            **({slim.MARK: loaded.extra[slim.MARK]} if slim.is_slim(loaded.extra, loaded.source) else {})}
 
 
 def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
@@ -320,6 +335,7 @@ def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) ->
     Raises: InputError naming the field.
     """
     keys = ("input_shape", "default_size", "mean", "std")
+    slimmed = slim.is_slim(extra, where)  # a network of ours takes no memory then until its sizes are known
     fields = {key: json_field(extra, key) for key in ("arch_options", *keys)}
     arch, options = extra.get("arch"), fields["arch_options"]
     numbers = {key: fields[key] is None or isinstance(fields[key], list)
@@ -327,8 +343,9 @@ def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) ->
                for key in keys}
     fits = numbers | {
         "arch": isinstance(arch, str),
-        "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
-            _elements_fit(arch, options, state) if isinstance(arch, str) and is_own(arch)
+        "arch_options": isinstance(options, dict) and isinstance(arch, str) and _sizes_fit(
+            options, state, times=slim.MOST if slimmed and is_own(arch) else 1) and (
+            slimmed or _elements_fit(arch, options, state) if is_own(arch)
             else all(type(v) in hub.PLAIN for v in options.values())),
         "input_shape": numbers["input_shape"] and len(fields["input_shape"] or "chw") == 3,
         "default_size": numbers["default_size"] and len(fields["default_size"] or "hw") == 2}
@@ -340,14 +357,15 @@ def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) ->
             **{key: fields[key] and tuple(fields[key]) for key in keys}}
 
 
-def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether a file of these tensors can be of a network of these sizes; a network of any size would take
-    forever to build."""
+def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor], *, times: int = 1) -> bool:
+    """Whether a file of these tensors can be of a network of these sizes, `times` as large at most; a network
+    of any size would take forever to build."""
     lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
     numbers = {key: [n for n in values if isinstance(n, int)] for key, values in lists.items()}
     largest = max((side for t in state.values() for side in t.shape), default=0)
     sizes = [n for values in numbers.values() for n in values]
-    return sum(numbers.get("blocks", [])) <= len(state) and all(0 <= n <= max(largest, 64) for n in sizes)
+    return sum(numbers.get("blocks", [])) <= len(state) and all(
+        0 <= n <= times * max(largest, 64) for n in sizes)
 
 
 def _elements_fit(arch: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:

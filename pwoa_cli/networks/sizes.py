@@ -69,6 +69,12 @@ def resize(net: nn.Module, state: Mapping[str, Tensor]) -> None:
         set_sizes(module)
 
 
+def uneven(net: nn.Module) -> list[str]:
+    """Names of layers whose tensors have different numbers of channels on one side."""
+    return [prefix for prefix, module in net.named_modules() if isinstance(module, SIZED)
+            and len({tensor.shape[axis] for tensor, axis in shaped_tensors(module, True)}) > 1]
+
+
 def _smaller(given: Tensor, own: Tensor) -> bool:
     """Whether it has the same kernel and no more channels, but one at least."""
     return (given.ndim == own.ndim and given.shape[2:] == own.shape[2:]

@@ -74,7 +74,7 @@ def test_onnx_is_tried_on_test_images(here, pwoa):
 
 
 WRONG = {
-    "format": (["--format", "zip"], "--format zip is none of sparse, dense, onnx"),
+    "format": (["--format", "zip"], "--format zip is none of sparse, slim, dense, onnx"),
     "dtype": (["--format", "dense", "--dtype", "fp8"], "--dtype fp8 is none of fp32, bf16, fp16"),
     "dtype of a format": (["--format", "onnx", "--dtype", "int8"],
                           "--dtype int8 is not offered for onnx, which has fp32"),
