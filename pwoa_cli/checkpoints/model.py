@@ -150,9 +150,10 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
     itself = len(state) < len(raw) and set(aligned(raw, net)) <= set(net.state_dict())
     state = raw if itself else state
     if slimmed:
-        slim.fit(net, state, where, images=() if is_file(found.arch) else _images(found),
-                 classes=found.options.get("num_classes"))
+        slim.fit(net, state, where)
     fill(net, aligned(state, net), f"{where} as {found.arch}")
+    if slimmed and not is_file(found.arch):
+        slim.check_runs(net, _images(found), found.options.get("num_classes"), where)
     plain = plain if folded else make_plain(net, where)
     if itself:  # some keep mean and std as parameters: nobody trains or prunes those
         parameters = dict(net.named_parameters())
@@ -161,7 +162,7 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
     return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),
-                   unwrapped=unwrapped + _said_plain(plain), extra=extra)
+                   unwrapped=unwrapped + _said_plain(plain) + (slim.SAID,) * slimmed, extra=extra)
 
 
 def _images(found: Architecture) -> list[tuple[int, ...]]:

@@ -18,6 +18,8 @@ from pwoa_cli.networks.sizes import resize, uneven
 MARK = "slim"  # the metadata string
 NEEDS = "build(arch, **arch_options), then every layer takes the sizes of its tensors"
 WORDS = json.dumps({"version": 1, "needs": NEEDS})
+SAID = "slim: its layers have the sizes of their tensors, as channels were removed"
+LARGEST = 1024  # pixels of a side
 MOST = 64  # times the largest side in the file: what a size of the network that it was made from may be
 CHANGED = "The file was changed after pwoa wrote it: write it again with pwoa export --format slim."
 
@@ -41,33 +43,45 @@ def built(make: Callable[[], nn.Module], *, own: bool) -> nn.Module:
         return make()
 
 
-def fit(net: nn.Module, state: Mapping[str, Tensor], where: str, *,
-        images: Sequence[tuple[int, ...]], classes: int | None = None) -> None:
-    """Give a network the sizes of the tensors in a file, in place; one without memory gets it.
-
-    Args: images: (C, H, W) of those of which the network takes one; (): it is not tried. Raises: InputError
-    naming the first tensor that does not fit, or what does not run.
-    """
+def fit(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give a network the sizes of the tensors in a file, in place, their values left open; one without memory
+    gets it. Raises: InputError naming the first tensor that does not fit."""
     state = aligned(state, net)
     resize(net, state)
     check_fits(net, state, where)
     for name in uneven(net):
         raise InputError(f"{where}: the tensors of {name} have different numbers of channels.", hint=CHANGED)
-    why = [_why_not(net, image, classes) for image in images]
-    if why and all(why):
-        raise InputError(f"{where}: the sizes of its tensors do not fit together ({why[0]}).", hint=CHANGED)
-    if any(t.is_meta for t in net.state_dict().values()):
-        net.to_empty(device="cpu")
+    for module in net.modules():
+        _give_memory(module)
+
+
+def _give_memory(module: nn.Module) -> None:
+    """As nn.Module.to_empty, which takes half a second to wake up."""
+    for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if t.is_meta:
+            zeros = torch.zeros(t.shape, dtype=t.dtype)
+            setattr(module, name, nn.Parameter(zeros, t.requires_grad) if isinstance(t, nn.Parameter)
+                    else zeros)
+
+
+def check_runs(net: nn.Module, images: Sequence[tuple[int, ...]], classes: int | None, where: str) -> None:
+    """Layers that follow each other have the same channels, and logits are those of the classes, on an image
+    (C, H, W) of these. Raises: InputError with what is wrong on the first."""
+    why = []
+    for image in images:
+        why.append(_why_not(net, image, classes))
+        if not why[-1]:
+            return
+    raise InputError(f"{where}: the sizes of its tensors do not fit together ({why[0]}).", hint=CHANGED)
 
 
 def _why_not(net: nn.Module, image: tuple[int, ...], classes: int | None) -> str:
-    """Why layers that follow each other do not have the same channels, or logits are not those of the
-    classes, tried without memory and values."""
+    # the meta device takes no memory, but a second to wake up: for what no camera makes
+    device = "cpu" if all(side <= LARGEST for side in image) else "meta"
     try:
         with torch.no_grad():
-            out = copy.deepcopy(net).eval().to("meta")(torch.empty(1, *image, device="meta"))
-    except NotImplementedError:
-        return ""  # values decide in this network
+            twin = copy.deepcopy(net).eval() if device == "meta" else net.eval()
+            out = twin.to(device)(torch.zeros(1, *image, device=device))
     except Exception as error:  # of any kind, as sizes are those of a file
         return raised(error)[:120]
     wrong = isinstance(out, Tensor) and classes not in (None, out.shape[-1])

@@ -37,6 +37,8 @@ def reduced(model: nn.Module, x: Tensor, where: str) -> Slim:
     would have been saved, where zeros lie one by one, or where what is silent speaks through all the same."""
     try:
         sets, odd = channels.found(model, x[:2])
+        if not sets:
+            raise ValueError(next(iter(odd.values()), "its logits depend on none"))
     except ValueError as error:
         raise InputError(f"{where}: no channels can be removed: {error}.", hint="--format sparse") from error
     silent = channels.silent(model, sets)

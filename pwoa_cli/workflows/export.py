@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.model import Loaded, Source, load_model, to_metadata
+from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model, to_metadata
 from pwoa_cli.checkpoints.slim import is_slim
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
@@ -216,15 +216,19 @@ def _images(job: Job) -> tuple[Tensor, str]:
         dataset = job.evaluation.subject.dataset
         count = min(TRIED, job.request.n)
         return samples(dataset, count, seed=job.request.seed)[:], f"{count} test images of {dataset.name}"
-    channels, *size = job.loaded.input_shape or (_channels(job.loaded.model.net), *(
-        job.loaded.default_size or SIZES[0]))
     draw = torch.Generator().manual_seed(job.request.seed)
-    return torch.rand(8, channels, *size, generator=draw), "8 random images (--data names real ones)"
+    shape = job.loaded.input_shape or _taken(job.loaded)
+    return torch.rand(8, *shape, generator=draw), "8 random images (--data names real ones)"
 
 
-def _channels(net: nn.Module) -> int:
-    stem = next((t.shape[1] for name, t in net.state_dict().items() if t.ndim == 4), 3)
-    return int(stem)
+def _taken(loaded: Loaded) -> tuple[int, ...]:
+    """(C, H, W) of images that the network takes. Raises: InputError if none is found."""
+    made = answer(loaded.model.net, loaded.model.net.state_dict(), channels=None,
+                  sizes=[loaded.default_size] if loaded.default_size else SIZES)
+    if isinstance(made, str):
+        raise InputError(f"{loaded.source} takes no images of {', '.join(str(side) for side, _ in SIZES)} "
+                         f"pixels: {made}.", hint="Name images that it takes: --data FOLDER")
+    return tuple(made[0].shape[1:])
 
 
 def _difference(job: Job, again: Loaded) -> tuple[float, str]:

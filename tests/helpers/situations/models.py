@@ -24,8 +24,8 @@ BUILD = "networks/build.py:"
     ARCH + "_of_library",
     ARCH + "unknown: {}",
     ARCH + "unknown: Name it",
-    "checkpoints/filling.py:_check_fits: {}",
-    "checkpoints/filling.py:_check_fits: Name",
+    "checkpoints/filling.py:check_fits: {}",
+    "checkpoints/filling.py:check_fits: Name",
 )
 def networks_that_keys_do_not_name(tool):
     small.write_npz("colour.npz", channels=3)
