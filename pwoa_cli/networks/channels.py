@@ -36,18 +36,23 @@ Sets = dict[str, tuple[Side, ...]]  # by the weight that gives the channels firs
 Gone = Mapping[str, Tensor]  # flags (G,) by set, True where a channel is removed
 
 
-def found(model: nn.Module, x: Tensor) -> tuple[Sets, dict[str, str]]:
+def found(model: nn.Module, x: Tensor, *, whole: bool = False) -> tuple[Sets, dict[str, str]]:
     """(sets of channels that can be removed, why others cannot), on images x (B, C, H, W); those of the
     logits are none of them.
 
     What the graph says is tried: without a half of its channels the network must answer as it does when they
     are zero, for the graph takes what it does not know for elementwise.
+    Args: whole: one that cannot be removed is enough, the others are not tried.
     Raises: ValueError with a reason if the graph does not take the network.
     """
     sets, odd = _of_graph(model, x)
-    if _same(model, sets, x) == "":
+    if whole and odd or _same(model, sets, x) == "":
         return sets, odd
-    why = {name: _same(model, {name: sides}, x) for name, sides in sets.items()}
+    why: dict[str, str] = {}
+    for name, sides in sets.items():
+        why[name] = _same(model, {name: sides}, x)
+        if whole and why[name]:
+            return {}, {name: why[name]}
     alone = {name: sides for name, sides in sets.items() if not why[name]}
     together = _same(model, alone, x)
     if together:

@@ -95,6 +95,7 @@ def prepare(request: Request, *, say: Say) -> Job:
 
 
 def _slim(job: Job, *, say: Say) -> slim.Slim:
+    say("finding which channels are silent in every layer that they pass")
     made = slim.reduced(job.loaded.model, _images(job)[0], job.request.source.path)
     for name, why in made.stay.items():
         say(f"channels of {name} stay: {why}")

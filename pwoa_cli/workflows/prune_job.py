@@ -116,6 +116,8 @@ def prepare(request: Request, *, say: Say,
         check_steady(subject.model, x[:COMPANY], where=where)
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
+        if STRUCTURES[request.structure].couples:
+            say("finding which channels go together")
         groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
         request = _of_channels(request, weights, groups)
         kinds = kinds_of(subject.model, subject.dataset.train)

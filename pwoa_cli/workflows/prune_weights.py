@@ -81,7 +81,7 @@ def groups_of(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor], kind: 
 
 def _coupled(model: nn.Module, x: Tensor, kind: str, where: str) -> Coupled:
     try:
-        sets, others = channels.found(model, x)
+        sets, others = channels.found(model, x, whole=True)
     except ValueError as error:
         raise InputError(f"{where}: --structure {kind} does not fit this network: {error}.",
                          hint="--structure filter") from error

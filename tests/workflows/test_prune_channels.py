@@ -31,10 +31,11 @@ def test_a_fraction_of_the_channels_goes(tmp_path, model, colours):
     assert sparsity["achieved"] > 0.5  # a half of both rows and columns
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "lamp"])
-def test_a_fraction_of_the_weights_goes(tmp_path, allocation):
-    made, _ = run_in(tmp_path / "run", structure="channel", sparsity=0.6,
-                     overrides=FAST | {"allocation": allocation})
+@pytest.mark.parametrize("fields", [
+    {"allocation": "uniform"}, {"allocation": "lamp"}, {"allocation": "sensitivity"},
+    {"method": "admm", "allocation": "uniform"}, {"mask_updates": "1"}], ids=str)
+def test_a_fraction_of_the_weights_goes(tmp_path, fields):
+    made, _ = run_in(tmp_path / "run", structure="channel", sparsity=0.6, overrides=FAST | fields)
     largest = 4 * 8 * 4 + 9 * 4 * 9  # more than a channel of any set takes
     assert made["sparsity"]["total"] == 36 + 288 + 512 + 64  # the logits' layer counts: its columns may go
     assert abs(made["sparsity"]["achieved"] - 0.6) * 900 < largest / 4
