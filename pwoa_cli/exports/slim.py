@@ -94,8 +94,6 @@ def _parameters(model: nn.Module) -> int:
 
 def _check_worth(made: Slim, where: str) -> None:
     gone, count = made.channels
-    if not gone:
-        raise InputError(f"{where}: none of its {count} channels that could be removed is silent.", hint=HINT)
     weights = layers.prunable(made.model, None).values()
     single = sum(map(_single, weights)) / max(1, sum(w.numel() for w in weights))
     if single > SINGLE:
@@ -103,6 +101,8 @@ def _check_worth(made: Slim, where: str) -> None:
         raise InputError(f"{where}: its zeros lie one by one, not in whole channels: {gone} of {count} "
                          f"channels are silent, and without them {100 * saved:.1f}% of the MACs would be "
                          "saved.", hint=HINT)
+    if not gone:
+        raise InputError(f"{where}: none of its {count} channels that could be removed is silent.", hint=HINT)
 
 
 def _single(weight: Tensor) -> int:
