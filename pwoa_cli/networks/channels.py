@@ -96,14 +96,14 @@ def without(model: nn.Module, sets: Sets, gone: Gone) -> nn.Module:
 def _of_graph(model: nn.Module, x: Tensor) -> tuple[Sets, dict[str, str]]:
     import torch_pruning  # a second to import, and nothing that loads a model needs it
 
-    twin = copy.deepcopy(model).eval().requires_grad_(True)  # the graph is that of autograd
-    head = twin.get_submodule(layers.logit_layer(twin, x))
     graph = torch_pruning.DependencyGraph()
     try:
+        twin = copy.deepcopy(model).eval().requires_grad_(True)  # the graph is that of autograd
+        head = twin.get_submodule(layers.logit_layer(twin, x))
         with torch.enable_grad(), warnings.catch_warnings(action="ignore"):
             graph.build_dependency(twin, x, forward_fn=lambda net, images: net(images), verbose=False)
             groups = list(graph.get_all_groups(ignored_layers=[head]))
-    except Exception as error:  # it raises many kinds
+    except Exception as error:  # it raises many kinds, and so do networks that cannot be copied
         raise ValueError("Torch-Pruning's dependency graph does not take it "
                          f"({raised(error)[:120]})") from error
     names = {module: name for name, module in twin.named_modules()}

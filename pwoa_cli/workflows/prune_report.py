@@ -63,7 +63,8 @@ def _channels(job: Job) -> list[str]:
         return []
     share, count = job.request.channels, sum(group.count for group in job.plan.groups.values())
     asked = f"--channels {share:g} took {round(share * count)} of them. " if share else ""
-    return [f"The network has {count} channels that could go, in {len(job.plan.groups)} coupled sets. {asked}"
+    return [f"The network has {count} channels that could go, in {len(job.plan.groups)} coupled "
+            f"set{'s' * (len(job.plan.groups) != 1)}. {asked}"
             "A weight that gives one and reads another counts once. pwoa export --format slim removes them."]
 
 

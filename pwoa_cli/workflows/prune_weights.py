@@ -72,6 +72,8 @@ def groups_of(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor], kind: 
     channels are coupled in a way that lets none be removed."""
     structure = STRUCTURES[kind]
     coupled = _coupled(model, x, kind, where) if structure.couples else {}
+    coupled = {key: members for key, members in coupled.items()  # a frozen weight keeps its channels
+               if all(name in weights or model.get_parameter(name).ndim == 1 for name in members)}
     groups = structure.groups(weights, layers.companions(model, x), layers.transposed(model), coupled)
     if not groups:
         raise InputError(f"{where} has no channels that could be removed: its layers give the logits or "

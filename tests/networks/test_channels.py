@@ -3,6 +3,7 @@ family and in networks that concatenate."""
 import copy
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -167,7 +168,8 @@ class Odd(nn.Module):
             h = self.norm(h)
         if self.fault == "halves":
             h = torch.cat([h[:, :4] + h[:, 4:]] * 2, 1)
-        return self.fc(self.two(h).mean((2, 3)))
+        out = self.fc(self.two(h).mean((2, 3)))
+        return out.detach() if self.fault == "detached" else out
 
 
 @pytest.mark.parametrize(("fault", "sentence"), [
@@ -188,6 +190,15 @@ def test_what_does_not_fit_is_told_and_the_rest_found(fault, sentence):
     assert list(odd) == ["net.one.weight"] and sentence in odd["net.one.weight"], odd
     assert list(sets) == ["net.two.weight"]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_what_cannot_be_copied_or_has_no_gradient():
+    model = Normalized(Odd("")).eval()
+    model.net.lock = threading.Lock()
+    with pytest.raises(ValueError, match="does not take it .TypeError"):
+        channels.found(model, X)
+    model = Normalized(Odd("detached")).eval()
+    assert channels.found(model, X) == ({}, {})
 
 
 def test_padded_shortcuts_keep_their_channels():

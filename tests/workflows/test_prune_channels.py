@@ -63,6 +63,25 @@ def test_budgets_that_cannot_be_had(options, sentence):
     assert sentence in refused(**options)
 
 
+FROZEN = """
+from pwoa_cli.networks.families.small import LeNet
+def net():
+    made = LeNet(size=8, widths=(4, 8), hidden=16, num_classes=4)
+    made.conv2.weight.requires_grad_(False)
+    return made
+"""
+
+
+def test_frozen_weights_keep_their_channels(tmp_path):
+    Path("frozen.py").write_text(FROZEN)
+    made, _ = run_in(tmp_path / "run", arch="frozen.py:net", structure="channel", channels=0.5, sparsity=0.5)
+    assert "The network has 16 channels that could go, in 1 coupled set." in " ".join(made["notes"])
+    pruned = pwoa_cli.load_state_dict(tmp_path / "run/model.safetensors")
+    before = pwoa_cli.load_state_dict("lenet.pt")
+    assert torch.equal(pruned["conv2.weight"], before["conv2.weight"])
+    assert int((pruned["linear1.weight"] != 0).any(1).sum()) == 8
+
+
 def test_a_network_of_one_layer_has_no_channels():
     Path("one.py").write_text("from torch import nn\ndef net():\n"
                               "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n")
