@@ -133,12 +133,13 @@ def _cheapest(groups: Layers, scores: Mapping[str, Tensor], target: int) -> dict
     if {group.size for group in groups.values()} == {1}:
         chosen = smallest(everything, target)
     else:  # groups differ in size: the cheapest ones first, to the nearest group
-        cost = [groups[layer].size for layer, s in scores.items() for _ in range(len(s))]
-        chosen = torch.zeros_like(everything, dtype=torch.bool)
+        cost = [size for layer, s in scores.items() for size in [groups[layer].size] * len(s)]
+        flags = [False] * len(cost)
         for i in torch.argsort(everything, stable=True).tolist():
             if cost[i] <= 2 * target:
-                chosen[i] = True
+                flags[i] = True
                 target -= cost[i]
+        chosen = torch.tensor(flags)
     counts = [int(part.sum()) for part in chosen.split([len(s) for s in scores.values()])]
     return dict(zip(scores, counts, strict=True))
 
