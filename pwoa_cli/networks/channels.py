@@ -13,6 +13,7 @@ from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_name, raised
 from pwoa_cli.networks.sizes import axes, depthwise, set_sizes, shaped_tensors, sided
 
+LOW = 0.01  # logits below it are rounded like those of this size
 SAME = 1e-4  # of the largest logit: what rounding in float32 makes of a network whose sums are shorter
 DRAWS = 4  # of the channels that are tried: of one draw a shifted sum may come out right
 
@@ -219,6 +220,6 @@ def _same_without_half(model: nn.Module, sets: Sets, x: Tensor, draw: torch.Gene
             got = without(masked, sets, gone)(x)
         except Exception as error:  # of the network's own forward
             return f"the network does not run without some of them ({raised(error)[:120]})"
-    if want.shape == got.shape and (got - want).abs().max() <= SAME * want.abs().max().clamp_min(1.0):
+    if want.shape == got.shape and (got - want).abs().max() <= SAME * want.abs().max().clamp_min(LOW):
         return ""
     return "the network answers otherwise without them than where they are zero"

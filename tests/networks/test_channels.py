@@ -201,6 +201,15 @@ def test_what_cannot_be_copied_or_has_no_gradient():
     assert channels.found(model, X) == ({}, {})
 
 
+def test_small_logits_hide_no_misfit():
+    torch.manual_seed(0)
+    model = Normalized(Odd("padded")).eval()
+    with torch.no_grad():
+        for p in model.net.fc.parameters():
+            p.mul_(1e-2)
+    assert list(channels.found(model, X)[1]) == ["net.one.weight"]
+
+
 def test_padded_shortcuts_keep_their_channels():
     model = Normalized(build("cifar-resnet", {"blocks": (1, 1), "widths": (4, 8), "shortcut": "pad"})).eval()
     sets, odd = channels.found(model, X)
