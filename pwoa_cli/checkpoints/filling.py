@@ -64,8 +64,7 @@ def _load_without_counters(net: nn.Module, state: Mapping[str, Tensor], where: s
 
 
 def check_fits(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Raises: InputError that names the first tensor of another shape, and counts what is missing and too
-    many."""
+    """Raises: InputError that names the first tensor whose shape differs, and what is missing or too many."""
     own = net.state_dict()
     differ = [k for k in own if k in state and _differ(own[k], state[k])]
     missing = [k for k in own if k not in state and not k.endswith(COUNTER)]

@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.checkpoints import architecture, hub
+from pwoa_cli.checkpoints import architecture, hub, slim
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, shaped
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
+from pwoa_cli.checkpoints.own_words import SPARE, own_words
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
-from pwoa_cli.checkpoints.state_dict import json_field, read_state_dict, take_normalisation
+from pwoa_cli.checkpoints.state_dict import read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError, PwoaError, cause, one_line
 from pwoa_cli.machine.memory import check_room
 from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
 
+WORDS = "the pruned file's own words"
 SHOWN = 4  # of the readings that the keys allow as well
-SPARE = 2**20  # elements that a network may have more than twice those of the file
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,23 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
                                             trust_pickle=source.trust_pickle, folded=folded, cleared=cleared)
     state, *inside = take_normalisation(raw)
     if "arch_options" in extra:
-        extra = extra | _words(extra, raw, where)
+        extra = extra | own_words(extra, raw, where)
         inside = [extra["mean"] or (), extra["std"] or ()]
     found = _architecture(state, extra, source)
-    found, net = _of_own_size(found, state, where)
+    slimmed = slim.is_slim(extra, where) and found.evidence == WORDS
+    if slimmed:
+        net = slim.built(lambda: _build_for(found, where), own=is_own(found.arch))
+    else:
+        found, net = _of_own_size(found, state, where)
     plain = make_plain(net, where) if folded and is_file(found.arch) else ()
     # the network has the normalisation in it
     itself = len(state) < len(raw) and set(aligned(raw, net)) <= set(net.state_dict())
     state = raw if itself else state
+    if slimmed:
+        slim.fit(net, state, where)
     fill(net, aligned(state, net), f"{where} as {found.arch}")
+    if slimmed and not is_file(found.arch):
+        slim.check_runs(net, _images(found), found.options.get("num_classes"), where)
     plain = plain if folded else make_plain(net, where)
     if itself:  # some keep mean and std as parameters: nobody trains or prunes those
         parameters = dict(net.named_parameters())
@@ -155,7 +164,13 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
     return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),
-                   unwrapped=unwrapped + _said_plain(plain), extra=extra)
+                   unwrapped=unwrapped + _said_plain(plain) + (slim.SAID,) * slimmed, extra=extra)
+
+
+def _images(found: Architecture) -> list[tuple[int, ...]]:
+    """(C, H, W) of images of which the network takes one."""
+    sizes = [found.made_for] if found.made_for else SIZES
+    return [found.input_shape] if found.input_shape else [(_channels(found) or 3, *size) for size in sizes]
 
 
 def _said_plain(names: Sequence[str]) -> tuple[str, ...]:
@@ -270,7 +285,7 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: So
             raise InputError(f"{where} was built by {name}, and a file's code is not run because the file "
                              "names it.",
                              hint=f"If you trust it: --arch {shlex.quote(name)}")
-        return Architecture(name, extra["arch_options"], extra["input_shape"], "the pruned file's own words",
+        return Architecture(name, extra["arch_options"], extra["input_shape"], WORDS,
                             made_for=extra["default_size"])
     if arch is not None:
         return architecture.of_user(arch, state, num_classes=source.num_classes, where=where)
@@ -334,52 +349,5 @@ def to_metadata(loaded: Loaded) -> dict[str, str]:
     return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options),
             "num_classes": str(loaded.num_classes),
             "input_shape": json.dumps(loaded.input_shape), "default_size": json.dumps(loaded.default_size),
-            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std)}
-
-
-def _words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """The inverse of `to_metadata`, checked, as others can write such a file too.
-
-    Of a library's model only numbers are taken as options: the others may name files to read.
-    Raises: InputError naming the field.
-    """
-    keys = ("input_shape", "default_size", "mean", "std")
-    fields = {key: json_field(extra, key) for key in ("arch_options", *keys)}
-    arch, options = extra.get("arch"), fields["arch_options"]
-    numbers = {key: fields[key] is None or isinstance(fields[key], list)
-               and all(type(v) in (int, float) for v in fields[key])
-               for key in keys}
-    fits = numbers | {
-        "arch": isinstance(arch, str),
-        "arch_options": isinstance(options, dict) and _sizes_fit(options, state) and (
-            _elements_fit(arch, options, state) if isinstance(arch, str) and is_own(arch)
-            else all(type(v) in hub.PLAIN for v in options.values())),
-        "input_shape": numbers["input_shape"] and len(fields["input_shape"] or "chw") == 3,
-        "default_size": numbers["default_size"] and len(fields["default_size"] or "hw") == 2}
-    for key in [k for k, good in fits.items() if not good]:
-        raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does "
-                         "not write.",
-                         hint="The file was changed after pwoa wrote it; prune again.")
-    return {"arch": arch, "arch_options": options,
-            **{key: fields[key] and tuple(fields[key]) for key in keys}}
-
-
-def _sizes_fit(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether a file of these tensors can be of a network of these sizes; a network of any size would take
-    forever to build."""
-    lists = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
-    numbers = {key: [n for n in values if isinstance(n, int)] for key, values in lists.items()}
-    largest = max((side for t in state.values() for side in t.shape), default=0)
-    sizes = [n for values in numbers.values() for n in values]
-    return sum(numbers.get("blocks", [])) <= len(state) and all(0 <= n <= max(largest, 64) for n in sizes)
-
-
-def _elements_fit(arch: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    """Whether a network of ours has about as many elements as the file: sizes that are each in it can still
-    give a product that no memory holds. One that cannot be built is for `_build_for` to tell."""
-    try:
-        with torch.device("meta"):
-            own = build(arch, options).state_dict()
-    except Exception:
-        return True
-    return sum(t.numel() for t in own.values()) <= 2 * sum(t.numel() for t in state.values()) + SPARE
+            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std),
+            **({slim.MARK: loaded.extra[slim.MARK]} if slim.is_slim(loaded.extra, loaded.source) else {})}

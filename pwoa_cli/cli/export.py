@@ -13,12 +13,14 @@ EXPORT = "Export"
 EXAMPLES = """\b
 Examples:
   pwoa export RUN --format dense
+  pwoa export RUN --format slim
   pwoa export pruned.safetensors --format onnx
   pwoa export RUN --format sparse --dtype bf16"""
 
 Format = Annotated[str, typer.Option(
     "--format", rich_help_panel=EXPORT, metavar="KIND",
-    help="sparse (pwoa's file), dense (a state dict that load_state_dict takes) or onnx.")]
+    help="sparse (pwoa's file), slim (silent channels removed, so faster), dense (a state dict that "
+         "load_state_dict takes) or onnx.")]
 Out = Annotated[Path | None, typer.Option(
     "--out", rich_help_panel=EXPORT, metavar="FILE",
     help="A new file. Default: MODEL-FORMAT with its ending, here.")]

@@ -116,7 +116,10 @@ MaxLoss = Annotated[str | None, _option(
 HeldOut = Annotated[int | None, _option(
     "--held-out", PRUNING, "How many, for --max-loss. Default: as many as --samples, at most a fifth.",
     metavar="N", parser=_whole("--held-out", 2))]
-Structure = Annotated[str, _option("--structure", PRUNING, "unstructured, filter or column.", metavar="KIND")]
+Channels = Annotated[str | None, _option(
+    "--channels", PRUNING, "Or the fraction of channels to remove, with --structure channel.", metavar="F")]
+Structure = Annotated[str, _option(
+    "--structure", PRUNING, "unstructured, filter, column, or channel (coupled, removable).", metavar="KIND")]
 RecipeName = Annotated[str,
                        _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, _option(
@@ -224,20 +227,20 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel=RUN, h
 DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
 
 
-def parse_sparsity(text: str) -> float:
+def parse_sparsity(text: str, *, flag: str = "--sparsity") -> float:
     """Fraction in (0, 1) from text. Raises: InputError, with what was meant where that can be guessed."""
-    example = "Nine weights in ten: --sparsity 0.9"
+    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else "A half: --channels 0.5"
     try:
         value = float(text.strip().removesuffix("%").replace(",", "."))
     except ValueError:
-        raise InputError(f"--sparsity {text} is not a number.", hint=example) from None
+        raise InputError(f"{flag} {text} is not a number.", hint=example) from None
     percent = text.strip().endswith("%") or value > 1
     if percent and 0 < value < 100 or "," in text and 0 < value < 1:
         meant = f"{value / 100 if percent else value:g}"
-        raise InputError(f"--sparsity {text} is not a number between 0 and 1. Did you mean {meant}?",
-                         hint=f"--sparsity {meant}")
+        raise InputError(f"{flag} {text} is not a number between 0 and 1. Did you mean {meant}?",
+                         hint=f"{flag} {meant}")
     if not 0 < value < 1:
-        raise InputError(f"--sparsity {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
+        raise InputError(f"{flag} {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
                          hint=example)
     return value
 

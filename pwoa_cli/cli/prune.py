@@ -18,7 +18,7 @@ EXAMPLES = """\b
 Examples:
   pwoa prune model.pt --sparsity 0.9
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
-  pwoa prune model.pt --sparsity 0.5 --structure filter
+  pwoa prune model.pt --channels 0.5 --structure channel
   pwoa prune model.pt --sparsity 0.9 --max-drop worst=2
   pwoa prune model.pt --max-loss 1.0"""
 
@@ -26,7 +26,7 @@ Examples:
 @options.with_groups
 def prune(
     *, context: typer.Context, model: options.Model, sparsity: options.Sparsity = None,
-    max_loss: options.MaxLoss = None, held_out: options.HeldOut = None,
+    max_loss: options.MaxLoss = None, held_out: options.HeldOut = None, channels: options.Channels = None,
     structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
@@ -43,10 +43,12 @@ def prune(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    sparsity, max_loss, held_out = only(context, ("sparsity",), ("max_loss", "held_out"))
+    sparsity, max_loss, held_out, channels = only(context, ("sparsity",), ("max_loss", "held_out"),
+                                                  ("channels",))
     wanted, created = None if sparsity is None else options.parse_sparsity(sparsity), datetime.now()
     points = None if max_loss is None else options.parse_points(max_loss)
-    name = goal(wanted, points, held_out)
+    share = None if channels is None else options.parse_sparsity(channels, flag="--channels")
+    name = goal(wanted, points, held_out, channels=share)
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
@@ -60,11 +62,11 @@ def prune(
         if deterministic:
             determinism.fix()
         job = prepare(Request(
-            source.of(model_of(model)), wanted or 0.0, max_loss=points, held_out=held_out,
+            source.of(model_of(model)), wanted or share or 0.0, max_loss=points, held_out=held_out,
             structure=structure, recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
             data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device, gates=gates, strict=gate.strict, command=said(context),
-            sha256=expected(context, config)), say=console.say)
+            sha256=expected(context, config), channels=share), say=console.say)
         if dry_run:
             guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"

@@ -95,15 +95,16 @@ def said(context: typer.Context) -> dict[str, Any]:
 
 
 def only(context: typer.Context, *sides: tuple[str, ...]) -> list[Any]:
-    """The values of two groups of parameters, of which the first ones exclude each other: where one of those
-    was typed, what --config says of the other group is taken away, from what `said` gives too."""
+    """The values of groups of parameters, of which the first ones exclude each other: where one of those was
+    typed, what --config says of the other groups is taken away, from what `said` gives too."""
     def typed(name: str) -> bool:
         source = context.get_parameter_source(name)
         return source is not None and source.name == "COMMANDLINE"
 
-    for side, other in (sides, sides[::-1]):
+    for side in sides:
         if typed(side[0]):
-            context.params |= {name: None for name in other if not typed(name)}
+            others = (name for other in sides if other is not side for name in other)
+            context.params |= {name: None for name in others if not typed(name)}
     return [context.params[name] for side in sides for name in side]
 
 

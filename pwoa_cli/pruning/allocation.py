@@ -7,20 +7,23 @@
     sensitivity   least summed damage by curves measured layer by layer (curves.py)
 
 Unstructured quotas add up to exactly round(sparsity * total); whole filters or columns come as near as they
-can. No layer is emptied and none is starved: every layer keeps the groups of `least_kept`.
+can. Where groups overlap, rows of one and columns of another, what all of them leave is counted, each weight
+once. No layer is emptied and none is starved: every layer keeps the groups of `least_kept`.
 """
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pwoa_cli.pruning.curves import Curve, marginal
-from pwoa_cli.pruning.groups import Groups, single, smallest
+from pwoa_cli.pruning.groups import Groups, nonzero, overlap, single, smallest
 
 Layers = Mapping[str, Groups]
 Scores = Mapping[str, Tensor]  # (G,) by layer, what each group is worth
 Curves = Mapping[str, Curve] | None
+Method = Callable[[Layers, Scores, int, Curves], dict[str, int]]
 
 # What a layer keeps at the least. Global magnitude left 1 of 768 weights in the first layer of a plain CNN,
 # and of its accuracy nothing; in a ResNet-20 that prunes well (90%) the least layer has 0.12 of the density.
@@ -28,11 +31,12 @@ SHARE = 0.05  # of what the network's density leaves it
 PER_ROW = 1  # single weights for each output, where the network's density leaves it as many
 
 
-def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str,
-           curves: Curves = None) -> dict[str, int]:
-    """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights.
+def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curves: Curves = None,
+           of: str = "weights") -> dict[str, int]:
+    """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights, or of all groups.
 
-    Args: scores: (G,) by layer. method: one of ALLOCATIONS. curves: of every layer, for "sensitivity".
+    Args: scores: (G,) by layer. method: one of ALLOCATIONS. curves: of every layer, for "sensitivity". of:
+    "weights" or "groups".
     Returns: {layer: groups}, 0 <= groups <= groups of the layer - those of `least_kept`.
     Raises: ValueError for an unknown method, or if keeping a group in every layer forbids the sparsity.
     """
@@ -45,7 +49,29 @@ def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str,
         raise ValueError(f"allocation {method!r}, expected one of {', '.join(ALLOCATIONS)}")
     # MPS has no float64: quotas are made where they can be
     here = {layer: s.cpu() if s.device.type == "mps" else s for layer, s in scores.items()}
+    if of == "groups":
+        priced = {layer: replace(group, price=1) for layer, group in groups.items()}
+        return ALLOCATIONS[method](priced, here, round(sparsity * sum(g.count for g in groups.values())),
+                                   curves)
+    if overlap(groups):
+        return _searched(groups, here, sparsity, ALLOCATIONS[method], curves)
     return ALLOCATIONS[method](groups, here, target, curves)
+
+
+def _searched(groups: Layers, scores: Scores, sparsity: float, method: Method,
+              curves: Curves) -> dict[str, int]:
+    """Quotas of groups that overlap: by bisection over what they would cost if they did not."""
+    total = nonzero(groups, dict.fromkeys(groups, 0))
+    wanted, low, high = (1 - sparsity) * total, 0, sum(group.weights for group in groups.values())
+    best, error = dict.fromkeys(groups, 0), total - wanted
+    while high - low > 1:
+        middle = (low + high) // 2
+        lost = method(groups, scores, middle, curves)
+        left = nonzero(groups, lost)
+        if abs(left - wanted) < error:
+            best, error = lost, abs(left - wanted)
+        low, high = (middle, high) if left > wanted else (low, middle)
+    return best
 
 
 def least_kept(groups: Layers, target: int) -> dict[str, int]:
@@ -59,7 +85,7 @@ def least_kept(groups: Layers, target: int) -> dict[str, int]:
     found = {}
     for layer, group in groups.items():
         alike = (total - target) * group.count // total
-        rows = next(iter(group.parts.values())).shape[0] if group.size == 1 else 0
+        rows = next(iter(group.parts.values())).shape[0] if group.size == 1 and not group.price else 0
         found[layer] = max(1, int(SHARE * alike), min(alike, PER_ROW * rows))
     return found
 
@@ -94,7 +120,7 @@ def sensitivity(groups: Layers, _scores: Scores, target: int, curves: Curves) ->
                      target)
 
 
-ALLOCATIONS: dict[str, Callable[[Layers, Scores, int, Curves], dict[str, int]]] = {
+ALLOCATIONS: dict[str, Method] = {
     "uniform": uniform, "erk": erk, "lamp": lamp, "global": by_score, "sensitivity": sensitivity}
 
 
@@ -107,12 +133,13 @@ def _cheapest(groups: Layers, scores: Mapping[str, Tensor], target: int) -> dict
     if {group.size for group in groups.values()} == {1}:
         chosen = smallest(everything, target)
     else:  # groups differ in size: the cheapest ones first, to the nearest group
-        cost = [groups[layer].size for layer, s in scores.items() for _ in range(len(s))]
-        chosen = torch.zeros_like(everything, dtype=torch.bool)
+        cost = [size for layer, s in scores.items() for size in [groups[layer].size] * len(s)]
+        flags = [False] * len(cost)
         for i in torch.argsort(everything, stable=True).tolist():
             if cost[i] <= 2 * target:
-                chosen[i] = True
+                flags[i] = True
                 target -= cost[i]
+        chosen = torch.tensor(flags)
     counts = [int(part.sum()) for part in chosen.split([len(s) for s in scores.values()])]
     return dict(zip(scores, counts, strict=True))
 

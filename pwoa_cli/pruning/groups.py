@@ -3,12 +3,14 @@
     unstructured   every weight for itself
     filter         an output filter (conv) or neuron (linear): one row of the (out, rest) matrix
     column         one column of the (out, in * kh * kw) matrix: the same input tap in every filter
+    channel        the filters that give a channel and the columns that read it, coupled over all layers that
+                   it passes (Fang et al. 2023): it can be removed
 
 Jian et al. 2022, sec. IV-A. Groups are chosen by count, not by threshold, ties by index: `<= threshold` would
 remove every tie and one group too many. Legend: G groups of a layer.
 """
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -20,6 +22,8 @@ from torch import Tensor
 Companions = Mapping[str, Sequence[str]]
 # {weight (in, out/groups, ...) of a transposed convolution: groups}; all others are (out, in/groups, ...)
 Transposed = Mapping[str, int]
+# {set of channels: {parameter: {axis: (n,) the channel that each index is, -1 for one of another set}}}
+Coupled = Mapping[str, Mapping[str, Mapping[int, Sequence[int]]]]
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,63 @@ class Part:
         sizes = [size if axis in self.axes else 1 for axis, size in enumerate(self.view)]
         return flags.view(sizes).expand(self.view).reshape(self.shape)
 
+    @property
+    def extents(self) -> dict[int, tuple[int, int]]:
+        """{axis: (its size, how much of it lies in groups)}: here all, seen as one axis."""
+        return {0: (prod(self.shape), prod(self.shape))}
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How `count` groups lie in a tensor of `shape` as slices along some of its axes. axes: {axis: (n,) the
+    group of each index, -1 for none}; an entry of two groups, a row's and a column's, counts in both."""
+
+    shape: tuple[int, ...]
+    count: int
+    axes: Mapping[int, tuple[int, ...]]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum (G,) over each group of values of `shape`."""
+        found = values.new_zeros(self.count + 1)  # the last takes what is in no group
+        for axis, index in self.axes.items():
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            found.index_add_(0, self._index(index, values), values.sum(others) if others else values)
+        return found[: self.count]
+
+    def spread(self, flags: Tensor, *, outside: bool = True) -> Tensor:
+        """A flag for each group (G,) as a tensor of `shape`: that of all its groups together, `outside` in
+        none."""
+        found = torch.ones(self.shape, dtype=torch.bool, device=flags.device)
+        flags = torch.cat([flags, flags.new_tensor([outside])])
+        for axis, index in self.axes.items():
+            found &= flags[self._index(index, flags)].view([-1 if i == axis else 1
+                                                            for i in range(len(self.shape))])
+        return found
+
+    def _index(self, index: Sequence[int], like: Tensor) -> Tensor:
+        return torch.tensor([self.count if i < 0 else i for i in index], device=like.device)
+
+    @property
+    def extents(self) -> dict[int, tuple[int, int]]:
+        """{axis: (its size, how much of it lies in groups)}."""
+        return {axis: (size, sum(i >= 0 for i in self.axes.get(axis, ())))
+                for axis, size in enumerate(self.shape)}
+
 
 @dataclass(frozen=True)
 class Groups:
     """The groups of a layer: the g-th one is the g-th of every part.
 
-    parts: by parameter name. companions: names of parameters (G,) that are no weights and fall silent with a
-    group. block: of so many consecutive groups each block loses as many (n:m sparsity); 0: they go wherever
-    they are weakest.
+    parts: by parameter name. companions: parameters that are no weights and fall silent with a group: names
+    of those that are (G,), or how the groups lie in each. block: of so many consecutive groups each block
+    loses as many (n:m sparsity); 0: they go wherever they are weakest. price: of a group where weights are
+    not what is counted; 0: its weights.
     """
 
-    parts: Mapping[str, Part]
-    companions: tuple[str, ...] = ()
+    parts: Mapping[str, Part | Slices]
+    companions: tuple[str, ...] | Mapping[str, Slices] = ()
     block: int = 0
+    price: int = 0
 
     @property
     def count(self) -> int:
@@ -68,13 +116,15 @@ class Groups:
 
     @property
     def size(self) -> int:
-        """Weights in a group."""
-        return self.weights // self.count
+        """Weights in a group, of slices on average; or its price."""
+        entries = (prod(part.shape) - prod(n - inside for n, inside in part.extents.values())
+                   for part in self.parts.values())
+        return self.price or max(1, sum(entries) // self.count)
 
     @property
     def weights(self) -> int:
         """Weights in all groups together."""
-        return sum(prod(part.shape) for part in self.parts.values())
+        return self.count * self.size
 
     def scores(self, values: Mapping[str, Tensor]) -> Tensor:
         """Sum (G,) over the entries of each group. Args: values: by parameter name, shaped like it."""
@@ -91,44 +141,61 @@ class Groups:
 
 @dataclass(frozen=True)
 class Structure:
-    """A kind of groups. groups: (weights by name, `Companions`, `Transposed`) -> groups by layer.
+    """A kind of groups. groups: (weights by name, `Companions`, `Transposed`, `Coupled`) -> groups by layer.
 
     of_layers: they are those of convolutions and linear layers alone. keeps_logits: the layer that gives the
     logits is left out, as its rows are classes. silences: companions fall silent with a group, and no
-    gradient can tell what it was worth.
+    gradient can tell what it was worth. couples: `Coupled` is needed; others get an empty one.
     """
 
-    groups: Callable[[Mapping[str, Tensor], Companions, Transposed], dict[str, Groups]]
+    groups: Callable[[Mapping[str, Tensor], Companions, Transposed, Coupled], dict[str, Groups]]
     of_layers: bool = True
     keeps_logits: bool = False
     silences: bool = False
+    couples: bool = False
 
 
-def unstructured(weights: Mapping[str, Tensor], _companions: Companions,
-                 _transposed: Transposed) -> dict[str, Groups]:
+def unstructured(weights: Mapping[str, Tensor], _companions: Companions, _transposed: Transposed,
+                 _coupled: Coupled) -> dict[str, Groups]:
     """Every weight for itself."""
     return {name: Groups({name: Part(tuple(w.shape), (w.numel(),), (0,))}) for name, w in weights.items()}
 
 
-def filters(weights: Mapping[str, Tensor], companions: Companions,
-            transposed: Transposed) -> dict[str, Groups]:
+def filters(weights: Mapping[str, Tensor], companions: Companions, transposed: Transposed,
+            _coupled: Coupled) -> dict[str, Groups]:
     """Rows of (out, rest), with the layer's bias and its norms' scale and shift."""
     return {name: Groups({name: _matrix(w, axis=0, groups=transposed.get(name))},
                          tuple(companions.get(name, ())))
             for name, w in weights.items()}
 
 
-def columns(weights: Mapping[str, Tensor], _companions: Companions,
-            transposed: Transposed) -> dict[str, Groups]:
+def columns(weights: Mapping[str, Tensor], _companions: Companions, transposed: Transposed,
+            _coupled: Coupled) -> dict[str, Groups]:
     """Columns of (out, in * kh * kw)."""
     return {name: Groups({name: _matrix(w, axis=1, groups=transposed.get(name))})
             for name, w in weights.items()}
+
+
+def channels(weights: Mapping[str, Tensor], _companions: Companions, _transposed: Transposed,
+             coupled: Coupled) -> dict[str, Groups]:
+    """Channels of each set: rows of the weights that give them, columns of those that read them; biases,
+    scales and shifts are their companions. Sets without a weight are left out."""
+    found: dict[str, Groups] = {}
+    for layer, members in coupled.items():
+        count = 1 + max(i for axes in members.values() for index in axes.values() for i in index)
+        parts = {name: Slices(tuple(weights[name].shape), count, {a: tuple(i) for a, i in axes.items()})
+                 for name, axes in members.items() if name in weights}
+        beside = {name: Slices((len(axes[0]),), count, {0: tuple(axes[0])})
+                  for name, axes in members.items() if name not in weights}
+        found |= {layer: Groups(parts, beside)} if parts else {}
+    return found
 
 
 STRUCTURES = {
     "unstructured": Structure(unstructured, of_layers=False),
     "filter": Structure(filters, keeps_logits=True, silences=True),
     "column": Structure(columns),
+    "channel": Structure(channels, silences=True, couples=True),
 }
 
 
@@ -198,12 +265,42 @@ def masks(groups: Mapping[str, Groups], flags: Mapping[str, Tensor]) -> dict[str
 
 
 def companion_masks(groups: Mapping[str, Groups], flags: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks (G,) of the companions: silent only where every group that feeds them is.
+    """Masks of the companions, shaped like them: silent only where every group that feeds them is, and
+    speaking where none does.
 
     Args: flags: (G,) by layer.
     """
-    found: dict[str, Tensor] = {}
+    speaking: dict[str, Tensor] = {}
+    reached: dict[str, Tensor] = {}
     for layer, keep in flags.items():
-        for name in groups[layer].companions:
-            found[name] = found[name] | keep if name in found else keep
-    return found
+        for name, mask, inside in _in_companions(groups[layer].companions, keep):
+            speaking[name] = speaking[name] | mask if name in speaking else mask
+            reached[name] = reached[name] | inside if name in reached else inside
+    return {name: mask | ~reached[name] for name, mask in speaking.items()}
+
+
+def _in_companions(companions: tuple[str, ...] | Mapping[str, Slices],
+                   keep: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, where it speaks, where groups of these lie) of each."""
+    everywhere = torch.ones_like(keep)
+    for name in companions:
+        part = companions[name] if isinstance(companions, Mapping) else None
+        yield (name, keep, everywhere) if part is None else (
+            name, part.spread(keep, outside=False), part.spread(everywhere, outside=False))
+
+
+def nonzero(groups: Mapping[str, Groups], lost: Mapping[str, int]) -> int:
+    """Weights that stay, of all in the tensors of the groups, where each layer loses so many; a weight of two
+    groups goes once. Exact where the groups of a layer are alike."""
+    left: dict[str, dict[int, float]] = {}
+    for layer, group in groups.items():
+        for name, part in group.parts.items():
+            sides = left.setdefault(name, {axis: size for axis, (size, _) in part.extents.items()})
+            for axis, (_, inside) in part.extents.items():
+                sides[axis] -= inside * lost[layer] / group.count
+    return round(sum(prod(sides.values()) for sides in left.values()))
+
+
+def overlap(groups: Mapping[str, Groups]) -> bool:
+    """Whether a weight may lie in several groups."""
+    return any(isinstance(part, Slices) for group in groups.values() for part in group.parts.values())

@@ -241,6 +241,7 @@ def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str,
 
 def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     sparsity, file, macs = report["sparsity"], report["size"], report["macs"]
+    until = ", until pwoa export --format slim" if sparsity["structure"] == "channel" else ""
     return [
         *([("search", search.sentence(report))] if "search" in report else []),
         ("sparsity",
@@ -253,7 +254,7 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
          f"({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the entropy "
          f"limit ({size(file['limit_bytes'])})"),
         ("MACs", f"{scaled(macs['dense'])}, of which {scaled(macs['nonzero'])} with nonzero weights; torch "
-                 "multiplies the zeros too, so the time stays"),
+                 f"multiplies the zeros too, so the time stays{until}"),
     ]
 
 

@@ -31,7 +31,8 @@ def scores(plan: Plan, student: nn.Module, slopes: Slopes) -> dict[str, Tensor]:
 def quotas(plan: Plan, state: State, sparsity: float, slopes: Slopes) -> dict[str, int]:
     """Groups to zero by layer at this sparsity of the whole network."""
     worth = scores(plan, state.student, slopes)
-    return allocation.quotas(plan.groups, worth, sparsity, method=plan.recipe.allocation, curves=state.curves)
+    return allocation.quotas(plan.groups, worth, sparsity, method=plan.recipe.allocation, curves=state.curves,
+                             of=plan.budget)
 
 
 def moved(plan: Plan, state: State, sparsity: float, slopes: Slopes) -> dict[str, Tensor]:

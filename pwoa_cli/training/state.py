@@ -19,7 +19,8 @@ class Plan:
     """What stays the same during a run.
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
-    off. begun: sparsity from which the ramp grows, that of a student that was pruned before.
+    off. begun: sparsity from which the ramp grows, that of a student that was pruned before. sparsity: a
+    fraction of `budget`, weights or groups.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class Plan:
     sparsify_steps: int
     steps: int
     begun: float = 0.0
+    budget: str = "weights"
 
     @property
     def weights(self) -> tuple[str, ...]:

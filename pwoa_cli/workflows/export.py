@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.model import Loaded, Source, load_model, to_metadata
+from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model, to_metadata
+from pwoa_cli.checkpoints.slim import is_slim
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError, PwoaError
-from pwoa_cli.exports import dense, onnx
+from pwoa_cli.exports import dense, onnx, slim
 from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
@@ -24,9 +25,10 @@ from pwoa_cli.reports import numbers
 from pwoa_cli.workflows import evaluate as evaluation
 from pwoa_cli.workflows.setup import open_model
 
-ENDINGS = {"sparse": (".safetensors",), "dense": dense.ENDINGS, "onnx": (".onnx",)}
+ENDINGS = {"sparse": (".safetensors",), "slim": (".safetensors",), "dense": dense.ENDINGS,
+           "onnx": (".onnx",)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-OFFERED = {"sparse": tuple(DTYPES), "dense": ("fp32", "bf16", "fp16"), "onnx": ("fp32",)}
+OFFERED = {"sparse": tuple(DTYPES), "slim": ("fp32",), "dense": ("fp32", "bf16", "fp16"), "onnx": ("fp32",)}
 TRIED = 100  # images, at most, on which logits are compared
 CLOSE = 1e-3  # largest difference of logits that float32 rounding makes in another runtime
 
@@ -55,13 +57,15 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """A request with everything found and checked. evaluation: data and threat, None where none is needed.
-    like: the checkpoint whose envelope is taken."""
+    like: the checkpoint whose envelope is taken. slimmed: the model without its silent channels, if that is
+    asked for."""
 
     request: Request
     loaded: Loaded
     out: Path
     like: Source | None
     evaluation: evaluation.Job | None
+    slimmed: slim.Slim | None = None
 
 
 # --- setting up ---------------------------------------------------------------------------
@@ -74,7 +78,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     _check_out(out, request.format)
     lossy = request.dtype != "fp32" and request.measure
     found: evaluation.Job | None = None
-    if lossy or request.format == "onnx" and (request.data or Path(path).is_dir()):
+    if lossy or request.format in ("onnx", "slim") and (request.data or Path(path).is_dir()):
         found = evaluation.prepare(evaluation.Request(
             request.source, attacks=request.attacks, data=request.data, choices=request.choices,
             norm=request.norm, eps=request.eps, n=request.n, seed=request.seed, device="cpu"), say=say)
@@ -83,7 +87,19 @@ def prepare(request: Request, *, say: Say) -> Job:
         source = replace(request.source, path=run_folder.model_of(path))
         loaded = open_model(source, device=torch.device("cpu"), say=say)
     like = _like(request, say=say) if request.format == "dense" else None
-    return Job(request, loaded, out, like, found)
+    if request.format == "dense" and is_slim(loaded.extra, path):
+        raise InputError(f"{path} is a slim file: the code of its architecture builds larger layers than "
+                         "those of its tensors.", hint="--format onnx")
+    job = Job(request, loaded, out, like, found)
+    return replace(job, slimmed=_slim(job, say=say)) if request.format == "slim" else job
+
+
+def _slim(job: Job, *, say: Say) -> slim.Slim:
+    say("finding which channels are silent in every layer that they pass")
+    made = slim.reduced(job.loaded.model, _images(job)[0], job.request.source.path)
+    for name, why in made.stay.items():
+        say(f"channels of {name} stay: {why}")
+    return made
 
 
 def _check(request: Request) -> None:
@@ -153,8 +169,12 @@ def execute(job: Job, *, progress: Progress, say: Say) -> dict[str, Any]:
                             f"on {what}.", hint="Please report this, with the checkpoint: the file is kept.")
         return result
     again = _again(job)
+    if job.slimmed is not None:
+        result["slim"] = {"channels_removed": job.slimmed.channels[0], "channels": job.slimmed.channels[1],
+                          "macs": list(job.slimmed.macs), "parameters": list(job.slimmed.parameters)}
     result["largest_difference"], result["compared_on"] = _difference(job, again)
-    if request.dtype == "fp32" and result["largest_difference"]:
+    allowed = slim.difference(again.model, job.loaded.model, _images(job)[0])[1] if job.slimmed else 0.0
+    if request.dtype == "fp32" and not result["largest_difference"] <= allowed:
         raise PwoaError(f"{job.out} gives other logits than the model when it is loaded again, by "
                         f"{result['largest_difference']:.3g}.",
                         hint="Please report this, with the checkpoint: the file is kept.")
@@ -166,11 +186,12 @@ def execute(job: Job, *, progress: Progress, say: Say) -> dict[str, Any]:
 
 def _write(job: Job) -> int:
     request, loaded = job.request, job.loaded
+    kept = {key: text for key, text in loaded.extra.items() if isinstance(text, str)} \
+        if "arch_options" in loaded.extra else {}
+    if job.slimmed is not None:
+        return slim.save(slim.bare(job.slimmed.model), job.out, metadata=kept | to_metadata(loaded))
     if request.format == "sparse":
-        kept = {key: text for key, text in loaded.extra.items() if isinstance(text, str)} \
-            if "arch_options" in loaded.extra else {}
-        return sparse.save(loaded.model.net.state_dict(), job.out,
-                           metadata=kept | to_metadata(loaded),
+        return sparse.save(loaded.model.net.state_dict(), job.out, metadata=kept | to_metadata(loaded),
                            dtype=None if request.dtype == "fp32" else DTYPES[request.dtype])
     if request.format == "dense":
         dtype = None if request.dtype == "fp32" else DTYPES[request.dtype]
@@ -182,7 +203,7 @@ def _again(job: Job) -> Loaded:
     """The exported file as a model, read as the original was."""
     like = job.loaded
     source = Source(str(job.out), trust_pickle=job.request.source.trust_pickle)
-    if job.request.format == "sparse":
+    if job.request.format in ("sparse", "slim"):
         return load_model(replace(source, arch=like.arch if is_file(like.arch) else None))
     entry = job.like.entry if job.like and job.out.suffix != ".safetensors" else None
     return load_model(replace(source, arch=like.arch, options=like.arch_options, mean=like.mean or (),
@@ -196,15 +217,19 @@ def _images(job: Job) -> tuple[Tensor, str]:
         dataset = job.evaluation.subject.dataset
         count = min(TRIED, job.request.n)
         return samples(dataset, count, seed=job.request.seed)[:], f"{count} test images of {dataset.name}"
-    channels, *size = job.loaded.input_shape or (_channels(job.loaded.model.net), *(
-        job.loaded.default_size or SIZES[0]))
     draw = torch.Generator().manual_seed(job.request.seed)
-    return torch.rand(8, channels, *size, generator=draw), "8 random images (--data names real ones)"
+    shape = job.loaded.input_shape or _taken(job.loaded)
+    return torch.rand(8, *shape, generator=draw), "8 random images (--data names real ones)"
 
 
-def _channels(net: nn.Module) -> int:
-    stem = next((t.shape[1] for name, t in net.state_dict().items() if t.ndim == 4), 3)
-    return int(stem)
+def _taken(loaded: Loaded) -> tuple[int, ...]:
+    """(C, H, W) of images that the network takes. Raises: InputError if none is found."""
+    made = answer(loaded.model.net, loaded.model.net.state_dict(), channels=None,
+                  sizes=[loaded.default_size] if loaded.default_size else SIZES)
+    if isinstance(made, str):
+        raise InputError(f"{loaded.source} takes no images of {', '.join(str(side) for side, _ in SIZES)} "
+                         f"pixels: {made}.", hint="Name images that it takes: --data FOLDER")
+    return tuple(made[0].shape[1:])
 
 
 def _difference(job: Job, again: Loaded) -> tuple[float, str]:
@@ -228,6 +253,12 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if result["format"] == "onnx":
         shape = " x ".join(map(str, result["input"]))
         lines.append(("input", f"images ({shape}) in [0,1], float32, opset {result['opset']}"))
+    if removed := result.get("slim"):
+        lines.append(("channels", f"{removed['channels_removed']:,} of {removed['channels']:,} removed"))
+        for what, label in (("parameters", "parameters"), ("macs", "MACs")):
+            before, after = removed[what]
+            lines.append((label, f"{numbers.scaled(after)} of {numbers.scaled(before)} "
+                                 f"({100 * after / before:.1f}%)"))
     lines.append(("logits", f"{_differ(result['largest_difference'])} on {result['compared_on']}"))
     return lines
 

@@ -39,7 +39,7 @@ from pwoa_cli.training.state import Plan, State
 from pwoa_cli.version import __version__
 from pwoa_cli.workflows import prune_search
 from pwoa_cli.workflows.prune_job import Job, timed
-from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin
+from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin, wanted
 from pwoa_cli.workflows.prune_resume import clear, keeper_of, parts
 from pwoa_cli.workflows.setup import data_fields, data_notes
 
@@ -73,11 +73,12 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     with timed(seconds, "evaluate"), parts(job, folder, models, say=say) as unfinished:
         scores = measure(models, x, norm=subject.norm, eps=subject.eps, attack_names=request.attacks,
                          seed=request.seed, progress=progress, say=say, unfinished=unfinished)
+    rows = layer_rows(job, student)
     result = schema.build(
-        created=created, norm=subject.norm, eps=subject.eps, target=request.sparsity,
+        created=created, norm=subject.norm, eps=subject.eps, target=wanted(job, rows),
         structure=request.structure, size=size,
         model=origin(job) | {"file_sha256": file_sha256(folder / "model.safetensors")},
-        command=request.command, layers=layer_rows(job, student), macs=layers.macs(student, x[:1]),
+        command=request.command, layers=rows, macs=layers.macs(student, x[:1]),
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
         environment=machine, recipe=asdict(job.plan.recipe)

@@ -24,7 +24,7 @@ from pwoa_cli.networks.build import public_names
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
-from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
+from pwoa_cli.pruning.groups import STRUCTURES, Groups, nonzero, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import Gate, resolved
 from pwoa_cli.training import footing, layout, objective
@@ -32,9 +32,17 @@ from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe
 from pwoa_cli.training.state import Plan, plan_steps
 from pwoa_cli.workflows.held_out import divided
-from pwoa_cli.workflows.prune_weights import Counted, check_products, check_steady, counted
+from pwoa_cli.workflows.prune_weights import (
+    Counted,
+    above,
+    check_products,
+    check_steady,
+    counted,
+    groups_of,
+    zeros_of,
+)
 from pwoa_cli.workflows.search import SHARE, up_to
-from pwoa_cli.workflows.setup import Subject, open_subject, open_teacher
+from pwoa_cli.workflows.setup import Subject, check_training, open_subject, open_teacher
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
 _OF_HIDDEN = ("hidden_weight", "explain_weight", "lambda_x", "lambda_y")
@@ -44,10 +52,11 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1); with
-    max_loss, points of the worst case that may be lost, the one that is tried. held_out: training images that
-    judge that. eps as typed ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256:
-    what the model's must be, None for any."""
+    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1), of weights;
+    with channels, the fraction of channels to remove, it is what comes of that; with max_loss, points of the
+    worst case that may be lost, the one that is tried. held_out: training images that judge that. eps as
+    typed ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's
+    must be, None for any."""
 
     source: Source
     sparsity: float
@@ -69,6 +78,7 @@ class Request:
     sha256: str | None = None
     max_loss: float | None = None
     held_out: int | None = None
+    channels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +111,16 @@ def prepare(request: Request, *, say: Say,
     if request.structure not in STRUCTURES:
         raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
                          hint="For example: --structure filter")
+    if request.channels is not None and not STRUCTURES[request.structure].couples:
+        raise InputError(f"--channels is for whole channels; --structure is {request.structure}.",
+                         hint="--structure channel")
     read_recipe(request.recipe, overrides=request.overrides)
     device = device_named(request.device)
     log_environment(device=str(device))
     with timed(seconds, "load"):
         subject = open_subject(request.source, data=request.data, choices=request.choices,
                                norm=request.norm, eps=request.eps, device=device, say=say)
-        _check_training(subject.dataset)
+        check_training(subject.dataset)
         if request.sha256 not in (None, subject.loaded.sha256):
             raise InputError(f"{request.source.path} is not the file that --config is of: its SHA-256 "
                              "differs.",
@@ -129,9 +142,13 @@ def prepare(request: Request, *, say: Say,
         check_steady(subject.model, x[:COMPANY], where=where)
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
+        if STRUCTURES[request.structure].couples:
+            say("finding which channels go together")
+        groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
+        request = _of_channels(request, weights, groups)
         kinds = kinds_of(subject.model, subject.dataset.train)
-        make = partial(_plan, subject=subject, teacher=teacher, weights=weights, x=x[:2], device=device,
-                       kinds=kinds)
+        make = partial(_plan, subject=subject, teacher=teacher, weights=weights, groups=groups, x=x[:2],
+                       device=device, kinds=kinds)
         if request.max_loss is not None:
             request = _first(request, zeros_of(weights), make)
         plan = make(request)
@@ -143,7 +160,7 @@ def prepare(request: Request, *, say: Say,
     total = sum(w.numel() for w in weights.values())
     first = "" if request.max_loss is None else f"first {numbers.percent_of_weights(request.sparsity)}%, "
     say(f"prune {total:,} weights in {len(weights)} layers {_goal(request)} "
-        f"({request.structure}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} "
+        f"({_words(request)}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} "
         f"epoch{'s' * (plan.epochs != 1)}; {len(plan.hidden)} hidden layers: "
         f"{_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
@@ -167,7 +184,8 @@ def at_sparsity(job: Job, sparsity: float) -> Job:
     request = replace(job.request, sparsity=sparsity)
     kinds = kinds_of(job.subject.model, job.subject.dataset.train)
     x = samples(job.subject.dataset, request.n, seed=request.seed)[:2]
-    plan = _plan(request, job.subject, job.teacher, job.counted.weights, x, job.device, kinds)
+    plan = _plan(request, job.subject, job.teacher, job.counted.weights, job.plan.groups, x, job.device,
+                 kinds)
     return replace(job, request=request, plan=plan)
 
 
@@ -187,15 +205,9 @@ def _first(request: Request, begun: float, make: Callable[[Request], Plan]) -> R
     raise refused
 
 
-def zeros_of(weights: Mapping[str, Tensor]) -> float:
-    """Fraction of zeros."""
-    total = sum(w.numel() for w in weights.values())
-    return (total - sum(int(w.count_nonzero()) for w in weights.values())) / total
-
-
 def _goal(request: Request) -> str:
     if request.max_loss is None:
-        return f"to {100 * request.sparsity:g}% zeros"
+        return f"to {numbers.percent_of_weights(request.sparsity)}% zeros"
     return f"as far as the worst case loses at most {numbers.points(request.max_loss)}"
 
 
@@ -210,12 +222,8 @@ def epochs_said(plan: Plan, *, asked: bool) -> str:
             f"({'as asked' if asked else default})")
 
 
-def _check_training(dataset: datasets.Dataset) -> None:
-    """Raises: InputError if only test images are there."""
-    if not len(dataset.train):
-        raise InputError(f"{dataset.where} holds no training images, and pruning trains.",
-                         hint="Add train/CLASS/*.png beside it, or x_train and y_train to the file; pwoa "
-                              "eval needs none.")
+def _words(request: Request) -> str:
+    return (f"{100 * request.channels:g}% of the channels" if request.channels else request.structure)
 
 
 def _some(names: Sequence[str], most: int = 9) -> str:
@@ -251,15 +259,34 @@ def _spares(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], sparsit
     return False
 
 
+def _of_channels(request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups]) -> Request:
+    """The request with the sparsity of weights that --channels comes to. Raises: InputError for fewer than
+    one channel, or more than may go."""
+    if request.channels is None:
+        return request
+    count, share = sum(group.count for group in groups.values()), request.channels
+    lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), share, method="uniform",
+                             of="groups")
+    most = sum(lost.values()) / count
+    if not round(share * count):
+        raise InputError(f"--channels {share:g} of the {count} channels of {request.source.path} is less "
+                         "than one.", hint="Half of them: --channels 0.5")
+    if most < share - max(0.01, 1 / count):
+        raise InputError(f"{request.source.path}: {100 * share:g}% of its channels cannot go, as one must "
+                         f"stay in each of {len(groups)} coupled sets: at most {100 * most:.3g}%.",
+                         hint=f"--channels {int(100 * most) / 100:g}")
+    total = nonzero(groups, dict.fromkeys(groups, 0))
+    return replace(request, sparsity=1 - nonzero(groups, lost) / total)
+
+
 def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[str, nn.Parameter],
-          x: Tensor, device: torch.device, kinds: Kinds) -> Plan:
+          groups: Mapping[str, Groups], x: Tensor, device: torch.device, kinds: Kinds) -> Plan:
     """Everything decided that stays the same during the run."""
     recipe = read_recipe(request.recipe, data=subject.dataset.name, kinds=kinds,
                          overrides=request.overrides)
     where, beside = request.source.path, layers.companions(subject.model, x)
-    groups = STRUCTURES[request.structure].groups(weights, beside, layers.transposed(subject.model))
     recipe = _settled(recipe, request, weights, groups, device)
-    _check_sparsity(weights, request.sparsity, where)
+    _check_sparsity(weights, request)
     _check_structure(recipe, request.structure, groups)
     if request.max_loss is not None and recipe.method == "admm":
         way = "--set method=ramp" if "method" in request.overrides else "--recipe default"
@@ -286,7 +313,8 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
     per_epoch, sparsify_steps, steps = plan_steps(spent, len(subject.dataset.train), request.sparsity)
     return Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, groups=groups,
-        normed=frozenset(name for name, found in beside.items() if found), sparsity=request.sparsity,
+        normed=frozenset(name for name, found in beside.items() if found),
+        sparsity=request.channels or request.sparsity, budget="groups" if request.channels else "weights",
         num_classes=subject.loaded.num_classes, eps=subject.eps, norm=subject.norm,
         split=subject.dataset.train,
         augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
@@ -315,23 +343,19 @@ def matches_layers(recipe: Recipe) -> bool:
     return bool(recipe.hidden_weight or recipe.explain_weight)
 
 
-def _check_sparsity(weights: Mapping[str, Tensor], sparsity: float, where: str) -> None:
+def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:
     """At least one weight goes, and the model has fewer zeros than are wanted."""
-    total, zeros = sum(w.numel() for w in weights.values()), zeros_of(weights)
+    where, sparsity, zeros = request.source.path, request.sparsity, zeros_of(weights)
+    total = sum(w.numel() for w in weights.values())
     if not round(sparsity * total):
         raise InputError(f"--sparsity {sparsity:g} of the {total:,} weights of {where} is less than one "
                          "weight.",
                          hint="Nine weights in ten: --sparsity 0.9")
     if zeros > sparsity:
-        raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros)}% of its "
-                         f"weights are zero, {100 * sparsity:g}% were asked for.",
-                         hint=f"Ask for more: --sparsity {_above(zeros)}")
-
-
-def _above(share: float) -> str:
-    """A fraction half way from `share` in [0, 1) to 1, in the fewest digits that tell it from both."""
-    half = (1 + share) / 2
-    return next(text for digits in range(1, 18) if share < float(text := f"{half:.{digits}g}") < 1)
+        raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros)}% of its weights "
+                         f"are zero, {numbers.percent_of_weights(sparsity)}% were asked for.",
+                         hint=f"Ask for more: --channels {above(request.channels)}" if request.channels
+                         else f"Ask for more: --sparsity {above(zeros)}")
 
 
 def _check_structure(recipe: Recipe, kind: str, groups: Mapping[str, Groups]) -> None:
@@ -351,11 +375,13 @@ def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups]
     where, kind, wanted = request.source.path, request.structure, request.sparsity
     try:
         method = "uniform" if recipe.allocation == "sensitivity" else recipe.allocation  # measured later
-        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), wanted, method=method)
+        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)),
+                                 request.channels or wanted, method=method,
+                                 of="groups" if request.channels else "weights")
     except ValueError as error:
         raise InputError(f"{where}: {error}.", hint="A lower --sparsity.") from None
-    most = sum(n * groups[layer].size for layer, n in lost.items()) / sum(w.numel() for w in weights.values())
-    if most < wanted - 0.01:
+    most = 1 - nonzero(groups, lost) / nonzero(groups, dict.fromkeys(groups, 0))
+    if most < wanted - 0.01 and not request.channels:
         raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {kind}s, as one must stay "
                          f"in each of {len(weights)} layers: at most {numbers.percent_of_weights(most)}%.",
                          hint=f"--sparsity {int(100 * most) / 100:g}")

@@ -1,5 +1,5 @@
 """What is said about a pruning run: its configuration, its layers, its notes."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -56,6 +56,25 @@ def layer_rows(job: Job, student: nn.Module) -> list[dict[str, Any]]:
             for name, w in zip(public_names(job.plan.weights), weights, strict=True)]
 
 
+def wanted(job: Job, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The sparsity that was asked for; where channels were, what those that went make of it (rows: of
+    `layer_rows`)."""
+    if job.request.channels is None:
+        return job.request.sparsity
+    return 1 - sum(row["nonzero"] for row in rows) / sum(row["total"] for row in rows)
+
+
+def _channels(job: Job) -> list[str]:
+    """How many channels went, where whole ones do."""
+    if not STRUCTURES[job.request.structure].couples:
+        return []
+    share, count = job.request.channels, sum(group.count for group in job.plan.groups.values())
+    asked = f"--channels {share:g} took {round(share * count)} of them. " if share else ""
+    return [f"The network has {count} channels that could go, in {len(job.plan.groups)} coupled "
+            f"set{'s' * (len(job.plan.groups) != 1)}. {asked}"
+            "A weight that gives one and reads another counts once. pwoa export --format slim removes them."]
+
+
 def job_notes(job: Job) -> list[str]:
     """What a reader of the figures must know, a sentence each."""
     notes = list(job.subject.loaded.notes)
@@ -71,6 +90,7 @@ def job_notes(job: Job) -> list[str]:
                      f"{', '.join(public_names(own[:3]))} are of other layers.")
     if STRUCTURES[job.request.structure].keeps_logits:
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
+    notes += _channels(job)
     if not job.plan.hidden:
         notes.append(NO_HIDDEN)
     elif job.teacher is not job.subject.loaded and not matches_layers(job.plan.recipe):

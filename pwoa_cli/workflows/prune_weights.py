@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import checks
-from pwoa_cli.networks import layers, products
+from pwoa_cli.networks import channels, layers, products
 from pwoa_cli.networks.build import public_name, public_names
-from pwoa_cli.pruning.groups import STRUCTURES, Groups, masks
+from pwoa_cli.pruning.groups import STRUCTURES, Coupled, Groups, masks
 from pwoa_cli.reports.numbers import percent_of_weights
 
 SHOWN = 3
@@ -66,6 +66,33 @@ def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
     return found
 
 
+def groups_of(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor], kind: str, *,
+              where: str) -> dict[str, Groups]:
+    """The groups of a structure by layer, on images x (B, C, H, W). Raises: InputError, with the layer, where
+    channels are coupled in a way that lets none be removed."""
+    structure = STRUCTURES[kind]
+    coupled = _coupled(model, x, kind, where) if structure.couples else {}
+    coupled = {key: members for key, members in coupled.items()  # a frozen weight keeps its channels
+               if all(name in weights or model.get_parameter(name).ndim == 1 for name in members)}
+    groups = structure.groups(weights, layers.companions(model, x), layers.transposed(model), coupled)
+    if not groups:
+        raise InputError(f"{where} has no channels that could be removed: its layers give the logits or "
+                         "share their channels with those that do.", hint="--structure unstructured")
+    return groups
+
+
+def _coupled(model: nn.Module, x: Tensor, kind: str, where: str) -> Coupled:
+    try:
+        sets, others = channels.found(model, x, whole=True)
+    except ValueError as error:
+        raise InputError(f"{where}: --structure {kind} does not fit this network: {error}.",
+                         hint="--structure filter") from error
+    for name, why in others.items():
+        raise InputError(f"{where}: --structure {kind} does not fit this network: the channels of "
+                         f"{public_name(name)}: {why}.", hint="--structure filter")
+    return channels.coupled(model, sets)
+
+
 def _nothing(kind: str, others: list[str], has_last: bool, where: str) -> InputError:
     if has_last and not others:
         return InputError(f"{where} has no weights that could be pruned ({kind}): its one layer gives the "
@@ -78,8 +105,8 @@ def _nothing(kind: str, others: list[str], has_last: bool, where: str) -> InputE
 
 def _ways(kind: str) -> str:
     if STRUCTURES[kind].of_layers:
-        return ("Whole filters and columns are those of convolutions and linear layers: --structure "
-                "unstructured")
+        return ("Whole filters, columns and channels are those of convolutions and linear layers: "
+                "--structure unstructured")
     return ("pwoa prunes nn.Linear, nn.Conv*, nn.MultiheadAttention, and matrices of your own classes that "
             "are factors of products: write the layer so, and name it with --arch file.py:fn")
 
@@ -131,3 +158,15 @@ def check_steady(model: nn.Module, x: Tensor, *, where: str) -> None:
         raise InputError(f"{where} is random in eval mode: {finding.text.partition(';')[0]}.",
                          hint="Let its randomness end with net.eval(), as F.dropout(x, "
                               "training=self.training) does.")
+
+
+def zeros_of(weights: Mapping[str, Tensor]) -> float:
+    """Fraction of zeros."""
+    total = sum(w.numel() for w in weights.values())
+    return (total - sum(int(w.count_nonzero()) for w in weights.values())) / total
+
+
+def above(share: float) -> str:
+    """A fraction half way from `share` in [0, 1) to 1, in the fewest digits that tell it from both."""
+    half = (1 + share) / 2
+    return next(text for digits in range(1, 18) if share < float(text := f"{half:.{digits}g}") < 1)

@@ -63,11 +63,17 @@ class Search:
         return tried == 1 and self.stages[-1].accepted
 
 
-def goal(sparsity: float | None, max_loss: float | None, held_out: int | None) -> str:
-    """What a run's folder is called by: the sparsity, or the points that may be lost.
+def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
+         channels: float | None = None) -> str:
+    """What a run's folder is called by: the sparsity, the points that may be lost, or the share of channels.
 
-    Raises: InputError unless one of the two is there, in its range, and held_out with max_loss only.
+    Raises: InputError unless one of the three is there, in its range, and held_out with max_loss only.
     """
+    if channels is not None:
+        if sparsity is not None or max_loss is not None:
+            other = "--max-loss" if sparsity is None else "--sparsity"
+            raise InputError(f"{other} and --channels both say how much goes.", hint="Give one of them.")
+        return goal(channels, None, held_out)
     if sparsity is None and max_loss is None:
         raise InputError("Missing option '--sparsity' (or '--max-loss').", hint="See pwoa prune --help")
     if max_loss is not None and not 0 < max_loss < 100:

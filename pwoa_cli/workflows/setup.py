@@ -300,3 +300,11 @@ def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:
             "classes": {"model": dataset.num_classes, "in_test_images": len(dataset.present)},
             "choices": subject.choices.said() | dict(dataset.taken)} | (
                 {"class_numbers": dataset.present} if subject.choices.logits == "data" else {})
+
+
+def check_training(dataset: datasets.Dataset) -> None:
+    """Raises: InputError if only test images are there."""
+    if not len(dataset.train):
+        raise InputError(f"{dataset.where} holds no training images, and pruning trains.",
+                         hint="Add train/CLASS/*.png beside it, or x_train and y_train to the file; pwoa "
+                              "eval needs none.")

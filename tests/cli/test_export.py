@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import small_models as small
-from helpers.cli_world import TINY
+from helpers.cli_world import BUDGET, TINY
 
 import pwoa_cli
 from pwoa_cli.exports import onnx
@@ -73,8 +73,33 @@ def test_onnx_is_tried_on_test_images(here, pwoa):
     assert onnx.difference(Path("pruned-onnx.onnx"), pwoa_cli.load("pruned.safetensors"), X) < 1e-4
 
 
+@pytest.mark.parametrize("structure", ["channel", "filter"])
+def test_slim_files_run_everywhere(here, pwoa, structure):
+    """Channels are removed, also of a network of silent filters; every command takes what is left."""
+    code, _, err = pwoa("prune", "model.pt", "--sparsity", "0.6", "--structure", structure, *TINY, *BUDGET,
+                        "--out", "run")
+    assert code == 0, err
+    out, _ = export(pwoa, "run", "--format", "slim", *TINY, "--out", "slim.safetensors", "--json")
+    found = json.loads(out)
+    slim, masked = found["slim"], pwoa_cli.load("run/model.safetensors")
+    assert 0 < slim["channels_removed"] < slim["channels"] == 28 and slim["macs"][1] < slim["macs"][0]
+    assert found["compared_on"] == "20 test images of tiny" and found["largest_difference"] < 1e-5
+    small = pwoa_cli.load("slim.safetensors")
+    torch.testing.assert_close(small(X), masked(X), atol=1e-5, rtol=0)
+    assert sum(p.numel() for p in small.parameters()) == slim["parameters"][1] < slim["parameters"][0]
+    for words in (["info", "slim.safetensors"], ["eval", "slim.safetensors", *TINY, "--attacks", "fgsm"],
+                  ["export", "slim.safetensors", "--format", "onnx", *TINY],
+                  ["bench", "slim.safetensors", "--against", "run/model.safetensors", "--batch", "1",
+                   "--seconds", "0.1", "--runtimes", "eager"],
+                  ["prune", "slim.safetensors", "--sparsity", "0.5", *TINY, *BUDGET, "--out", "again"]):
+        code, out, err = pwoa(*words)
+        assert code in (0, 3) and out, err
+    assert "layers have the sizes of their tensors" in pwoa("info", "slim.safetensors")[1]
+    assert (pwoa_cli.load("again/model.safetensors").net.conv1.weight.shape == small.net.conv1.weight.shape)
+
+
 WRONG = {
-    "format": (["--format", "zip"], "--format zip is none of sparse, dense, onnx"),
+    "format": (["--format", "zip"], "--format zip is none of sparse, slim, dense, onnx"),
     "dtype": (["--format", "dense", "--dtype", "fp8"], "--dtype fp8 is none of fp32, bf16, fp16"),
     "dtype of a format": (["--format", "onnx", "--dtype", "int8"],
                           "--dtype int8 is not offered for onnx, which has fp32"),

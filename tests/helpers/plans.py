@@ -72,12 +72,14 @@ def on_move(monkeypatch, look):
     monkeypatch.setattr(training_masks, "moved", moved)
 
 
-def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=None, structure="unstructured",
-             hidden, num_classes, eps=0.1, norm="linf", augment="none", seed=0):
-    """A plan for a student. Args: weights: names of what is pruned. companions: what falls silent with it."""
+def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=None, coupled=None,
+             structure="unstructured", hidden, num_classes, eps=0.1, norm="linf", augment="none", seed=0):
+    """A plan for a student. Args: weights: names of what is pruned. companions: what falls silent with it.
+    coupled: its channels."""
     parameters, companions = dict(student.named_parameters()), companions or {}
     per_epoch, sparsify_steps, steps = plan_steps(recipe, len(split), sparsity)
-    groups = STRUCTURES[structure].groups({name: parameters[name] for name in weights}, companions, {})
+    pruned = {name: parameters[name] for name in weights}
+    groups = STRUCTURES[structure].groups(pruned, companions, {}, coupled or rows_alone(pruned))
     return Plan(recipe=recipe, teacher=teacher, hidden=tuple(hidden), groups=groups,
                 normed=frozenset(companions), sparsity=sparsity, num_classes=num_classes, eps=eps, norm=norm,
                 split=split, augment=augment, seed=seed,
@@ -88,7 +90,12 @@ def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=N
 
 def groups_of(weights, structure="unstructured"):
     """Groups by layer of weights by name, without companions."""
-    return STRUCTURES[structure].groups(weights, {}, {})
+    return STRUCTURES[structure].groups(weights, {}, {}, rows_alone(weights))
+
+
+def rows_alone(weights):
+    """Channels that nobody reads: the rows of each weight."""
+    return {name: {name: {0: range(len(w))}} for name, w in weights.items()}
 
 
 def strength(weight, structure="unstructured"):

@@ -25,6 +25,8 @@ from pwoa_cli.training import loop
 from pwoa_cli.training.recipe import choices, read_recipe
 
 WEIGHTS = {"conv.weight": (8, 2, 3, 3), "fc.weight": (4, 32)}
+# a channel of the convolution feeds four inputs of the linear layer
+COUPLED = {"conv.weight": {"conv.weight": {0: range(8)}, "fc.weight": {1: [i // 4 for i in range(32)]}}}
 
 
 def weights(seed=0):
@@ -59,13 +61,13 @@ def all_in_the_largest(groups, scores, target, curves):
     return lost
 
 
-def two_of_four(weights, companions, transposed):
+def two_of_four(weights, companions, transposed, coupled):
     """A structure with a constraint: of four neighbours along the input as many go everywhere."""
     return {name: Groups({name: Part(tuple(w.shape), (w.numel(),), (0,))}, block=4)
             for name, w in weights.items()}
 
 
-def tied(weights, companions, transposed):
+def tied(weights, companions, transposed, coupled):
     """A structure over two tensors: a filter of the convolution goes with the inputs that it feeds in the
     linear layer."""
     names = iter(weights.items())
@@ -96,7 +98,7 @@ def test_every_structure_criterion_and_allocation_prune_what_the_groups_say():
     seen = 0
     for kind, measure, method in product(STRUCTURES, CRITERIA, ALLOCATIONS):
         given = weights()
-        groups = STRUCTURES[kind].groups(given, {}, {})
+        groups = STRUCTURES[kind].groups(given, {}, {}, COUPLED)
         values = CRITERIA[measure](given, steep)
         scores = scores_by_layer(groups, values)
         curves = {layer: [(0, 0.0), (group.count // 2, 1.0), (group.count - 1, 3.0)]
@@ -109,10 +111,8 @@ def test_every_structure_criterion_and_allocation_prune_what_the_groups_say():
         flags = kept(groups, scores, lost)
         found = masks(groups, flags)
         for layer, group in groups.items():
-            by_hand = [sum(values[name].reshape(part.view).movedim(part.axes,
-                                                                   tuple(range(len(part.axes)))).reshape(
-                group.count, -1)[g].double().sum().item() for name, part in group.parts.items())
-                for g in range(group.count)]
+            by_hand = [sum(values[name][~part.spread(torch.arange(group.count) != g)].double().sum().item()
+                           for name, part in group.parts.items()) for g in range(group.count)]
             assert scores[layer].tolist() == pytest.approx(by_hand, rel=1e-5)
             if not group.block:
                 gone = sorted(range(group.count), key=lambda g: (scores[layer][g].item(), g))[: lost[layer]]
@@ -126,7 +126,7 @@ def test_every_structure_criterion_and_allocation_prune_what_the_groups_say():
 @pytest.mark.usefixtures("outside")
 def test_blocks_lose_as_many_each_and_their_lowest():
     given = weights()
-    groups = STRUCTURES["toy-2:4"].groups(given, {}, {})
+    groups = STRUCTURES["toy-2:4"].groups(given, {}, {}, COUPLED)
     scores = scores_by_layer(groups, CRITERIA["magnitude"](given, steep))
     found = masks(groups, kept(groups, scores, quotas(groups, scores, 0.5, method="uniform")))
     for name, w in given.items():
@@ -140,7 +140,7 @@ def test_blocks_lose_as_many_each_and_their_lowest():
 @pytest.mark.usefixtures("outside")
 def test_a_group_over_two_tensors_falls_in_both_at_once():
     given = weights()
-    groups = STRUCTURES["toy-tied"].groups(given, {"conv.weight": ("bn.weight",)}, {})
+    groups = STRUCTURES["toy-tied"].groups(given, {"conv.weight": ("bn.weight",)}, {}, {})
     group = groups["conv.weight"]
     assert (group.count, group.size, group.weights) == (8, 18 + 16, 8 * 34)
     flags = {"conv.weight": torch.tensor([True, False] * 4)}

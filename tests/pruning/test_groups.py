@@ -37,7 +37,7 @@ def test_filters_of_transposed_convolutions_are_their_outputs(conv):
     """A zero filter is a channel that is zero for every input; a zero column is a tap that is heard by
     none."""
     weights, companions = {"weight": conv.weight}, {"weight": ("bias",)}
-    groups = STRUCTURES["filter"].groups(weights, companions, {"weight": conv.groups})["weight"]
+    groups = STRUCTURES["filter"].groups(weights, companions, {"weight": conv.groups}, {})["weight"]
     assert groups.count == conv.out_channels
     keep = torch.ones(groups.count, dtype=torch.bool)
     keep[[1, 4]] = False
@@ -48,7 +48,7 @@ def test_filters_of_transposed_convolutions_are_their_outputs(conv):
             conv.get_parameter(name).masked_fill_(~mask, 0.0)
         out = conv(torch.rand(1, conv.in_channels, *sides)).flatten(2).abs().sum(2)[0]
     assert (out == 0).nonzero().flatten().tolist() == [1, 4]
-    columns = STRUCTURES["column"].groups(weights, {}, {"weight": conv.groups})["weight"]
+    columns = STRUCTURES["column"].groups(weights, {}, {"weight": conv.groups}, {})["weight"]
     first = columns.parts["weight"].spread(torch.arange(columns.count) == 0)
     expected = torch.zeros_like(first)
     expected[(0, slice(None), *(0 for _ in sides))] = True  # input 0, its first tap, in all filters

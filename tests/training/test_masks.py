@@ -31,7 +31,8 @@ def test_a_shared_batch_norm_is_silent_only_where_both_filters_are():
     plan, student = make_plan(structure="filter", sparsity=0.5)
     student.add_module("twin", nn.Conv2d(1, 6, 3, bias=False))
     both = {n: student.get_parameter(n) for n in ("conv.weight", "twin.weight")}
-    plan = replace(plan, groups=STRUCTURES["filter"].groups(both, dict.fromkeys(both, ("bn.weight",)), {}))
+    plan = replace(plan, groups=STRUCTURES["filter"].groups(both, dict.fromkeys(both, ("bn.weight",)), {},
+                                                         {}))
     found = masks.moved(plan, loop.begin(plan, student), 0.5, no_slopes)
     rows = [found[n].flatten(1).any(1) for n in plan.weights]
     assert torch.equal(found["bn.weight"], rows[0] | rows[1])

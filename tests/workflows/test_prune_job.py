@@ -14,7 +14,7 @@ from pwoa_cli.networks.build import build
 from pwoa_cli.training import objective
 from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import read_recipe
-from pwoa_cli.workflows import evaluate, prune_job
+from pwoa_cli.workflows import evaluate
 from pwoa_cli.workflows.prune_job import NO_HIDDEN, prepare
 
 
@@ -30,7 +30,7 @@ def test_a_sparsity_that_whole_groups_cannot_reach():
 @pytest.mark.parametrize(("zeros", "more"), [
     (0.0, "0.5"), (0.5, "0.8"), (0.9, "0.95"), (0.9949, "0.997"), (1 - 1e-9, "0.9999999995")])
 def test_the_sparsity_that_is_named_to_ask_for_more_is_more(zeros, more):
-    assert prune_job._above(zeros) == more and zeros < float(more) < 1
+    assert prune_weights.above(zeros) == more and zeros < float(more) < 1
 
 
 def test_an_attack_of_another_norm_is_refused_before_any_work():

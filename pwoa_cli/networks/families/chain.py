@@ -49,6 +49,8 @@ def read(state: State) -> Chain | None:
     if convs and heads and names != sorted(names) and names.index(heads[0]) < names.index(convs[-1]):
         return None  # a generator begins with a linear layer; a sorted file has lost its order
     convs, heads = chained(state, convs), chained(state, heads)
+    if not heads:
+        return None
     behind = _norms(state, names, [*convs, *heads], norms)
     places = None if behind is None else _places([*convs, *heads], len(convs), behind)
     if behind is None or places is None or (not convs and 4 in ndims.values()):

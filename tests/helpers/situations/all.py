@@ -12,8 +12,9 @@ from helpers.situations import (
     resumed,
     runs,
     searches,
+    slim,
     tables,
 )
 
 __all__ = ["SITUATIONS", "data", "exports", "files", "library", "machine", "models", "options", "recipes",
-           "resumed", "runs", "searches", "tables"]
+           "resumed", "runs", "searches", "slim", "tables"]

@@ -197,7 +197,7 @@ def folders_and_their_numbers(tool):
     "data/splits.py:samples",
     "cli/options.py:parse_size",
     "data/image_folder.py:_size",
-    "workflows/prune_job.py:_check_training",
+    "workflows/setup.py:check_training",
 )
 def pictures_in_folders(tool):
     write_colour()

@@ -27,7 +27,11 @@ typed(
 typed(JOB + "_check_sparsity: Nine", [*DRY, "--sparsity", "1e-9"])
 
 
-@prints(JOB + "_check_reachable: --sparsity", JOB + "_check_reachable: A lower", JOB + "_check_sparsity: Ask")
+@prints(
+    JOB + "_check_reachable: --sparsity",
+    JOB + "_check_reachable: A lower",
+    JOB + "_check_sparsity: Ask for more: --sparsity",
+)
 def sparsities_that_cannot_be(tool):
     for kind in ("filter", "column"):
         tool.follow([*DRY, "--sparsity", "0.99", "--structure", kind])

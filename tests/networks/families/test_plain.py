@@ -128,3 +128,12 @@ def test_a_deep_chain_is_read_in_time():
     guess = identify(state)
     assert guess.arch == "plain" and 1 <= len(guess.others) <= 24
     assert meta(Plain, **guess.options).state_dict().keys() == state.keys()
+
+
+def test_no_shape_of_a_tensor_ends_in_a_traceback():
+    """Each tensor of a chain flat, short, empty, of more dimensions or missing: read, or not known."""
+    state = named(conv=nn.Conv2d(1, 4, 3), one=nn.Linear(4 * 13 * 13, 8), two=nn.Linear(8, 4))
+    for key, whole in state.items():
+        for tensor in (whole.flatten(), whole[:-1], whole[:0], whole[None], whole.reshape(-1, 1), None):
+            changed = {k: t for k, t in state.items() if k != key} | ({} if tensor is None else {key: tensor})
+            assert (identify(changed) is None or identify(changed).options)
