@@ -14,7 +14,7 @@ from pwoa_cli.networks.build import build
 from pwoa_cli.training import objective
 from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import read_recipe
-from pwoa_cli.workflows import evaluate
+from pwoa_cli.workflows import evaluate, prune_weights
 from pwoa_cli.workflows.prune_job import NO_HIDDEN, prepare
 
 

@@ -88,7 +88,7 @@ def options_of_a_family(tool):
     MODEL + "_loaded",
     MODEL + "_architecture",
     MODEL + "_build_for",
-    MODEL + "_words",
+    "checkpoints/own_words.py:own_words",
     "checkpoints/state_dict.py:json_field",
 )
 def files_that_were_pruned_or_say_otherwise(tool):

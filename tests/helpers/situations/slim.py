@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -102,7 +103,20 @@ def slim_file(tool):
     return "s.safetensors"
 
 
-@prints("checkpoints/slim.py:is_slim", "checkpoints/slim.py:fit")
+@prints("workflows/export.py:_taken")
+def images_of_a_size_that_is_seldom(tool):
+    arch = in_files(ONE_LAYER.replace("Linear(64, 4)", "Linear(400, 4)"))
+    small.save(build(arch, {}), "m.pt")
+    words = ["export", "m.pt", "--format", "onnx", "--arch", arch, "--normalize", "none"]
+    hint = tool.refused(*words)
+    draw = np.random.default_rng(0)
+    np.savez("d.npz", **{f"{kind}_{part}": draw.integers(0, high, shape, dtype=np.uint8)
+                         for part in ("train", "test")
+                         for kind, high, shape in (("x", 255, (40, 20, 20)), ("y", 4, (40,)))})
+    tool.fails_otherwise(*words, "--data", "d.npz", "--eps", "0.1", "--samples", "20", than=hint)
+
+
+@prints("checkpoints/slim.py:is_slim", "checkpoints/slim.py:fit", "checkpoints/slim.py:check_runs")
 def slim_files_that_were_changed(tool):
     slim = slim_file(tool)
     with safe_open(slim, "pt") as file:
