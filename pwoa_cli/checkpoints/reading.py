@@ -11,11 +11,12 @@ from pwoa_cli.data import datasets
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
-from pwoa_cli.machine.memory import is_out_of_memory
+from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
 from pwoa_cli.networks.build import parts, raised
 from pwoa_cli.progress import Patience
 
 PROBE = 500  # training images that tell whether model and data belong together
+PIXELS = 100 * 224 * 224  # of the images in one pass: a ResNet-18 keeps half a gigabyte of them
 FAR = 5.0  # standard deviations above chance that a model must be
 
 
@@ -63,10 +64,11 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          f"{dataset.num_classes}.",
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
+    keep_freed_memory()  # half of the time of trying large images was the kernel's
     probe, index = dataset.probe, spread(dataset, images)[::every]
     right, losses = [], []
     with Statistics(loaded.model) as statistics:
-        for part in index.split(100):
+        for part in passes(index, dataset):
             x, y = probe.batch(part)
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
@@ -75,7 +77,8 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
             if patience:
                 patience.say(f"trying {words}: {sum(map(len, right))} of {len(index)} images")
     all_logits, labels = map(torch.cat, zip(*losses, strict=True))
-    first = first_misfit(loaded.model, (probe.batch(part)[0] for part in spread(dataset).split(100)))
+    first = first_misfit(loaded.model, (probe.batch(part)[0]
+                                        for part in passes(spread(dataset), dataset)))
     return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(), first,
                    losses=tempered(all_logits, labels).cpu())
 
@@ -83,6 +86,13 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
 def spread(dataset: datasets.Dataset, images: int = PROBE) -> Tensor:
     """The indices of so many images that are spread over those that a model is tried on, (n,) long."""
     return torch.linspace(0, len(dataset.probe) - 1, min(images, len(dataset.probe))).long()
+
+
+def passes(index: Tensor, dataset: datasets.Dataset, *, attacked: bool = False) -> tuple[Tensor, ...]:
+    """The indices in parts for one pass each: of 100 images, fewer of large ones whose activations would fill
+    the memory, and fewer again where gradients keep them all."""
+    pixels = max(1, dataset.shape[1] * dataset.shape[2])
+    return index.split(max(1, min(100, PIXELS // (pixels * (4 if attacked else 1)))))
 
 
 def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:

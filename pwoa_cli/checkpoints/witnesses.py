@@ -9,7 +9,7 @@ from torch import Tensor
 from pwoa_cli.attacks import parse
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.checkpoints.normalisation import Values
-from pwoa_cli.checkpoints.reading import Reading, spread
+from pwoa_cli.checkpoints.reading import Reading, passes, spread
 from pwoa_cli.data import datasets
 from pwoa_cli.machine.seeds import generator
 
@@ -35,7 +35,7 @@ def under_attack(even: Sequence[Reading], dataset: datasets.Dataset) -> list[Rea
     if threat is None:
         return list(even)
     (norm, eps), attack = threat, parse(ATTACK)[0]
-    shown = [dataset.probe.batch(part) for part in spread(dataset).split(100)]
+    shown = [dataset.probe.batch(part) for part in passes(spread(dataset), dataset, attacked=True)]
     tried = []
     for reading in even:
         model, draw, held = reading.loaded.model, generator(0, "readings"), []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pwoa_cli.checkpoints import readings
-from pwoa_cli.checkpoints.reading import Reading, tempered
+from pwoa_cli.checkpoints.reading import Reading, passes, tempered
 
 
 def reading(options=None, *, right=1.0, n=200, misfit=None, classes=4, words="", loss=0.1):
@@ -103,3 +103,12 @@ def test_a_loss_alone_tells_others_apart_and_not_the_first(monkeypatch):
 def test_readings_of_the_same_options_are_not_tried_again(monkeypatch):
     one, two = reading({"pools": 2}, words="one"), reading({"pools": 2}, words="two")
     assert better(monkeypatch, {}, [one, two], one) == (["one", "two"], [])
+
+
+@pytest.mark.parametrize(("side", "attacked", "largest"), [
+    (28, False, 100), (224, False, 100), (448, False, 25), (10_000, False, 1), (28, True, 100),
+    (224, True, 25)])
+def test_large_images_go_through_a_network_a_few_at_a_time(side, attacked, largest):
+    dataset = SimpleNamespace(shape=(3, side, side))
+    parts = passes(torch.arange(500), dataset, attacked=attacked)
+    assert max(map(len, parts)) == largest and torch.equal(torch.cat(parts), torch.arange(500))
