@@ -155,7 +155,7 @@ def test_on_a_terminal_of_60_columns(here):
 
 @pytest.mark.parametrize(("args", "message", "hint"), [
     (["prune"], "Missing argument 'MODEL'", "See pwoa prune --help"),
-    (["prune", "model.pt"], "Missing option '--sparsity'", "Nine weights in ten: --sparsity 0.9"),
+    (["prune", "model.pt"], "Missing option '--sparsity'", "See pwoa prune --help"),
     (["prune", "model.pt", "--sparsty", "0.9"], "--sparsty", "--help"),
     (["prune", "model.pt", "other.pt", "--sparsity", "0.9"], "other.pt", "See pwoa prune --help"),
     (["prun", "model.pt"], "No such command 'prun'", "See pwoa --help"),
