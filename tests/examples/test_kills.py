@@ -32,9 +32,10 @@ def test_ends_are_compared_without_times(tmp_path):
 
 def test_nothing_is_lost_in_a_few_kills():
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "4", "--seed", "7"], env=os.environ | own,
+    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "6", "--seed", "7"], env=os.environ | own,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
-    assert [(row[0], row[2]) for row in rows] == [("| prune", "2"), ("| eval", "2")]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("| prune", "2"), ("| eval", "2"), ("| export", "2")]
     assert all(cell.strip(" |") == "0" for row in rows for cell in row[4:])

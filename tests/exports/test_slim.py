@@ -191,7 +191,7 @@ OPTIONS = FAMILIES["lenet5"]
 
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"slim": "2"}, "expected version 1"), ({"slim": json.dumps({"version": 2})}, "expected version 1"),
-    ({"slim": "{"}, "is not JSON"),
+    ({"slim": "{"}, "cannot be read as JSON"),
     ({"arch_options": json.dumps(OPTIONS | {"widths": [10**9, 10**9]})}, "arch_options"),
     ({"arch_options": json.dumps(OPTIONS | {"widths": [2, 2]})}, "has shape"),
     ({"arch_options": json.dumps(OPTIONS | {"hidden": 4000, "widths": [4096, 4096]})}, ""),

@@ -67,6 +67,7 @@ def in_process(patch, *args):
     except SystemExit as stop:
         return stop.code or 0
     finally:
+        torch.use_deterministic_algorithms(False)  # --deterministic is for the rest of a process
         for number, handler in before.items():
             signal.signal(number, handler)
         torch.set_num_threads(threads)
