@@ -25,7 +25,7 @@ from pwoa_cli.workflows.evaluate import Job
 
 SECONDS = 12.0  # that the short versions may take together, as far as LEAST samples allow
 LEAST = 4  # samples
-SPREAD = 2.0  # measured times lie between the half and twice the estimate (docs/benchmarks.md)
+SPREAD = 2.0  # where it was measured, times lie between the half and twice the estimate (docs/benchmarks.md)
 PGD = parse("pgd-10")[0]
 SHORT = {
     "apgd": Attack("short apgd", partial(autoattack.apgd_ce, steps=10), cost=30),
