@@ -81,7 +81,8 @@ def prepare(request: Request, *, say: Say) -> Job:
     if lossy or request.format in ("onnx", "slim") and (request.data or Path(path).is_dir()):
         found = evaluation.prepare(evaluation.Request(
             request.source, attacks=request.attacks, data=request.data, choices=request.choices,
-            norm=request.norm, eps=request.eps, n=request.n, seed=request.seed, device="cpu"), say=say)
+            norm=request.norm, eps=request.eps, n=request.n if lossy else 1, seed=request.seed,
+            device="cpu"), say=say)
         loaded = found.subject.loaded
     else:
         source = replace(request.source, path=run_folder.model_of(path))
@@ -215,7 +216,7 @@ def _images(job: Job) -> tuple[Tensor, str]:
     known."""
     if job.evaluation is not None:
         dataset = job.evaluation.subject.dataset
-        count = min(TRIED, job.request.n)
+        count = min(TRIED, len(dataset.test))
         return samples(dataset, count, seed=job.request.seed)[:], f"{count} test images of {dataset.name}"
     draw = torch.Generator().manual_seed(job.request.seed)
     shape = job.loaded.input_shape or _taken(job.loaded)
