@@ -1,5 +1,6 @@
 """Plain state dicts that stock torch loads: under the names of the network, or in the very envelope that a
 checkpoint came in."""
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def save(net: nn.Module, path: Path, *, dtype: torch.dtype | None = None, prefix
             tensors = {name: _converted(tensor, None) for name, tensor in tensors.items()}
             temporary.write_bytes(safetensors.torch.save(tensors))
         else:
-            with open(temporary, "wb") as file:  # by name, torch would write the temporary one into the file
-                torch.save(content, file)
+            made = io.BytesIO()  # to a file torch tells a full disk in its own way, by name writes the name
+            torch.save(content, made)
+            temporary.write_bytes(made.getbuffer())
     return path.stat().st_size
 
 

@@ -1,11 +1,13 @@
 """`pwoa export` as a user types it: every format, what is tried and said, and wrong use."""
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import small_models as small
-from helpers.cli_world import BUDGET, TINY
+from helpers.cli_world import BUDGET, PACKAGE, TINY, start
 
 import pwoa_cli
 from pwoa_cli.exports import onnx
@@ -97,6 +99,20 @@ def test_slim_files_run_everywhere(here, pwoa, structure):
         assert code in (0, 3) and out, err
     assert "layers have the sizes of their tensors" in pwoa("info", "slim.safetensors")[1]
     assert (pwoa_cli.load("again/model.safetensors").net.conv1.weight.shape == small.net.conv1.weight.shape)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("dense", "d.pt"), ("dense", "d.safetensors"),
+                                             ("sparse", "s.safetensors")])
+def test_a_full_disk_is_the_machine_s_fault_and_leaves_nothing(here, kind, name):
+    def full():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    bundled = str(PACKAGE.parent / "examples/mnist_lenet_linf0.3.pt")
+    process = start("export", bundled, "--format", kind, "--out", name, preexec_fn=full)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4 and "cannot be written" in err and "File too large" in err, err
+    assert not Path(name).exists() and not list(Path().glob(".pwoa*"))
 
 
 WRONG = {
