@@ -9,6 +9,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := demo
 N = 10000
+PYTEST = -m pytest -q -n auto --maxprocesses=4 --dist=worksteal
 .PHONY: audit demo fuzz licences lint oldest test test-setup
 
 .venv/bin/pwoa: pyproject.toml
@@ -27,7 +28,7 @@ demo: .venv/bin/pwoa
 test-setup: .venv/.test
 
 test: test-setup
-	.venv/bin/python -m pytest -q
+	.venv/bin/python $(PYTEST)
 
 fuzz: test-setup
 	PWOA_FUZZ=$(N) .venv/bin/python -m pytest -q -s tests/test_fuzz.py tests/files/test_zips.py
@@ -40,7 +41,7 @@ oldest:
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
 	$(PYTHON) .ci/bounds.py > "$$folder/bounds.txt" && \
 	"$$folder/bin/python" -m pip install -q -c "$$folder/bounds.txt" -e '.[test]' && \
-	"$$folder/bin/python" -m pytest -q
+	"$$folder/bin/python" $(PYTEST)
 
 audit: .venv/bin/pwoa
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
