@@ -15,8 +15,8 @@ from pwoa_cli.networks.build import build
 
 CHANNELS = ["prune", "model.pt", "--channels", "0.5", "--structure", "channel", *PRUNE[4:], "--dry-run"]
 JOB = "workflows/prune_job.py:"
-typed("cli/options.py:parse_sparsity: {} {}", [*DRY[:3], "90", *DRY[4:]])
-typed("cli/options.py:parse_sparsity: A half", [*CHANNELS[:3], "much", *CHANNELS[4:]])
+typed("workflows/search.py:fraction: {} {}", [*DRY[:3], "90", *DRY[4:]])
+typed("workflows/search.py:fraction: A half", [*CHANNELS[:3], "much", *CHANNELS[4:]])
 left_out("workflows/search.py:goal: Give one", [*CHANNELS, "--sparsity", "0.5"], "--sparsity")
 typed(JOB + "prepare: --structure channel", [*CHANNELS[:4], *CHANNELS[6:]])
 typed(JOB + "_of_channels: Half", [*CHANNELS[:3], "0.01", *CHANNELS[4:]])
