@@ -89,9 +89,9 @@ def tried(net: nn.Module, *, channels: int,
           sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Tensor, Any] | str:
     """(images (2, channels, H, W) of the first of `sizes` that a network takes, what it returns for them); or
     why it takes none."""
-    why = "it takes no images"
+    why, device = "it takes no images", next((p.device for p in net.parameters()), torch.device("cpu"))
     for size in sizes:
-        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             with torch.no_grad():
                 return x, net(x)

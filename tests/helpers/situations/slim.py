@@ -103,17 +103,18 @@ def slim_file(tool):
     return "s.safetensors"
 
 
-@prints("workflows/export.py:_taken")
+@prints("workflows/export.py:_images", "workflows/images.py:image_shape")
 def images_of_a_size_that_is_seldom(tool):
     arch = in_files(ONE_LAYER.replace("Linear(64, 4)", "Linear(400, 4)"))
     small.save(build(arch, {}), "m.pt")
-    words = ["export", "m.pt", "--format", "onnx", "--arch", arch, "--normalize", "none"]
-    hint = tool.refused(*words)
+    words = ["export", "m.pt", "--arch", arch, "--normalize", "none", "--format"]
     draw = np.random.default_rng(0)
     np.savez("d.npz", **{f"{kind}_{part}": draw.integers(0, high, shape, dtype=np.uint8)
                          for part in ("train", "test")
                          for kind, high, shape in (("x", 255, (40, 20, 20)), ("y", 4, (40,)))})
-    tool.fails_otherwise(*words, "--data", "d.npz", "--eps", "0.1", "--samples", "20", than=hint)
+    for kind in ("dense", "sparse", "onnx"):
+        hint = tool.refused(*words, kind)
+        tool.fails_otherwise(*words, kind, "--data", "d.npz", "--eps", "0.1", "--samples", "20", than=hint)
 
 
 @prints("checkpoints/slim.py:is_slim", "checkpoints/slim.py:fit", "checkpoints/slim.py:check_runs")
