@@ -227,24 +227,6 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel=RUN, h
 DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
 
 
-def parse_sparsity(text: str, *, flag: str = "--sparsity") -> float:
-    """Fraction in (0, 1) from text. Raises: InputError, with what was meant where that can be guessed."""
-    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else "A half: --channels 0.5"
-    try:
-        value = float(text.strip().removesuffix("%").replace(",", "."))
-    except ValueError:
-        raise InputError(f"{flag} {text} is not a number.", hint=example) from None
-    percent = text.strip().endswith("%") or value > 1
-    if percent and 0 < value < 100 or "," in text and 0 < value < 1:
-        meant = f"{value / 100 if percent else value:g}"
-        raise InputError(f"{flag} {text} is not a number between 0 and 1. Did you mean {meant}?",
-                         hint=f"{flag} {meant}")
-    if not 0 < value < 1:
-        raise InputError(f"{flag} {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
-                         hint=example)
-    return value
-
-
 def parse_points(text: str) -> float:
     """--max-loss as a number. Raises: InputError, with what was meant where that can be guessed."""
     example = "One image in a hundred: --max-loss 1"

@@ -1,7 +1,6 @@
 """Files that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
 import errno
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
     cannot be written): the old file, if any, is as it was.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".pwoa-{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".pwoa-{os.urandom(6).hex()}.tmp")
     try:
         if target.exists() and not target.is_file():  # a rename would replace /dev/null
             raise FileExistsError(errno.EISDIR, "it is not a regular file")
