@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Files and folders, there whole or not at all: temporary name, fsync, rename, fsync of where it is."""
 import errno
 import os
 import secrets
