@@ -230,14 +230,15 @@ def distances(arrays: Mapping[str, np.ndarray], who: str, attack: str, *, eps: f
     Returns: (n,) floats, of which the share above eps is the accuracy of `score`; None where it is not.
     """
     try:
-        clean, correct = (arrays[f"{who}/correct/{name}"] for name in ("clean", attack))
+        clean, correct = (arrays[f"{who}/correct/{name}"].astype(float) > 0 for name in ("clean", attack))
         size = arrays[f"{who}/distance/{attack}"].astype(np.float64)
         size = np.where(np.isnan(size), np.inf, size)
         size = np.where(clean, np.where(correct, size, np.minimum(size, eps)), 0.0)
     except (KeyError, ValueError, TypeError):  # arrays of other names, shapes or types
         return None
-    fits = len(size) == score["n"] and abs(float((size > eps).mean()) - score["accuracy"]) < 1e-9
-    return size.tolist() if fits else None
+    if size.shape != (score["n"],) or not len(size):
+        return None
+    return size.tolist() if abs(float((size > eps).mean()) - score["accuracy"]) < 1e-9 else None
 
 
 # --- writing --------------------------------------------------------------------------------------
