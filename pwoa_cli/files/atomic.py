@@ -40,7 +40,7 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
 
 
 @contextmanager
-def atomic_folder(path: Path, *, hint: str = OUT_HINT) -> Iterator[Path]:
+def whole_folder(path: Path, *, hint: str) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; becomes `path`, in place of a folder that is there, if the
     block ends well, else is removed.
 

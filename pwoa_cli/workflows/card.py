@@ -14,7 +14,7 @@ import numpy as np
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file
 from pwoa_cli.files import run_folder
-from pwoa_cli.files.atomic import OUT_HINT, atomic_folder
+from pwoa_cli.files.atomic import whole_folder
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import dumps
 from pwoa_cli.progress import Say
@@ -25,6 +25,7 @@ from pwoa_cli.workflows.finished_run import FinishedRun
 
 SUMS = "SHA256SUMS"
 ALWAYS = {card.README, card.MODEL, SUMS, "report.json", "robustbench.json"}  # in every card
+OUT_CARD = "Name a new folder: --card DIR"
 INSIDE = "eval"  # folders in a run's where its evaluations are looked for: eval, eval-2, ...
 
 
@@ -97,9 +98,6 @@ def _check_out(out: Path) -> None:
     if any(out.iterdir()) and not is_card(out):
         raise InputError(f"card folder {out} holds something else, or a card that was changed since; nothing "
                          "in it was touched.", hint=OUT_CARD)
-
-
-OUT_CARD = "Name a new folder: --card DIR"
 
 
 def is_card(folder: Path) -> bool:
@@ -247,7 +245,7 @@ def execute(job: Job) -> dict[str, Any]:
     """Write the card. Returns: the JSON object of `pwoa export --card`."""
     model, told = job.models[0], job.request.told
     missing = leaderboards.missing(job.models, told)
-    with atomic_folder(job.request.out, hint=OUT_HINT) as folder:
+    with whole_folder(job.request.out, hint=OUT_CARD) as folder:
         _copy(job, folder)
         copied, sha256 = folder / card.MODEL, file_sha256(folder / card.MODEL)
         if sha256 != model.report["model"].get("file_sha256", sha256):

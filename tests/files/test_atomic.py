@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pwoa_cli.errors import InputError, PwoaError
-from pwoa_cli.files.atomic import atomic, atomic_folder, write_text_atomic
+from pwoa_cli.files.atomic import atomic, whole_folder, write_text_atomic
 
 
 def test_a_write_that_fails_in_the_middle_leaves_the_old_file_and_no_other():
@@ -83,7 +83,7 @@ def test_the_error_says_what_was_expected_and_what_to_do():
 
 
 def _filled(name, text):
-    with atomic_folder(Path(name)) as made:
+    with whole_folder(Path(name), hint="--card DIR") as made:
         (made / "sub").mkdir()
         (made / "sub" / "a.txt").write_text(text)
         assert not Path(name).exists() or (Path(name) / "sub" / "a.txt").read_text() != text
@@ -98,7 +98,7 @@ def test_a_folder_is_there_whole_and_takes_the_place_of_an_older_one():
 @pytest.mark.parametrize("broken", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_a_folder_that_is_not_finished_leaves_the_old_one_and_no_other(broken):
     _filled("card", "old")
-    with (pytest.raises((PwoaError, KeyboardInterrupt)), atomic_folder(Path("card")) as made):
+    with (pytest.raises((PwoaError, KeyboardInterrupt)), whole_folder(Path("card"), hint="x") as made):
         (made / "b.txt").write_text("half")
         raise broken
     assert os.listdir() == ["card"] and os.listdir("card") == ["sub"]
