@@ -1,5 +1,5 @@
 """`pwoa export`: parse -> request -> workflow -> show."""
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,6 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.replay import said
 from pwoa_cli.cli.run_folder import no_folder
 from pwoa_cli.errors import UNASKED, InputError
 
@@ -83,7 +82,7 @@ def export(
     """Write a model in a form that others read."""
     console = Console(json=json, quiet=quiet)
     if card.card is not None:
-        _card(models, card, card.card, console, typed=said(context))
+        _card(models, card, card.card, console, typed=_typed(context))
         return
     model = _one(models, format, card)
     with no_folder():
@@ -119,13 +118,19 @@ def _one(models: Sequence[str], format: str | None, card: CardOptions) -> str:
     return models[0]
 
 
+def _typed(context: typer.Context) -> list[str]:
+    """The options that were typed, by their flags."""
+    sources = {p.opts[0]: context.get_parameter_source(str(p.name)) for p in context.command.params}
+    return [flag for flag, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def _card(models: Sequence[str], options: CardOptions, out: Path, console: Console, *,
-          typed: Collection[str]) -> None:
+          typed: Sequence[str]) -> None:
     """Write a card, say what it lacks and what measures that."""
-    known = {"models", *(item.name for item in fields(CardOptions))}
-    if others := [f"--{name.replace('_', '-')}" for name in typed if name not in known]:
-        raise InputError(f"--card takes its figures from reports: {', '.join(others)} is not of it.",
-                         hint="Leave it away.")
+    known = {"models", "--card", "--json", "--quiet", *options.given()}
+    if others := [flag for flag in typed if flag not in known]:
+        raise InputError(f"--card takes its figures from reports: {' and '.join(others)} are of other "
+                         "exports.", hint="Leave it away.")
     if options.additional_data not in (None, "yes", "no"):
         raise InputError(f"--additional-data {options.additional_data} is neither yes nor no.",
                          hint="--additional-data no")

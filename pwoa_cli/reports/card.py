@@ -121,15 +121,13 @@ def _lead(model: Model) -> str:
 
 def _figures(model: Model) -> list[str]:
     """A table of the figures; or why there is none."""
-    findings = [f"- {_md(finding['text'])}" for finding in model.report.get("findings", [])
-                if not finding["unreliable"] and "pruned" in (finding["models"] or ["pruned"])]
     if model.doubts:
         doubts = [f"- {_md(doubt)}" for doubt in model.doubts]
         return ["No figure is given, as they must not be believed:", "", *doubts]
     rows = [f"| {_md(name)} | {numbers.with_interval(score)} | {score['n']} | {_md(_of(name, source))} |"
             for name, (score, source) in model.figures().items()]
     return ["| attack | accuracy % [Wilson 95% interval] | test images | of |", "|---|---:|---:|---|", *rows,
-            *([""] if findings else []), *findings]
+            *([""] if model.caveats else []), *(f"- {_md(caveat)}" for caveat in model.caveats)]
 
 
 def _of(name: str, source: Measurement) -> str:

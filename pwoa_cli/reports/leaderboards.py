@@ -22,6 +22,7 @@ STRUCTURES = {"unstructured": ("weights", "US", (90, 95, 99)), "filter": ("filte
               "channel": ("channels", "S", (50, 75, 90))}
 BENCHMARK_NETS = {"ResNet-18": "R18", "VGG-16": "V16"}
 BENCHMARK_DATA = {"cifar10": "CIFAR10", "svhn": "SVHN"}
+CLASSES = 4  # that AutoAttack needs at least
 KEY = "AP_KEY"  # of a method: the benchmark gives it when its form is filled in
 
 
@@ -50,9 +51,9 @@ class Measurement:
 class Model:
     """A run with all that was measured of its model under the run's threat, on its data.
 
-    doubts: why no figure must be believed; unfinished: what time did not suffice for. distances: of the
-    minimum-norm attack `fmn`, one a sample: 0 where it was wrong, infinite where nothing was found; None
-    where no evaluation kept them.
+    doubts: why no figure must be believed; caveats: what else reports say of it; unfinished: what time did
+    not suffice for. distances: of the minimum-norm attack `fmn`, one a sample: 0 where it was wrong, infinite
+    where nothing was found; None where no evaluation kept them.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Model:
     report: Mapping[str, Any]
     measurements: Sequence[Measurement]
     doubts: Sequence[str] = ()
+    caveats: Sequence[str] = ()
     unfinished: Sequence[str] = ()
     distances: Sequence[float] | None = None
 
@@ -193,8 +195,9 @@ def missing(models: Sequence[Model], told: Told) -> list[str]:
 
 
 def lacks(model: Model) -> list[str]:
-    """Attacks whose figures, or distances, both benchmarks ask for and nobody measured."""
-    return [*(["aa"] if model.measured("aa") is None else []),
+    """Attacks whose figures, or distances, benchmarks ask for and nobody measured, though they can be."""
+    can = model.report["model"]["num_classes"] >= CLASSES
+    return [*(["aa"] if can and model.measured("aa") is None else []),
             *(["fmn"] if model.fmn is None or model.distances is None else [])]
 
 
@@ -206,6 +209,8 @@ def _of_figures(model: Model) -> list[str]:
     words = {"aa": "AutoAttack (aa)", "fmn": "FMN with its distances (fmn)"}
     if left := lacks(model):
         found.append(f"{model.name}: nobody measured {' and '.join(words[one] for one in left)}.")
+    if model.report["model"]["num_classes"] < CLASSES:
+        found.append(f"{model.name}: AutoAttack needs {CLASSES} classes.")
     attacked = model.measured("aa")
     if attacked and (before := _before(attacked)):
         found.append(f"{model.name}: the figure of aa counts what {', '.join(before)} broke before it, so "

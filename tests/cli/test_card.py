@@ -165,7 +165,9 @@ def test_the_same_card_has_the_same_bytes(made):
     (["run", "--format", "dense", "--license", "mit", "--link", "x"],
      "--link and --license: of a card alone"),
     (["run", "run", "--format", "dense"], "--format writes one model"),
-    (["run", "--card", "c", "--format", "dense", "--eps", "0.1"], "--format, --eps is not of it"),
+    (["run", "--card", "c", "--format", "dense", "--n", "3"],
+     "--format and --samples are of other exports"),
+    (["run", "--card", "c", "--out", "d", "--arch", "lenet5"], "--out and --arch are of other exports"),
     (["run", "--card", "c", "--additional-data", "perhaps"], "neither yes nor no"),
     (["model.pt", "--card", "c"], "model.pt is no run"), (["nowhere", "--card", "c"], "nowhere is no run"),
     (["run", "nowhere", "--card", "c"], "nowhere/report.json cannot be read")])

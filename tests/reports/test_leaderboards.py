@@ -159,3 +159,10 @@ def test_another_threat_than_theirs_is_said():
     (["fmn"], "fmn"), (["fmn", "fmn-200"], "fmn-200"), (["fmn-50", "fmn"], "fmn"), (["fmn-paper"], None)])
 def test_the_minimum_norm_attack_is_the_one_with_the_most_steps(names, best):
     assert model({"eval": {name: score(0.5) for name in names}}).fmn == best
+
+
+def test_autoattack_is_asked_for_where_there_are_classes_enough():
+    made = model({"run": WHOLE["run"]}, net=R18 | {"num_classes": 2})
+    assert leaderboards.lacks(made) == ["fmn"]
+    assert leaderboards.robustbench(made, ALL)["autoattack_acc"] is None
+    assert any("AutoAttack needs 4 classes" in sentence for sentence in leaderboards.missing([made], ALL))
