@@ -92,13 +92,13 @@ def _slug(text: str) -> str:
 
 # --- the page -------------------------------------------------------------------------------------
 
-def readme(model: Model, told: Told, *, sha256: str, size_bytes: int, missing: Sequence[str]) -> str:
-    """README.md: metadata and page. Args: sha256, size_bytes: of the model's file. missing: what it lacks."""
+def readme(model: Model, told: Told, *, sha256: str, size_bytes: int, notes: Sequence[str]) -> str:
+    """README.md: metadata and page. Args: sha256, size_bytes: of the model's file. notes: what it lacks."""
     sections = {"Accuracy": _figures(model), "Threat model": _threat(model), "How it was made": _made(model),
                 "Files": _files(sha256, size_bytes), "Use": _use(model),
                 "Licence": [f"- {_md(told.license)}" if told.license else
                             "- TO BE FILLED IN: the licence was not said."],
-                "Missing": [f"- {_md(sentence)}" for sentence in missing]}
+                "Notes": [f"- {_md(sentence)}" for sentence in notes]}
     page = "\n\n".join("\n".join([f"## {title}", "", *lines]) for title, lines in sections.items() if lines)
     title = f"# {_md(told.name or model.name)}"
     return f"---\n{metadata(model, told)}\n---\n\n{title}\n\n{_lead(model)}\n\n{page}\n"

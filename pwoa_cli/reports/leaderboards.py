@@ -1,7 +1,7 @@
 """What is published of a pruned model's figures: which of them are plain figures, and the entries that
 RobustBench and the Adversarial Pruning Benchmark (Piras et al. 2024) ask for.
 
-A figure that is missing stays null: `missing` says which, in sentences. Nothing here needs torch.
+A figure that is missing stays null: `notes` says which, in sentences. Nothing here needs torch.
 """
 import re
 import statistics
@@ -181,10 +181,10 @@ def model_key(model: Model) -> str | None:
     return f"{KEY}_{net}_{data}_{short}_{fitting[0]}" if net and data and fitting else None
 
 
-# --- what is missing ------------------------------------------------------------------------------
+# --- what a reader, or the author, must know ---------------------------------------------------
 
-def missing(models: Sequence[Model], told: Told) -> list[str]:
-    """What the card or its entries lack, a sentence each."""
+def notes(models: Sequence[Model], told: Told) -> list[str]:
+    """What the card or its entries lack, and what bounds their figures, a sentence each."""
     flags = {"--name": told.name, "--authors": told.authors, "--link": told.link,
              "--additional-data": told.additional_data}
     left = [flag for flag, value in flags.items() if value is None]

@@ -245,13 +245,13 @@ def distances(arrays: Mapping[str, np.ndarray], who: str, attack: str, *, eps: f
 def execute(job: Job) -> dict[str, Any]:
     """Write the card. Returns: the JSON object of `pwoa export --card`."""
     model, told = job.models[0], job.request.told
-    missing = leaderboards.missing(job.models, told)
+    notes = leaderboards.notes(job.models, told)
     with whole_folder(job.request.out, hint=OUT_CARD) as folder:
         _copy(job, folder)
         copied, sha256 = folder / card.MODEL, file_sha256(folder / card.MODEL)
         if sha256 != model.report["model"].get("file_sha256", sha256):
             raise InputError(f"{model.folder} changed while it was read.", hint="Type the command again.")
-        _put(folder / card.README, card.readme(model, told, sha256=sha256, missing=missing,
+        _put(folder / card.README, card.readme(model, told, sha256=sha256, notes=notes,
                                                size_bytes=copied.stat().st_size))
         _put(folder / "robustbench.json", dumps(leaderboards.robustbench(model, told), indent=2) + "\n")
         _put(folder / "pruning-benchmark.json", dumps(leaderboards.benchmark(job.models), indent=2) + "\n")
@@ -260,7 +260,7 @@ def execute(job: Job) -> dict[str, Any]:
     figures = {name: {"accuracy": score["accuracy"], "n": score["n"], "of": source.where}
                for name, (score, source) in model.figures().items()}
     return {"card": str(job.request.out), "model_sha256": sha256, "figures": figures,
-            "missing": missing, "next": commands(job.models), "files": files}
+            "notes": notes, "next": commands(job.models), "files": files}
 
 
 def _copy(job: Job, folder: Path) -> None:
@@ -311,4 +311,4 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("card", result["card"]), ("model", f"{card.MODEL}, SHA-256 {result['model_sha256']}"),
             ("figures", ", ".join(figures) or "none"),
             ("files", ", ".join(result["files"])),
-            *(("missing", sentence) for sentence in result["missing"])]
+            *(("note", sentence) for sentence in result["notes"])]

@@ -105,12 +105,12 @@ def test_figures_in_doubt_or_unfinished_are_no_figures(made, run, pwoa):
     left = {"pruned": {"aa": {"n": 0, "of": 20}}}
     _told(run / "eval" / "report.json", unfinished=left, attacks=["fmn", "aa"])
     found, err = made()
-    assert "aa" not in found["figures"] and any("aa is unfinished, 0 of 20" in s for s in found["missing"])
+    assert "aa" not in found["figures"] and any("aa is unfinished, 0 of 20" in s for s in found["notes"])
     doubt = {"check": "masked", "unreliable": True, "text": "gradients are masked.", "models": ["pruned"]}
     _told(run / "eval" / "report.json", findings=[doubt])
     found, err = made()
     assert found["figures"] == {} and found["next"] == []
-    assert any("gradients are masked" in sentence for sentence in found["missing"])
+    assert any("gradients are masked" in sentence for sentence in found["notes"])
     assert ModelCard.load("card/README.md").data.eval_results is None
     entry = json.loads(Path("card/robustbench.json").read_text())
     assert entry["clean_acc"] is entry["autoattack_acc"] is None
@@ -185,4 +185,4 @@ def test_a_run_of_two_models_has_no_card(run, pwoa):
 
 def test_quiet_says_nothing_but_the_result(made, run, pwoa):
     code, out, err = pwoa("export", run, "--card", "card", "--quiet")
-    assert code == 0 and not err and out.startswith("card: card\n") and "missing: " in out
+    assert code == 0 and not err and out.startswith("card: card\n") and "note: " in out

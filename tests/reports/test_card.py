@@ -18,9 +18,9 @@ def model(*, name="lenet-0.9", scores=SCORES, doubts=(), **changes):
     return Model(name, "runs/lenet-0.9", found, [Measurement("report.json", "pruned", scores, 0)], doubts)
 
 
-def read(made, told=None, missing=()):
+def read(made, told=None, notes=()):
     """The card of a model, as the hub's library reads it from a file, offline."""
-    text = card.readme(made, told or Told(), sha256="ab" * 32, size_bytes=240_000, missing=missing)
+    text = card.readme(made, told or Told(), sha256="ab" * 32, size_bytes=240_000, notes=notes)
     with open("README.md", "w", encoding="utf-8") as file:
         file.write(text)
     return ModelCard.load("README.md")
@@ -92,7 +92,7 @@ def test_texts_of_others_are_text(kind):
                  recipe={"name": nasty, "method": nasty, "epochs": nasty}, structure=nasty,
                  environment=report_samples.ENVIRONMENT | {"pwoa": nasty, "torch": nasty, "device": nasty},
                  findings=[{"check": "x", "unreliable": False, "text": nasty, "models": ["pruned"]}])
-    found = read(made, Told(name=nasty, license=nasty), missing=[nasty])
+    found = read(made, Told(name=nasty, license=nasty), notes=[nasty])
     assert found.data.model_name == found.data.license_name == flat(nasty)
     robust = [r.metric_name for r in found.data.eval_results]
     assert f"robust accuracy ({flat(nasty)})" in [" ".join(name.split()) for name in robust]

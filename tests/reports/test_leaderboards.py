@@ -48,7 +48,7 @@ def test_what_is_missing_is_null_and_said():
     assert [key for key, value in entry.items() if value is None] == [
         "link", "name", "authors", "additional_data", "autoattack_acc"]
     assert entry["clean_acc"] == "84.00" and entry["footnote"].endswith("; measured on 1000 test images")
-    said = "\n".join(leaderboards.missing([made], Told()))
+    said = "\n".join(leaderboards.notes([made], Told()))
     for words in ("licence", "--name, --authors, --link, --additional-data",
                   "r18-0.9: nobody measured AutoAttack (aa) and FMN with its distances (fmn)"):
         assert words in said
@@ -65,7 +65,7 @@ def test_a_figure_in_doubt_is_none(doubts):
                                                                                      "fmn"))]
     assert all(given) if not doubts else not any(given)
     assert bool(made.figures()) == (not doubts)
-    assert any("masked" in sentence for sentence in leaderboards.missing([made], ALL)) == bool(doubts)
+    assert any("masked" in sentence for sentence in leaderboards.notes([made], ALL)) == bool(doubts)
 
 
 def test_each_figure_is_of_the_most_samples_and_of_several_the_lowest():
@@ -88,13 +88,13 @@ def test_clean_accuracy_is_of_the_samples_that_autoattack_had():
     entry = leaderboards.robustbench(model(scores), ALL)
     assert entry["clean_acc"] == "80.00"
     assert entry["footnote"] == "Compressed model; measured on 200 test images"
-    assert any("all 10000 test images" in one for one in leaderboards.missing([model(scores)], ALL))
+    assert any("all 10000 test images" in one for one in leaderboards.notes([model(scores)], ALL))
 
 
 @pytest.mark.parametrize(("attacked", "told"), [(8334, False), (5000, True)])
 def test_autoattack_behind_cheaper_attacks_says_so(attacked, told):
     scores = {"eval": WHOLE["eval"] | {"aa": score(0.45, attacked=attacked)}}
-    said = [one for one in leaderboards.missing([model(scores)], ALL) if "counts what fmn broke" in one]
+    said = [one for one in leaderboards.notes([model(scores)], ALL) if "counts what fmn broke" in one]
     assert bool(said) == told
 
 
@@ -126,8 +126,8 @@ def test_the_benchmark_gets_three_sparsities_with_keys_and_distances():
         "fmn": {"attack": "fmn", "accuracy": "46.00", "samples": 10_000,
                 "median_distance": float(Fraction(3, 100)),
                 "distances": "distances/AP_KEY_R18_CIFAR10_US_90.pickle"}}
-    assert not any("asks for 90" in sentence for sentence in leaderboards.missing(made, ALL))
-    two = leaderboards.missing(made[:2], ALL)
+    assert not any("asks for 90" in sentence for sentence in leaderboards.notes(made, ALL))
+    two = leaderboards.notes(made[:2], ALL)
     assert any("asks for 90, 95, 99% sparsity, and there is 90, 95%" in sentence for sentence in two)
 
 
@@ -148,9 +148,9 @@ def test_what_the_benchmark_does_not_take_has_no_key(changes, key):
 
 
 def test_another_threat_than_theirs_is_said():
-    said = "\n".join(leaderboards.missing([model(eps=0.1)], ALL))
+    said = "\n".join(leaderboards.notes([model(eps=0.1)], ALL))
     assert "measures within linf eps 8/255, and this is within linf eps 0.1" in said
-    said = "\n".join(leaderboards.missing([model(data="mnist")], ALL))
+    said = "\n".join(leaderboards.notes([model(data="mnist")], ALL))
     assert "RobustBench has no leaderboard of mnist under linf" in said
     assert "this is ResNet-18 on mnist, unstructured" in said
 
@@ -165,4 +165,4 @@ def test_autoattack_is_asked_for_where_there_are_classes_enough():
     made = model({"run": WHOLE["run"]}, net=R18 | {"num_classes": 2})
     assert leaderboards.lacks(made) == ["fmn"]
     assert leaderboards.robustbench(made, ALL)["autoattack_acc"] is None
-    assert any("AutoAttack needs 4 classes" in sentence for sentence in leaderboards.missing([made], ALL))
+    assert any("AutoAttack needs 4 classes" in sentence for sentence in leaderboards.notes([made], ALL))
