@@ -147,3 +147,5 @@ def _card(models: Sequence[str], options: CardOptions, out: Path, console: Conso
     console.say(f"wrote {out}")
     for command in found["next"]:
         console.say(f"next: {command}")
+    if not found["figures"]:  # all in doubt
+        raise typer.Exit(UNASKED)

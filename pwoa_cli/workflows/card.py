@@ -184,8 +184,7 @@ def _model(name: str, run: FinishedRun, evaluations: Sequence[Evaluation], *, sa
         name, str(run.folder), run.report,
         [Measurement(label, who, _scores(report, who), report["data"].get("seed"))
          for label, (report, who) in sources.items()],
-        doubts=[f"{label}: {text}" for label, of in sources.items() for text in _said(*of, unreliable=True)],
-        caveats=list(dict.fromkeys(text for of in sources.values() for text in _said(*of, unreliable=False))),
+        doubts=_said(sources, unreliable=True), caveats=_said(sources, unreliable=False),
         unfinished=[f"{label}: {attack} is unfinished, {part['n']} of {part['of']} samples."
                     for label, (report, who) in sources.items()
                     for attack, part in report.get("unfinished", {}).get(who, {}).items()])
@@ -199,10 +198,11 @@ def _scores(report: Mapping[str, Any], who: str) -> Mapping[str, Any]:
     return dict(zip(named, columns.values(), strict=False)).get(who, {})
 
 
-def _said(report: Mapping[str, Any], who: str, *, unreliable: bool) -> list[str]:
-    """What a report says of a model: why its figures must not be believed, or the rest."""
-    return [finding["text"] for finding in report.get("findings", [])
-            if finding["unreliable"] == unreliable and (not finding["models"] or who in finding["models"])]
+def _said(sources: Mapping[str, tuple[Mapping[str, Any], str]], *, unreliable: bool) -> list[str]:
+    """What reports say of a model, each sentence once: why figures must not be believed, or the rest."""
+    return list(dict.fromkeys(
+        finding["text"] for report, who in sources.values() for finding in report.get("findings", [])
+        if finding["unreliable"] == unreliable and (not finding["models"] or who in finding["models"])))
 
 
 def _with_distances(model: Model, folders: Mapping[str, Path], *, say: Say) -> Model:
