@@ -94,7 +94,8 @@ def _slug(text: str) -> str:
 
 def readme(model: Model, told: Told, *, sha256: str, size_bytes: int, notes: Sequence[str]) -> str:
     """README.md: metadata and page. Args: sha256, size_bytes: of the model's file. notes: what it lacks."""
-    sections = {"Accuracy": _figures(model), "Threat model": _threat(model), "How it was made": _made(model),
+    sections = {"Accuracy": _figures(model), "Threat model": _threat(model),
+                "How it was made": [*_made(model), *_who(told)],
                 "Files": _files(sha256, size_bytes), "Use": _use(model),
                 "Licence": [f"- {_md(told.license)}" if told.license else
                             "- TO BE FILLED IN: the licence was not said."],
@@ -102,6 +103,11 @@ def readme(model: Model, told: Told, *, sha256: str, size_bytes: int, notes: Seq
     page = "\n\n".join("\n".join([f"## {title}", "", *lines]) for title, lines in sections.items() if lines)
     title = f"# {_md(told.name or model.name)}"
     return f"---\n{metadata(model, told)}\n---\n\n{title}\n\n{_lead(model)}\n\n{page}\n"
+
+
+def _who(told: Told) -> list[str]:
+    said = {"authors": told.authors, "link": told.link}
+    return [f"- {word}: {_md(text)}" for word, text in said.items() if text]
 
 
 def _md(text: Any) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.reports import numbers
 
-ROBUSTBENCH = {"cifar10": 10_000, "cifar100": 10_000}  # its leaderboards, and the test images of each
+# RobustBench's data sets, and how many test images it takes
+ROBUSTBENCH = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5000}
 NORMS = {"linf": "Linf", "l2": "L2"}
 FMN = re.compile(r"fmn(-\d+)?")
 # the benchmark's words and its three sparsities of each structure, in percent
@@ -122,8 +123,7 @@ def shown(score: Mapping[str, Any] | None) -> str | None:
 def robustbench(model: Model, told: Told) -> dict[str, Any]:
     """The entry of RobustBench's model_info; what is not known is None. Clean accuracy is of the samples that
     AutoAttack had."""
-    attacked = model.measured("aa")
-    of = attacked or model.measured("clean")
+    attacked, of = model.measured("aa"), _main(model)
     return {"link": told.link, "name": told.name, "authors": told.authors,
             "additional_data": told.additional_data, "number_forward_passes": 1,
             "dataset": model.report["data"]["name"], "architecture": model.architecture,
@@ -131,6 +131,11 @@ def robustbench(model: Model, told: Told) -> dict[str, Any]:
             "clean_acc": shown(of.scores.get("clean")) if of else None,
             "autoattack_acc": shown(attacked.scores["aa"]) if attacked else None,
             "footnote": f"Compressed model{_part(model, of)}"}
+
+
+def _main(model: Model) -> Measurement | None:
+    """Where AutoAttack was measured, and clean accuracy is taken from; else where that was."""
+    return model.measured("aa") or model.measured("clean")
 
 
 def _part(model: Model, of: Measurement | None) -> str:
@@ -150,8 +155,10 @@ def benchmark(models: Sequence[Model]) -> dict[str, Any]:
 def _checkpoint(model: Model) -> dict[str, Any]:
     figures, threat, name = model.figures(), model.report["threat"], model.fmn
     words = STRUCTURES.get(model.report["sparsity"]["structure"])
-    found = {attack: {"accuracy": shown(figures[attack][0]), "samples": figures[attack][0]["n"]}
-             for attack in figures if attack in ("clean", "aa", name)}
+    clean = of.scores.get("clean") if (of := _main(model)) else None
+    scores = {attack: score for attack, (score, _) in figures.items()} | {"clean": clean}
+    found = {attack: {"accuracy": shown(score), "samples": score["n"]}
+             for attack, score in scores.items() if score and attack in ("clean", "aa", name)}
     fmn = None if name is None else {"attack": name} | found[name] | _quantiles(model)
     return {"model_key": model_key(model), "architecture": model.architecture,
             "dataset": model.report["data"]["name"], "structure": words[0] if words else None,
@@ -229,11 +236,11 @@ def _before(attacked: Measurement) -> list[str]:
 def _of_robustbench(model: Model) -> list[str]:
     data, norm = model.report["data"]["name"], model.report["threat"]["norm"]
     if data not in ROBUSTBENCH or norm not in NORMS:
-        return [f"RobustBench has no leaderboard of {data} under {norm}: its own are of "
-                f"{', '.join(ROBUSTBENCH)} under linf and l2, and of ImageNet."]
+        return [f"RobustBench takes {', '.join(ROBUSTBENCH)} by these names, {' and '.join(NORMS)}: this is "
+                f"{data}, {norm}."]
     attacked = model.measured("aa")
     if attacked and attacked.scores["aa"]["n"] < ROBUSTBENCH[data]:
-        return [f"RobustBench measures all {ROBUSTBENCH[data]} test images, and this is of "
+        return [f"RobustBench measures {ROBUSTBENCH[data]} test images, and this is of "
                 f"{attacked.scores['aa']['n']}."]
     return []
 

@@ -71,6 +71,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     evaluations = _evaluations(runs, [folder for folder in folders if not _is_run(folder)], say=say)
     names = several.headings([str(run.folder) for run in runs])
     models = [_model(name, run, evaluations, say=say) for name, run in zip(names, runs, strict=True)]
+    check_files(models)
     say("the reports in the card name folders of this machine: look at them before you publish it")
     return Job(request, models, evaluations)
 
@@ -93,7 +94,7 @@ def _check_out(out: Path) -> None:
     if not out.is_dir():
         raise InputError(f"card folder {out} is a file.", hint=OUT_CARD)
     if Path.cwd().is_relative_to(out.resolve()):
-        raise InputError(f"card folder {out} is the folder that you are in: it is written as a whole.",
+        raise InputError(f"card folder {out} is, or holds, the folder that you are in.",
                          hint=OUT_CARD)
     if any(out.iterdir()) and not is_card(out):
         raise InputError(f"card folder {out} holds something else, or a card that was changed since; nothing "
@@ -128,6 +129,16 @@ def _check_together(runs: Sequence[FinishedRun]) -> None:
             raise InputError(f"{run.folder} differs from {runs[0].folder} in {', '.join(other)}: one card is "
                              "of one teacher, pruned to several sparsities.",
                              hint="Give each a card of its own: pwoa export RUN --card DIR")
+
+
+def check_files(models: Sequence[Model]) -> None:
+    """Raises: InputError if two models' distances would be one file: runs of the same sparsity."""
+    owners: dict[str, str] = {}
+    for model in models:
+        file = leaderboards.distances_file(model)
+        if owners.setdefault(file, model.name) != model.name:
+            raise InputError(f"{owners[file]} and {model.name} would both be {Path(file).name} of the "
+                             "benchmark.", hint="Name one run of each sparsity.")
 
 
 def _conditions(report: Mapping[str, Any]) -> dict[str, Any]:

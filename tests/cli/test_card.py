@@ -135,6 +135,8 @@ def test_runs_of_one_teacher_are_in_one_benchmark_entry(made, run, pwoa):
     assert len({one["model_sha256"] for one in models}) == 3
     assert len({one["fmn"]["distances"] for one in models}) == 3
     assert len(found["next"]) == 3 and found["model_sha256"] == models[0]["model_sha256"]
+    code, _, err = pwoa("export", "run", "r0.5", shutil.copytree("r0.5", "copy"), "--card", "two")
+    assert code == 0, "their names differ, and no key is the same"
     assert pwoa(*PRUNE, "--eps", "0.25", "--out", "closer")[0] == 0
     code, _, err = pwoa("export", "run", "closer", "--card", "two")
     assert code == 2 and "closer differs from run in eps: one card is of one teacher" in err

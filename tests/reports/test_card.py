@@ -63,6 +63,12 @@ def test_a_licence_is_one_of_the_hubs_or_other_with_a_name(text, fields):
     assert {key: made.get(key) for key in ("license", "license_name") if key in made} == fields
 
 
+def test_authors_and_link_are_on_the_page():
+    text = read(model(), Told(authors="Ada *L*", link="https://arxiv.org/abs/1")).text
+    assert "- authors: Ada \\*L\\*\n" in text and "- link: https:\\//arxiv.org/abs/1\n" in text
+    assert "authors" not in read(model()).text
+
+
 def test_no_figure_in_doubt_is_in_the_card():
     made = read(model(doubts=["gradients are masked"]))
     assert made.data.eval_results is None and "model-index" not in made.data.to_dict()

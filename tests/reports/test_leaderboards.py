@@ -88,7 +88,21 @@ def test_clean_accuracy_is_of_the_samples_that_autoattack_had():
     entry = leaderboards.robustbench(model(scores), ALL)
     assert entry["clean_acc"] == "80.00"
     assert entry["footnote"] == "Compressed model; measured on 200 test images"
-    assert any("all 10000 test images" in one for one in leaderboards.notes([model(scores)], ALL))
+    assert any("measures 10000 test images" in one for one in leaderboards.notes([model(scores)], ALL))
+
+
+def test_clean_accuracy_of_the_benchmark_is_of_the_samples_that_autoattack_had():
+    scores = {"run": {"clean": score(0.9, 1000)}, "eval": {"clean": score(0.8, 200), "aa": score(0.4, 200)}}
+    one, = leaderboards.benchmark([model(scores)])["models"]
+    assert one["clean"] == {"accuracy": "80.00", "samples": 200}
+    assert leaderboards.benchmark([model()])["models"][0]["clean"] is None
+
+
+def test_imagenet_is_robustbenchs_by_its_name():
+    made = model({"eval": {"clean": score(0.6, 5000), "aa": score(0.3, 5000)}}, data="imagenet",
+                 net={"arch": "resnet50"})
+    assert leaderboards.robustbench(made, ALL)["footnote"] == "Compressed model"
+    assert not any("RobustBench" in sentence for sentence in leaderboards.notes([made], ALL))
 
 
 @pytest.mark.parametrize(("attacked", "told"), [(8334, False), (5000, True)])
@@ -151,7 +165,8 @@ def test_another_threat_than_theirs_is_said():
     said = "\n".join(leaderboards.notes([model(eps=0.1)], ALL))
     assert "measures within linf eps 8/255, and this is within linf eps 0.1" in said
     said = "\n".join(leaderboards.notes([model(data="mnist")], ALL))
-    assert "RobustBench has no leaderboard of mnist under linf" in said
+    assert "RobustBench takes cifar10, cifar100, imagenet by these names" in said
+    assert "linf and l2: this is mnist, linf." in said
     assert "this is ResNet-18 on mnist, unstructured" in said
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import report_samples
 
+from pwoa_cli.errors import InputError
+from pwoa_cli.reports.leaderboards import Model
 from pwoa_cli.workflows import card
 
 EPS = 0.3
@@ -39,6 +42,19 @@ def test_arrays_of_something_else_are_no_distances(arrays):
 @pytest.mark.parametrize("score", [{"accuracy": 0.6, "n": 5}, {"accuracy": 0.4, "n": 10}])
 def test_distances_of_another_evaluation_are_not_taken(score):
     assert taken(score=score) is None
+
+
+def test_two_runs_of_one_key_are_refused():
+    def run(name, achieved):
+        found = report_samples.report(data=report_samples.DATA | {"name": "cifar10"})
+        found["model"] |= {"arch": "cifar-resnet", "arch_options": {"blocks": [2, 2, 2, 2]}}
+        found["sparsity"]["achieved"] = achieved
+        return Model(name, name, found, ())
+
+    card.check_files([run("a", 0.9), run("b", 0.95)])
+    with pytest.raises(InputError, match="a and c would both be AP_KEY_R18_CIFAR10_US_90.pickle") as caught:
+        card.check_files([run("a", 0.9), run("b", 0.95), run("c", 0.903)])
+    assert caught.value.hint == "Name one run of each sparsity."
 
 
 @pytest.fixture

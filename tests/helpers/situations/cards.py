@@ -47,6 +47,15 @@ def folders_that_hold_something_else(tool):
         tool.works("export", _run(), *hint.partition(": ")[2].replace("DIR", f"card-{len(out)}").split())
 
 
+@prints(AT + "check_files")
+def two_runs_of_one_sparsity(tool):
+    names = ["a b", "a,b"]  # one file name without what is no letter
+    for name in names:
+        tool.works(*PRUNE, "--out", name)
+    tool.refused("export", *names, "--card", "card")
+    tool.works("export", names[0], "--card", "card")
+
+
 @prints(AT + "_check_together")
 def runs_of_other_conditions(tool):
     tool.works(*without(PRUNE, "--eps"), "--eps", "0.25", "--out", "closer")
