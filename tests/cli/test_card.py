@@ -188,3 +188,8 @@ def test_a_run_of_two_models_has_no_card(run, pwoa):
 def test_quiet_says_nothing_but_the_result(made, run, pwoa):
     code, out, err = pwoa("export", run, "--card", "card", "--quiet")
     assert code == 0 and not err and out.startswith("card: card\n") and "note: " in out
+
+
+def test_the_help_names_several_models_without_braces(here, pwoa):
+    code, out, _ = pwoa("export", "--help")
+    assert code == 0 and out.startswith("Usage: pwoa export [OPTIONS] MODEL...\n") and "--card DIR" in out
