@@ -111,6 +111,9 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     Raises: InputError, PwoaError.
     """
     created = datetime.now()
+    _check(int, "an int", samples=samples, seed=seed)
+    _check(int | None, "an int", held_out=held_out, num_classes=num_classes)
+    _check(float | int | None, "a number", max_loss=max_loss)
     zeros = None if sparsity is None else fraction(str(sparsity))
     share = None if channels is None else fraction(str(channels), flag="--channels")
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
@@ -173,6 +176,11 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
         run, on the same samples. max_seconds: stop then; what is not finished is no figure (`Result.short`).
         The others as in `prune`. Raises: InputError, PwoaError.
     """
+    _check(int, "an int", samples=samples, seed=seed)
+    _check(int | None, "an int", batch_size=batch_size, num_classes=num_classes)
+    _check(float | int | None, "a number", max_seconds=max_seconds)
+    if max_seconds is not None and not max_seconds > 0:
+        raise InputError(f"max_seconds={max_seconds} is not above 0.", hint="Ten minutes: max_seconds=600")
     paths = [model] if isinstance(model, str | PathLike) else model
     sources = [_source(path, arch=arch, normalize=normalize, num_classes=num_classes, run=True)
                for path in paths]
@@ -205,6 +213,8 @@ def export(model: PathText, format: str, out: PathText | None = None, *, dtype: 
         attack both models where values are rounded. The others as in `prune`.
     Raises: InputError; PwoaError if the file gives other logits, or needs what the machine has not.
     """
+    _check(int, "an int", samples=samples, seed=seed)
+    _check(int | None, "an int", num_classes=num_classes)
     job = exporting.prepare(exporting.Request(
         _source(model, arch=arch, normalize=normalize, num_classes=num_classes, run=True), format,
         None if out is None else Path(out), dtype=dtype, prefix=prefix,
@@ -227,6 +237,13 @@ def _source(model: PathText, *, arch: str | None, normalize: str | None, num_cla
     mean, std = of_user(normalize, None, None)
     path = str(model) if run else run_folder.model_of(str(model))
     return Source(path, arch=arch, num_classes=num_classes, mean=mean, std=std)
+
+
+def _check(kind: Any, words: str, **given: object) -> None:
+    """Arguments are of a kind, else Python would tell after minutes. Raises: InputError that names one."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise InputError(f"{name}={value!r} is not {words}.", hint=f"For example: {name}=50")
 
 
 def _eps(eps: float | str | None) -> str | None:

@@ -2,8 +2,10 @@
 caught."""
 import importlib.util
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.cli_world import PRUNE
 
@@ -121,6 +123,21 @@ def test_fractions_that_are_none_are_told_as_the_command_tells_them(here, number
             pwoa_cli.prune("model.pt", **options, **SETTINGS)
         assert caught.value.hint
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("call", "options"), [
+    (pwoa_cli.prune, {"samples": 2.5}), (pwoa_cli.prune, {"samples": None}), (pwoa_cli.prune, {"seed": 1.5}),
+    (pwoa_cli.prune, {"held_out": 50.5}), (pwoa_cli.prune, {"max_loss": "1"}),
+    (pwoa_cli.prune, {"num_classes": True}), (pwoa_cli.prune, {"samples": np.int64(20)}),
+    (pwoa_cli.evaluate, {"samples": "20"}),
+    (pwoa_cli.evaluate, {"batch_size": 2.5}), (pwoa_cli.evaluate, {"seed": None}),
+    (pwoa_cli.evaluate, {"max_seconds": "60"}), (pwoa_cli.evaluate, {"max_seconds": -1}),
+    (pwoa_cli.evaluate, {"max_seconds": float("nan")}), (pwoa_cli.export, {"samples": 2.5})])
+def test_numbers_of_another_kind_are_told_before_anything_is_read(call, options):
+    (name, value), = options.items()
+    with pytest.raises(InputError, match=f"^{re.escape(f'{name}={value!r}')} is not ") as caught:
+        call("missing.pt", **({"format": "dense"} if call == pwoa_cli.export else {}), **options)
+    assert f"{name}=" in caught.value.hint
 
 
 def test_the_example_runs(here, capfd):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import pwoa_cli
 from helpers import small_models as small
 from helpers.cli_world import TINY
 from helpers.situations import in_files, prints, typed, without
@@ -80,3 +81,11 @@ def files_that_give_other_logits(tool):
     tool.patch.setattr(workflow, "_again", lambda job: load_model("pruned.safetensors"))
     assert tool.refused(*EXPORT, "dense", "--out", "d.pt", code=4).endswith("the file is kept.")
     assert Path("d.pt").is_file()
+
+
+@prints("workflows/api.py:_check", "workflows/api.py:evaluate: Ten minutes")
+def numbers_from_python_that_are_none(tool):
+    options = {"data": "tiny.npz", "eps": 0.5, "attacks": "fgsm"}
+    assert tool.raised(pwoa_cli.evaluate, "model.pt", samples="50", **options) == "For example: samples=50"
+    assert tool.raised(pwoa_cli.evaluate, "model.pt", max_seconds=0, **options).endswith("max_seconds=600")
+    assert pwoa_cli.evaluate("model.pt", samples=50, max_seconds=600, **options).worst
