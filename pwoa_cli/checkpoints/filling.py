@@ -1,6 +1,6 @@
 """A network filled with the tensors of a file: under the network's own keys, as its own load_state_dict
 judges, and with plain weights in the place of parametrised ones."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -18,6 +18,7 @@ from pwoa_cli.networks.build import raised
 WAYS = ("Name the architecture that the weights were trained with: --arch NAME or --arch file.py:fn, or the "
         "number of classes: --num-classes K")
 COUNTER = "num_batches_tracked"  # of batch norm, which older files lack
+SHOWN = 80  # characters of a name
 
 
 def aligned(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
@@ -71,12 +72,18 @@ def check_fits(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     unexpected = [k for k in state if k not in own]
     parts = [f"{k} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in differ[:1]]
     parts += [f"{len(differ) - 1} more shapes differ"] if len(differ) > 1 else []
-    parts += [f"{len(keys)} tensors {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+    parts += [f"{len(keys)} tensors {word} ({_few(keys)})"
               for word, keys in (("missing", missing), ("too many", unexpected)) if keys]
     if parts:
         said, of_head = _but_for_head(state)
         raise InputError(f"{where}: {'; '.join(parts)}; {len(own)} tensors expected{said}.",
                          hint=of_head or WAYS)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, shortened: those of a damaged file fill a page."""
+    return ", ".join([name if len(name) <= SHOWN else f"{name[:SHOWN]}..." for name in names[:3]]
+                     + ["..."] * (len(names) > 3))
 
 
 def _but_for_head(state: Mapping[str, Tensor]) -> tuple[str, str | None]:

@@ -41,6 +41,7 @@ CHOICES = ({"last", "best"}, {"last", "best_state"})  # of several epochs: which
 # where training scripts keep what they were called with
 SETTINGS = ("args", "config", "opt", "hparams", "hyper_parameters")
 HINT = pickles.HINT
+LONGEST = 200  # characters of a tensor's name: sentences hold several
 
 
 def read_state_dict(path: str | Path, *, entry: str | None = None, keep: float | None = None,
@@ -281,9 +282,12 @@ def take_normalisation(state: Mapping[str, Tensor]) -> tuple[
 
 
 def _check_numbers(state: dict[str, Tensor], where: str) -> None:
-    """Dense tensors of ordinary numbers. Raises: InputError naming the tensor, for weights stored as integers
-    too."""
+    """Dense tensors of ordinary numbers under names of ordinary length. Raises: InputError naming the tensor,
+    for weights stored as integers too."""
     for name, tensor in state.items():
+        if len(name) > LONGEST:
+            raise InputError(f"{where}: a tensor's name has {len(name)} characters ({name[:40]}...), "
+                             f"expected at most {LONGEST}.", hint="It looks damaged: copy the file again.")
         kind = "without values" if tensor.is_meta else "quantized" if tensor.is_quantized else None
         if not kind and (tensor.layout is not torch.strided or tensor.is_nested):
             kind = str(tensor.layout)

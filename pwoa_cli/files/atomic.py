@@ -1,7 +1,6 @@
-"""Files and folders, there whole or not at all: temporary name, fsync, rename, fsync of where it is."""
+"""Files that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,35 +34,7 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-
-
-@contextmanager
-def whole_folder(path: Path, *, hint: str) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; becomes `path`, in place of a folder that is there, if the
-    block ends well, else is removed.
-
-    A link is followed. Raises: as `atomic`: the old folder, if any, is as it was.
-    """
-    target = Path(os.path.realpath(path))
-    made, old = (target.with_name(f".pwoa-{os.urandom(6).hex()}.{kind}") for kind in ("new", "old"))
-    try:
-        made.mkdir(parents=True)
-        yield made
-        for file in filter(Path.is_file, made.rglob("*")):
-            with open(file, "r+b") as written:
-                os.fsync(written.fileno())
-        if target.exists():
-            target.rename(old)
-        made.rename(target)
-    except OSError as error:
-        raise of_system(error, f"{path} cannot be written: {error.strerror or error}.", hint=hint) from error
-    finally:
-        if old.exists() and not target.exists():  # stopped between the two
-            old.rename(target)
-        for left in (made, old):
-            shutil.rmtree(left, ignore_errors=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -92,7 +63,7 @@ def sweep(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename survive a power cut, where the system lets folders be synced (Windows, some networks do
     not)."""
     with suppress(OSError):

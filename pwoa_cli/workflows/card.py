@@ -14,7 +14,7 @@ import numpy as np
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file
 from pwoa_cli.files import run_folder
-from pwoa_cli.files.atomic import whole_folder
+from pwoa_cli.files.folders import whole_folder
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import dumps
 from pwoa_cli.progress import Say

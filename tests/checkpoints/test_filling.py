@@ -114,3 +114,11 @@ def test_what_the_network_s_own_code_takes_is_taken(nets, save):
 def test_what_the_network_s_own_code_refuses_is_said(nets, save):
     state = nn.Linear(147, 5).state_dict()
     assert "its load_state_dict raises KeyError: 'version'" in refused(save(state), arch=nets("strict"))
+
+
+@pytest.mark.parametrize(("length", "said"), [(3000, "a tensor's name has 3000 characters"),
+                                              (190, "3 tensors too many")])
+def test_names_of_a_damaged_file_do_not_fill_a_page(save, length, said):
+    state = build("lenet5", {}).state_dict() | {f"{i}{'[' * (length - 1)}": torch.ones(2) for i in range(3)}
+    message = refused(save(state), arch="lenet5")
+    assert said in message and len(message) < 600

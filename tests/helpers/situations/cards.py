@@ -65,7 +65,7 @@ def runs_of_other_conditions(tool):
         tool.works("export", run, "--card", str(number))
 
 
-@prints(AT + "execute: Name", AT + "execute: Type", "files/atomic.py:whole_folder")
+@prints(AT + "execute: Name", AT + "execute: Type", "files/folders.py:whole_folder")
 def cards_that_cannot_be_written(tool):
     words = ["export", _run(), "--card", "model.pt/card"]
     assert tool.refused(*words) == workflow.OUT_CARD

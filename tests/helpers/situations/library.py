@@ -91,6 +91,7 @@ def plugins_that_fail(tool):
 
 
 @prints(
+    "checkpoints/state_dict.py:_check_numbers: It looks",
     "checkpoints/state_dict.py:_check_numbers: Save the",
     "checkpoints/state_dict.py:_check_numbers: Save it",
     "checkpoints/state_dict.py:_check_numbers: A q",
@@ -105,6 +106,8 @@ def tensors_of_other_kinds(tool):
         torch.save(weights() | {name: value}, "m.pt")
         hint += tool.refused(*INFO)
     assert "tensor.to_dense()" in hint
+    torch.save({key + 300 * "a": value for key, value in weights().items()}, "m.pt")
+    assert "copy the file again" in tool.refused(*INFO)
     torch.save(weights() | {name: odd[1].to_dense()}, "m.pt")
     tool.works(*INFO)
     torch.save({"layer._fsdp_wrapped_module._flat_param": torch.ones(9)}, "m.pt")
