@@ -54,6 +54,9 @@ oldest:
 docs: .venv-docs/.ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict -d site  # -q would hide warnings, and not fail on them
 
+docs-test: test-setup
+	PWOA_DOCS=1 .venv/bin/python -m pytest -q tests/test_docs.py
+
 wheel-test:
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/env" && mkdir "$$folder/source" && \
 	cp -r pwoa_cli pyproject.toml MANIFEST.in README.md LICENSE "$$folder/source" && \
