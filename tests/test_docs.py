@@ -19,7 +19,9 @@ from pwoa_cli.cli import main
 
 LONG = bool(os.environ.get("PWOA_DOCS"))
 COMMANDS = [one for page in pages.PAGES for one in pages.commands(page)]
-PWOA = [one for one in COMMANDS if one.tool == "pwoa" and not pages.SYNTAX.search(one.text)]
+# once, where it stands on several pages
+PWOA = list({one.text: one for one in reversed(COMMANDS)
+             if one.tool == "pwoa" and not pages.SYNTAX.search(one.text)}.values())[::-1]
 BLOCKS = [block for page in pages.PAGES for block in pages.blocks(page) if pages.is_python(block)]
 
 PLACES = {"S": "0.5", "SEED": "1"}  # where a page leaves a figure open
