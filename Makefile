@@ -12,6 +12,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := demo
 N = 10000
+PYTEST = -m pytest -q -n auto --maxprocesses=4 --dist=worksteal
 .PHONY: audit demo docs docs-test fuzz licences lint oldest test test-setup wheel-test
 
 .venv/bin/pwoa: pyproject.toml
@@ -30,7 +31,7 @@ demo: .venv/bin/pwoa
 test-setup: .venv/.test
 
 test: test-setup
-	.venv/bin/python -m pytest -q
+	.venv/bin/python $(PYTEST)
 
 fuzz: test-setup
 	PWOA_FUZZ=$(N) .venv/bin/python -m pytest -q -s tests/test_fuzz.py tests/files/test_zips.py
@@ -43,7 +44,7 @@ oldest:
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
 	$(PYTHON) .ci/bounds.py > "$$folder/bounds.txt" && \
 	"$$folder/bin/python" -m pip install -q -c "$$folder/bounds.txt" -e '.[test]' && \
-	"$$folder/bin/python" -m pytest -q
+	"$$folder/bin/python" $(PYTEST)
 
 .venv-docs/.ready: pyproject.toml .ci/extra.py
 	$(PYTHON) -m venv .venv-docs
@@ -55,7 +56,7 @@ docs: .venv-docs/.ready
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict -d site  # -q would hide warnings, and not fail on them
 
 docs-test: test-setup
-	PWOA_DOCS=1 .venv/bin/python -m pytest -q tests/test_docs.py
+	PWOA_DOCS=1 .venv/bin/python $(PYTEST) tests/test_docs.py
 
 wheel-test:
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/env" && mkdir "$$folder/source" && \

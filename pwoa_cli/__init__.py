@@ -1,6 +1,6 @@
 """pwoa: compress adversarially robust image classifiers without adversarial examples.
 
-`prune` and `evaluate` are the commands as functions, `load` opens what they write.
+`prune`, `evaluate` and `export` are the commands as functions, `load` opens what they write.
 """
 from collections.abc import Mapping
 from os import PathLike
@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pwoa_cli.workflows.api import evaluate, prune
+    from pwoa_cli.workflows.api import evaluate, export, prune
 
-__all__ = ["evaluate", "load", "load_state_dict", "prune", "save_state_dict"]
-
+__all__ = ["evaluate", "export", "load", "load_state_dict", "prune", "save_state_dict"]
 
 
 def __getattr__(name: str) -> Any:
-    """`prune` and `evaluate` import torch when they are asked for (PEP 562)."""
-    if name not in ("evaluate", "prune"):
+    """`prune`, `evaluate` and `export` import torch when they are asked for (PEP 562)."""
+    if name not in ("evaluate", "export", "prune"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pwoa_cli.workflows import api
 

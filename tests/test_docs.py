@@ -26,7 +26,7 @@ BLOCKS = [block for page in pages.PAGES for block in pages.blocks(page) if pages
 
 PLACES = {"S": "0.5", "SEED": "1"}  # where a page leaves a figure open
 # added so that a command is over in seconds, by what stands in it; the last of equal options wins
-FEWER = {"pwoa prune": doc_world.FEW, "pwoa eval": doc_world.FEW[:2], "pwoa export": doc_world.FEW[:2],
+FEWER = {"pwoa prune": doc_world.FEW, "pwoa eval": doc_world.FEW[:2], "--dtype": doc_world.FEW[:2],
          "pwoa bench": ["--seconds", "0.2", "--runtimes", "eager"],
          "--max-loss": ["--max-loss", "70", "--attacks", "fgsm"],  # of few images a point cannot be told
          "prune examples/mnist_lenet_linf0.3.pt": ["--epochs", "0.01"]}
@@ -99,10 +99,7 @@ def place(worlds, tmp_path, monkeypatch):
     def to(text):
         source = worlds(kind_of(text))
         doc_world.copied(source, tmp_path)
-        if "--resume" in text:
-            doc_world.stopped(tmp_path)
-        if "--format slim" in text:
-            (tmp_path / "RUN-slim.safetensors").unlink()  # what it is about to write
+        doc_world.fitted(tmp_path, text)
         monkeypatch.chdir(tmp_path)
         if BUNDLED not in text:
             monkeypatch.setenv("PWOA_DATA", str(source / "data"))

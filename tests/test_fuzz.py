@@ -29,10 +29,12 @@ from pwoa_cli.data.image_folder import read_image_folder
 from pwoa_cli.evaluation import sample_file
 from pwoa_cli.evaluation.units import Unfinished, Unit
 from pwoa_cli.files import sparse
+from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.files.plain import dumps, write_toml
 from pwoa_cli.reports import gates, runs, schema, tables
 from pwoa_cli.training.recipe import read_recipe, text_of
+from pwoa_cli.workflows import card
 
 COUNT = int(os.environ.get("PWOA_FUZZ", 100))
 STATE = {"a.weight": torch.arange(16.0).reshape(4, 4), "b.weight": torch.eye(8), "n": torch.tensor(3)}
@@ -168,6 +170,32 @@ def _evaluation(folder):
     return folder / "report.json", lambda path: _show(schema.read(path)), fuzz.of_json
 
 
+def _card(folder, *, of):
+    """A run with an evaluation in its folder, as a card takes them."""
+    s = report_samples.score(0.5, 0.4, 0.6, 4)
+    run, inside = folder / "run", folder / "run" / "eval"
+    inside.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(b"")
+    sha256 = file_sha256(run / "model.safetensors")
+    model = {"source": "a.pt", "sha256": "0" * 64, "arch": "cifar-resnet", "num_classes": 10,
+             "file_sha256": sha256, "arch_options": {"blocks": [2, 2, 2, 2]}}
+    evaluation = report_samples.evaluation(
+        eps=0.3, results={"clean": s, "aa": s, "fmn": s}, attacks=["aa", "fmn"],
+        models={"model": {"source": "m", "sha256": sha256, "arch": "a"}},
+        findings=[{"check": "rounding", "unreliable": False, "text": "t", "models": []}])
+    (run / "report.json").write_text(dumps(report_samples.report(model=model)))
+    (inside / "report.json").write_text(dumps(evaluation))
+    np.savez(inside / "samples.npz", **{f"model/{what}/{name}": np.ones(4, float) for name in ("clean", "fmn")
+                                        for what in ("correct", "distance")})
+
+    def read(path):
+        job = card.prepare(card.Request([str(run)], folder / "card"), say=lambda text: None)
+        card.execute(job)
+        shutil.rmtree(folder / "card")
+
+    return run / of, read, fuzz.of_zip if of.endswith("npz") else fuzz.of_json
+
+
 def _samples(folder):
     np.savez_compressed(folder / "s.npz", index=np.arange(3), label=np.arange(3),
                         **{"model/correct/clean": np.ones(3, bool),
@@ -213,7 +241,10 @@ READERS = {
     "mat": partial(_svhn, packed=False), "packed mat": partial(_svhn, packed=True),
     **{f"picture{ending}": partial(_pictures, ending=ending)
        for ending in (".png", ".jpg", ".bmp", ".tiff", ".webp", ".ppm")},
-    "recipe": _recipe, "config": _config, "report": _report, "evaluation": _evaluation, "samples": _samples,
+    "recipe": _recipe, "config": _config, "report": _report, "evaluation": _evaluation,
+    "card's run": partial(_card, of="report.json"),
+    "card's evaluation": partial(_card, of="eval/report.json"),
+    "card's samples": partial(_card, of="eval/samples.npz"), "samples": _samples,
     "kept part": _part, "metrics": _metrics, "class map": partial(_class_map, ending=".csv"),
     "class map in JSON": partial(_class_map, ending=".json")}
 

@@ -1,5 +1,5 @@
 """Pretrained weights by name through timm: `timm:NAME` and `hf-hub:ID`, downloaded once into the Hugging Face
-cache."""
+cache. Both libraries are imported for such a name alone: every file passes here."""
 import logging
 import socket
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants
 from torch import Tensor
 
 from pwoa_cli.errors import InputError
@@ -71,6 +70,8 @@ def pretrained(source: str) -> Pretrained:
 def _is_cut_off() -> bool:
     """Whether the hub's host cannot be reached, which the hub's library tries for 50 s to find out. Not asked
     where a proxy is named, as names of hosts are then its business."""
+    from huggingface_hub import constants
+
     if getproxies():
         return False
     host = urlsplit(constants.ENDPOINT)
@@ -84,6 +85,8 @@ def _is_cut_off() -> bool:
 @contextmanager
 def _cache_alone() -> Iterator[None]:
     """Without the network: what is in the hub's cache is found, the rest refused at once."""
+    from huggingface_hub import constants
+
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield

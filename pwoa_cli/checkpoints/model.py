@@ -24,7 +24,7 @@ from pwoa_cli.checkpoints.state_dict import read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError, PwoaError, cause, one_line
 from pwoa_cli.machine.memory import check_room
-from pwoa_cli.networks.build import SIZES, Normalized, build, parts, tried
+from pwoa_cli.networks.build import SIZES, Normalized, build, give_memory, parts, tried
 
 WORDS = "the pruned file's own words"
 SHOWN = 4  # of the readings that the keys allow as well
@@ -299,11 +299,13 @@ def _of_own_size(found: Architecture, state: Mapping[str, Tensor],
                  where: str) -> tuple[Architecture, nn.Module]:
     """(the architecture, its network); one of a user's file with as many classes as its function makes by
     itself, or else as the last matrix in the file has rows."""
-    guessed = replace(found, options=found.options | {"num_classes": architecture.classes(state)})
+    if is_own(found.arch):
+        return found, _own(found, state, where)
     if not is_file(found.arch):
         _check_room(found, state, where)
     if not is_file(found.arch) or found.options:
         return found, _build_for(found, where)
+    guessed = replace(found, options=found.options | {"num_classes": architecture.classes(state)})
     with suppress(InputError):  # it may ask for num_classes
         net = _build_for(found, where)
         if shaped(net, state):
@@ -311,20 +313,33 @@ def _of_own_size(found: Architecture, state: Mapping[str, Tensor],
     return guessed, _build_for(guessed, where)
 
 
-def _check_room(found: Architecture, state: Mapping[str, Tensor], where: str) -> None:
-    """A network that is far larger than the file, or than memory, is made without memory (on the meta device)
-    and not built. One that cannot be made so is for `_build_for`.
+def _own(found: Architecture, state: Mapping[str, Tensor], where: str) -> nn.Module:
+    """A network of ours, all zeros: nothing is drawn that the file says. Raises: InputError as
+    `_check_sizes`."""
+    with torch.device("meta"):
+        net = _build_for(found, where)
+    _check_sizes(net, found, state, where)
+    give_memory(net)
+    return net
 
-    Raises: InputError that names the first tensor that does not fit, or the bytes.
-    """
+
+def _check_room(found: Architecture, state: Mapping[str, Tensor], where: str) -> None:
+    """A library's network is made without memory first (on the meta device). One that cannot be made so is
+    for `_build_for`. Raises: InputError as `_check_sizes`."""
     try:
         with torch.device("meta"):
             net = build(found.arch, found.options)
-            own = net.state_dict()
     except PwoaError:
         raise
     except Exception:
         return
+    _check_sizes(net, found, state, where)
+
+
+def _check_sizes(net: nn.Module, found: Architecture, state: Mapping[str, Tensor], where: str) -> None:
+    """A network that is far larger than the file, or than memory, gets none. Raises: InputError that names
+    the first tensor that does not fit, or the bytes."""
+    own = net.state_dict()
     if sum(t.numel() for t in own.values()) > 2 * sum(t.numel() for t in state.values()) + SPARE:
         check_fits(net, aligned(state, net), f"{where} as {found.arch}")
     check_room(sum(t.nbytes for t in own.values()), f"{where}: {found.arch}")

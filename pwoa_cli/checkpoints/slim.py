@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pwoa_cli.checkpoints.filling import aligned, check_fits
 from pwoa_cli.checkpoints.state_dict import json_field
 from pwoa_cli.errors import InputError
-from pwoa_cli.networks.build import raised
+from pwoa_cli.networks.build import give_memory, raised
 from pwoa_cli.networks.sizes import resize, uneven
 
 MARK = "slim"  # the metadata string
@@ -51,17 +51,7 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     check_fits(net, state, where)
     for name in uneven(net):
         raise InputError(f"{where}: the tensors of {name} have different numbers of channels.", hint=CHANGED)
-    for module in net.modules():
-        _give_memory(module)
-
-
-def _give_memory(module: nn.Module) -> None:
-    """As nn.Module.to_empty, which takes half a second to wake up."""
-    for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        if t.is_meta:
-            zeros = torch.zeros(t.shape, dtype=t.dtype)
-            setattr(module, name, nn.Parameter(zeros, t.requires_grad) if isinstance(t, nn.Parameter)
-                    else zeros)
+    give_memory(net)
 
 
 def check_runs(net: nn.Module, images: Sequence[tuple[int, ...]], classes: int | None, where: str) -> None:

@@ -27,13 +27,17 @@ Seconds = Annotated[float, typer.Option(
 Runtimes = Annotated[str | None, typer.Option(
     "--runtimes", rich_help_panel=BENCH, metavar="A,B",
     help="eager, channels-last, compile, bf16, onnx, openvino, 2:4. Default: those that are here.")]
+Size = Annotated[str | None, typer.Option(
+    "--image-size", rich_help_panel=BENCH, metavar="N|HxW",
+    help="Pixels of a side. Default: what the file says, else tried.")]
 
 
 @options.with_groups
 def bench(
     *, model: options.Model, against: Against = None, batch: Batches = "1,128", threads: Threads = 1,
-    seconds: Seconds = 10.0, runtimes: Runtimes = None, source: options.SourceOptions,
-    device: options.Device = "auto", json: options.Json = False, quiet: options.Quiet = False,
+    seconds: Seconds = 10.0, runtimes: Runtimes = None, size: Size = None,
+    source: options.SourceOptions, device: options.Device = "auto", json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure how fast a model is here."""
     console, sizes = Console(json=json, quiet=quiet), batch.split(",")
@@ -41,13 +45,15 @@ def bench(
         raise InputError(f"--batch {batch} is no list of whole numbers above 0.", hint="--batch 1,128")
     if threads < 1 or not seconds > 0:
         raise InputError("--threads and --seconds are numbers above 0.", hint="--threads 1 --seconds 10")
+    pixels = options.parse_size(size)
     with no_folder():
         console.say("loading torch")
         from pwoa_cli.workflows import bench as workflow
 
         request = workflow.Request(
             source.of(model_of(model)), source.of_teacher(against), tuple(map(int, sizes)), threads, seconds,
-            tuple(name.strip() for name in runtimes.split(",")) if runtimes else (), device)
+            tuple(name.strip() for name in runtimes.split(",")) if runtimes else (), device,
+            pixels)
         with console.progress() as progress:
             found = workflow.bench(request, progress=progress.update, say=console.say)
     console.result(workflow.markdown(found), found)

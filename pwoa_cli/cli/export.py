@@ -1,4 +1,6 @@
 """`pwoa export`: parse -> request -> workflow -> show."""
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -7,17 +9,21 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import no_folder
-from pwoa_cli.errors import UNASKED
+from pwoa_cli.errors import UNASKED, InputError
 
-EXPORT = "Export"
+EXPORT, CARD = "Export", "Card"
 EXAMPLES = """\b
 Examples:
   pwoa export RUN --format dense
   pwoa export RUN --format slim
   pwoa export pruned.safetensors --format onnx
-  pwoa export RUN --format sparse --dtype bf16"""
+  pwoa export RUN --format sparse --dtype bf16
+  pwoa export RUN --card DIR --license mit"""
 
-Format = Annotated[str, typer.Option(
+Models = Annotated[list[str], typer.Argument(
+    metavar="MODEL", help="Checkpoint, pruned file or run folder. For --card: a run, more runs of its "
+                          "teacher, evaluations of them.")]
+Format = Annotated[str | None, typer.Option(
     "--format", rich_help_panel=EXPORT, metavar="KIND",
     help="sparse (pwoa's file), slim (silent channels removed, so faster), dense (a state dict that "
          "load_state_dict takes) or onnx.")]
@@ -36,23 +42,56 @@ NoMeasure = Annotated[bool, typer.Option(
     "--no-measure", rich_help_panel=EXPORT, help="Do not attack the models where values were rounded.")]
 
 
+@dataclass(frozen=True)
+class CardOptions:
+    """A folder to publish, and what no report says."""
+
+    card: Annotated[Path | None, typer.Option(
+        "--card", rich_help_panel=CARD, metavar="DIR",
+        help="Instead of a file: a folder for model hubs, with model, model card, reports and entries for "
+             "RobustBench and the Adversarial Pruning Benchmark.")] = None
+    name: Annotated[str | None, typer.Option(
+        "--name", rich_help_panel=CARD, metavar="TEXT", help="Title of the model, or of its paper.")] = None
+    authors: Annotated[str | None, typer.Option(
+        "--authors", rich_help_panel=CARD, metavar="TEXT", help="For RobustBench: Ada Lovelace, Alan Turing.")
+    ] = None
+    link: Annotated[str | None, typer.Option(
+        "--link", rich_help_panel=CARD, metavar="URL", help="To the paper or the code.")] = None
+    license: Annotated[str | None, typer.Option(
+        "--license", rich_help_panel=CARD, metavar="ID",
+        help="Of the model: mit, apache-2.0, ... Default: unknown.")] = None
+    additional_data: Annotated[str | None, typer.Option(
+        "--additional-data", rich_help_panel=CARD, metavar="yes|no",
+        help="Whether the teacher saw more than its data set's training images.")] = None
+
+    def given(self) -> list[str]:
+        """Those of them that were typed, but for --card."""
+        return [f"--{item.name.replace('_', '-')}" for item in fields(self)
+                if item.name != "card" and getattr(self, item.name) is not None]
+
+
 @options.with_groups
 def export(
-    *, model: options.Model, format: Format, out: Out = None, dtype: Dtype = "fp32", prefix: Prefix = "",
-    like: Like = None, source: options.SourceOptions, data: options.Data = None,
+    *, context: typer.Context, models: Models, format: Format = None, card: CardOptions,
+    out: Out = None, dtype: Dtype = "fp32", prefix: Prefix = "", like: Like = None,
+    source: options.SourceOptions, data: options.Data = None,
     pictures: options.DataOptions, norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.Attacks = "fgsm,pgd,cw", n: options.N = 1000, no_measure: NoMeasure = False,
     seed: options.Seed = 0, json: options.Json = False, quiet: options.Quiet = False,
 ) -> None:
     """Write a model in a form that others read."""
     console = Console(json=json, quiet=quiet)
+    if card.card is not None:
+        _card(models, card, card.card, console, typed=_typed(context))
+        return
+    model = _one(models, format, card)
     with no_folder():
         console.say("loading torch")
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import export as workflow
 
         job = workflow.prepare(workflow.Request(
-            source.of(model), format, out, dtype=dtype, prefix=prefix, like=like, data=data,
+            source.of(model), str(format), out, dtype=dtype, prefix=prefix, like=like, data=data,
             choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             measure=not no_measure), say=console.say)
         with console.progress() as progress:
@@ -63,4 +102,50 @@ def export(
     console.result(text, found)
     console.say(f"wrote {job.out}")
     if made and tables.falls_short(made):
+        raise typer.Exit(UNASKED)
+
+
+def _one(models: Sequence[str], format: str | None, card: CardOptions) -> str:
+    """The model of a file. Raises: InputError where words are of a card, or none says what is wanted."""
+    if format is None:
+        raise InputError("pwoa export was not told what to write.",
+                         hint="For example: --format dense, or a folder to publish: --card DIR")
+    if card.given():
+        raise InputError(f"{' and '.join(card.given())}: of a card alone.",
+                         hint="Leave it away, or add: --card DIR")
+    if len(models) > 1:
+        raise InputError(f"--format writes one model, and {len(models)} are named.", hint="Name one of them.")
+    return models[0]
+
+
+def _typed(context: typer.Context) -> list[str]:
+    """The options that were typed, by their flags."""
+    sources = {p.opts[0]: context.get_parameter_source(str(p.name)) for p in context.command.params}
+    return [flag for flag, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _card(models: Sequence[str], options: CardOptions, out: Path, console: Console, *,
+          typed: Sequence[str]) -> None:
+    """Write a card, say what it lacks and what measures that."""
+    known = {"models", "--card", "--json", "--quiet", *options.given()}
+    if others := [flag for flag in typed if flag not in known]:
+        raise InputError(f"--card takes its figures from reports: {' and '.join(others)} are of other "
+                         "exports.", hint="Leave it away.")
+    if options.additional_data not in (None, "yes", "no"):
+        raise InputError(f"--additional-data {options.additional_data} is neither yes nor no.",
+                         hint="--additional-data no")
+    with no_folder():
+        console.say("reading reports")
+        from pwoa_cli.reports.leaderboards import Told
+        from pwoa_cli.workflows import card as workflow
+
+        more = None if options.additional_data is None else options.additional_data == "yes"
+        told = Told(options.name, options.authors, options.link, options.license, more)
+        job = workflow.prepare(workflow.Request(models, out, told), say=console.say)
+        found = workflow.execute(job)
+    console.result("\n".join(f"{label}: {text}" for label, text in workflow.facts(found)), found)
+    console.say(f"wrote {out}")
+    for command in found["next"]:
+        console.say(f"next: {command}")
+    if not found["figures"]:  # all in doubt
         raise typer.Exit(UNASKED)

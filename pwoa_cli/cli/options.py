@@ -41,7 +41,7 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """MODEL or [MODEL], without the braces of newer typers."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments and options by heading, in the order of the function's parameters."""
@@ -225,24 +225,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RUN,
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel=RUN, help=(
     "Also why things were inferred, when each line was said, versions, and the causes of an error."))]
 DryRun = Annotated[bool, _option("--dry-run", RUN, "Check everything, say what would be done, do nothing.")]
-
-
-def parse_sparsity(text: str, *, flag: str = "--sparsity") -> float:
-    """Fraction in (0, 1) from text. Raises: InputError, with what was meant where that can be guessed."""
-    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else "A half: --channels 0.5"
-    try:
-        value = float(text.strip().removesuffix("%").replace(",", "."))
-    except ValueError:
-        raise InputError(f"{flag} {text} is not a number.", hint=example) from None
-    percent = text.strip().endswith("%") or value > 1
-    if percent and 0 < value < 100 or "," in text and 0 < value < 1:
-        meant = f"{value / 100 if percent else value:g}"
-        raise InputError(f"{flag} {text} is not a number between 0 and 1. Did you mean {meant}?",
-                         hint=f"{flag} {meant}")
-    if not 0 < value < 1:
-        raise InputError(f"{flag} {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
-                         hint=example)
-    return value
 
 
 def parse_points(text: str) -> float:

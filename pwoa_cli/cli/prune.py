@@ -12,7 +12,7 @@ from pwoa_cli.cli.replay import Config, Unfinished, expected, only, said
 from pwoa_cli.cli.run_folder import opened
 from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files.run_folder import model_of
-from pwoa_cli.workflows.search import goal
+from pwoa_cli.workflows.search import fraction, goal
 
 EXAMPLES = """\b
 Examples:
@@ -45,9 +45,9 @@ def prune(
     """Prune a model and report what it cost."""
     sparsity, max_loss, held_out, channels = only(context, ("sparsity",), ("max_loss", "held_out"),
                                                   ("channels",))
-    wanted, created = None if sparsity is None else options.parse_sparsity(sparsity), datetime.now()
+    wanted, created = None if sparsity is None else fraction(sparsity), datetime.now()
     points = None if max_loss is None else options.parse_points(max_loss)
-    share = None if channels is None else options.parse_sparsity(channels, flag="--channels")
+    share = None if channels is None else fraction(channels, flag="--channels")
     name = goal(wanted, points, held_out, channels=share)
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)

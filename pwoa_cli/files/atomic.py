@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Files and folders, there whole or not at all: temporary name, fsync, rename, fsync of where it is."""
 import errno
 import os
-import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
     cannot be written): the old file, if any, is as it was.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".pwoa-{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".pwoa-{os.urandom(6).hex()}.tmp")
     try:
         if target.exists() and not target.is_file():  # a rename would replace /dev/null
             raise FileExistsError(errno.EISDIR, "it is not a regular file")
@@ -35,6 +35,34 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+@contextmanager
+def whole_folder(path: Path, *, hint: str) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; becomes `path`, in place of a folder that is there, if the
+    block ends well, else is removed.
+
+    A link is followed. Raises: as `atomic`: the old folder, if any, is as it was.
+    """
+    target = Path(os.path.realpath(path))
+    made, old = (target.with_name(f".pwoa-{os.urandom(6).hex()}.{kind}") for kind in ("new", "old"))
+    try:
+        made.mkdir(parents=True)
+        yield made
+        for file in filter(Path.is_file, made.rglob("*")):
+            with open(file, "r+b") as written:
+                os.fsync(written.fileno())
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+    except OSError as error:
+        raise of_system(error, f"{path} cannot be written: {error.strerror or error}.", hint=hint) from error
+    finally:
+        if old.exists() and not target.exists():  # stopped between the two
+            old.rename(target)
+        for left in (made, old):
+            shutil.rmtree(left, ignore_errors=True)
     _sync_folder(target.parent)
 
 

@@ -10,7 +10,6 @@ as alive.
 import errno
 import json
 import os
-import secrets
 import shlex
 import socket
 import time
@@ -91,7 +90,7 @@ def _mine(handle: int, path: Path) -> bool:
     state = _try(handle)
     if state == HELD or state == UNTOLD and _alive(_read(path)):
         return False
-    mark = {"pid": os.getpid(), "host": socket.gethostname(), "mark": secrets.token_hex(4),
+    mark = {"pid": os.getpid(), "host": socket.gethostname(), "mark": os.urandom(4).hex(),
             "started": datetime.now().isoformat(timespec="seconds")}
     os.ftruncate(handle, 0)
     os.write(handle, json.dumps(mark).encode())

@@ -305,11 +305,10 @@ def _unpacked(row: Row, first: Mapping[str, _Parts], values: _Parts) -> Tensor:
         if row.loaded not in FLOATS:
             return _others(row, values)
         stored = values.take(row.nnz)
-        if row.encoding:
-            stored = _spread(row, parts, stored)
+        stored = _spread(row, parts, stored) if row.encoding else stored.copy()
         if row.scaled:
             return _scaled(row, stored.view(np.int8), parts["scale"])
-        signed = torch.from_numpy(stored.view(f"i{stored.itemsize}").copy())
+        signed = torch.from_numpy(stored.view(f"i{stored.itemsize}"))
         return signed.view(row.loaded).reshape(row.shape)
     except ValueError as error:
         raise ValueError(f"tensor {row.name!r}: {error}") from error

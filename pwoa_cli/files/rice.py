@@ -49,8 +49,12 @@ def decode(hi: np.ndarray, lo: np.ndarray, *, nnz: int, k: int, numel: int) -> n
     """
     if not 0 <= k < max(1, numel).bit_length():
         raise ValueError(f"the Rice parameter is {k}, expected 0..{max(1, numel).bit_length() - 1}")
-    quotients = _quotients(hi, nnz=nnz, most=(numel - nnz) >> k)
-    positions = np.cumsum((quotients << k) + _remainders(lo, nnz=nnz, k=k) + 1) - 1
+    positions = _ends(hi, nnz=nnz, most=(numel - nnz) >> k)
+    before = np.arange(nnz)
+    positions -= before  # the sum of the quotients so far
+    positions <<= k
+    positions += np.cumsum(_remainders(lo, nnz=nnz, k=k), dtype=np.int64)
+    positions += before
     # A step is at most 2 numel < 2^62, so a sum that wraps around passes through negative numbers.
     if nnz and (positions.min() < 0 or positions.max() >= numel):
         raise ValueError(f"the gaps run past the end, to position {positions.max()}, expected at most "
@@ -61,8 +65,7 @@ def decode(hi: np.ndarray, lo: np.ndarray, *, nnz: int, k: int, numel: int) -> n
 def of_mask(packed: np.ndarray, *, nnz: int, numel: int) -> np.ndarray:
     """Positions (nnz,) int64 of the ones in a mask (ceil(numel / 8),) uint8, one bit an element, LSB first.
     Raises: ValueError unless there are nnz, all of them below numel."""
-    # 4 times faster than indexing with the mask
-    positions = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
+    positions = _ones(packed)
     beyond = int(np.count_nonzero(positions >= numel))
     if len(positions) != nnz or beyond:
         raise ValueError(f"the mask has {len(positions)} ones, {beyond} of them after its end, expected "
@@ -74,12 +77,18 @@ def _gaps(positions: np.ndarray) -> np.ndarray:
     return np.diff(positions, prepend=-1) - 1
 
 
-def _quotients(hi: np.ndarray, *, nnz: int, most: int) -> np.ndarray:
-    """Quotients (nnz,) of the unary stream, whose sum may be `most`."""
+def _ones(packed: np.ndarray) -> np.ndarray:
+    """Places (n,) int64 of the ones in a bit stream. numpy finds them in booleans 9 times as fast as in
+    bytes."""
+    return np.flatnonzero(np.unpackbits(packed, bitorder="little").view(bool))
+
+
+def _ends(hi: np.ndarray, *, nnz: int, most: int) -> np.ndarray:
+    """Where each quotient ends (nnz,) in the unary stream; their sum may be `most`."""
     if len(hi) > size_bytes(nnz, quotients=most, k=0):
         raise ValueError(f"gap_hi has {len(hi)} bytes, expected at most "
                          f"{size_bytes(nnz, quotients=most, k=0)}")
-    ends = np.flatnonzero(np.unpackbits(hi, bitorder="little"))
+    ends = _ones(hi)
     if len(ends) != nnz:
         raise ValueError(f"gap_hi ends {len(ends)} gaps, expected {nnz}")
     used = int(ends[-1]) + 1 if nnz else 0
@@ -88,17 +97,17 @@ def _quotients(hi: np.ndarray, *, nnz: int, most: int) -> np.ndarray:
     if used - nnz > most:
         raise ValueError(f"the gaps run past the end, their quotients sum to {used - nnz}, expected at most "
                          f"{most}")
-    return np.diff(ends, prepend=-1) - 1
+    return ends
 
 
 def _remainders(lo: np.ndarray, *, nnz: int, k: int) -> np.ndarray:
-    """Remainders (nnz,) of k bits each."""
+    """Remainders (nnz,) of k bits each, unsigned."""
     if len(lo) != -(-nnz * k // 8):
         raise ValueError(f"gap_lo has {len(lo)} bytes, expected {-(-nnz * k // 8)} ({nnz} gaps of {k} bits)")
     bits = np.unpackbits(lo, bitorder="little")
     if bits[nnz * k:].any():
         raise ValueError("gap_lo has ones after its last gap, expected zeros")
-    wide = np.zeros((nnz, 8), np.uint8)
-    if bits.size:
-        wide[:, : -(-k // 8)] = np.packbits(bits[: nnz * k].reshape(nnz, k), axis=1, bitorder="little")
-    return wide.view("<i8").ravel().astype(np.int64, copy=False)
+    remainders = np.zeros(nnz, np.min_scalar_type(2**k - 1))
+    for place in range(k):  # k is about log2 of the mean gap: a few passes over bytes
+        remainders |= bits[place:nnz * k:k].astype(remainders.dtype) << remainders.dtype.type(place)
+    return remainders

@@ -23,13 +23,15 @@ def planes(words: np.ndarray) -> list[np.ndarray]:
 
 
 def words(parts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The words (n,) of `planes`."""
-    mixed = np.empty((len(parts[0]), len(parts)), np.uint8)
-    for place, part in enumerate(parts):
-        mixed[:, place] = part
-    rotated = mixed.view(dtype.newbyteorder("<")).ravel().astype(dtype, copy=False)
-    width = 8 * dtype.itemsize
-    return (rotated >> dtype.type(SIGN)) | (rotated << dtype.type(width - SIGN))
+    """The words (n,) of `planes`, joined and rotated back in place."""
+    joined = parts[-1].astype(dtype)
+    for part in parts[-2::-1]:
+        joined <<= dtype.type(8)
+        joined |= part
+    sign = joined << dtype.type(8 * dtype.itemsize - SIGN)
+    joined >>= dtype.type(SIGN)
+    joined |= sign
+    return joined
 
 
 def deflated(data: bytes) -> bytes:

@@ -89,9 +89,9 @@ def tried(net: nn.Module, *, channels: int,
           sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Tensor, Any] | str:
     """(images (2, channels, H, W) of the first of `sizes` that a network takes, what it returns for them); or
     why it takes none."""
-    why = "it takes no images"
+    why, device = "it takes no images", next((p.device for p in net.parameters()), torch.device("cpu"))
     for size in sizes:
-        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             with torch.no_grad():
                 return x, net(x)
@@ -136,6 +136,17 @@ def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
                      hint=f"Did you mean {', '.join(near)}?" if near else
                      f"Ours are of the families {', '.join(families.FAMILIES)}; only they take options "
                      "(FAMILY:option=value); or your own: --arch file.py:fn")
+
+
+def give_memory(net: nn.Module) -> None:
+    """Zeros, in place, for what was built without memory, as nn.Module.to_empty, which takes half a second to
+    wake up."""
+    for module in net.modules():
+        for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if t.is_meta:
+                zeros = torch.zeros(t.shape, dtype=t.dtype)
+                setattr(module, name, nn.Parameter(zeros, t.requires_grad) if isinstance(t, nn.Parameter)
+                        else zeros)
 
 
 def _from_file(arch: str, options: Mapping[str, Any]) -> nn.Module:

@@ -1,5 +1,6 @@
-"""The commands as functions: `pwoa_cli.prune` and `pwoa_cli.evaluate`. Nothing is printed; errors are
-`pwoa_cli.errors.InputError` (wrong use or input) and `PwoaError` (a run that broke), one sentence each.
+"""The commands as functions: `pwoa_cli.prune`, `pwoa_cli.evaluate` and `pwoa_cli.export`. Nothing is printed;
+errors are `pwoa_cli.errors.InputError` (wrong use or input) and `PwoaError` (a run that broke), one sentence
+each.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from pwoa_cli.files import run_folder
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import several, tables
 from pwoa_cli.workflows import evaluate as evaluation
+from pwoa_cli.workflows import export as exporting
 from pwoa_cli.workflows import prune as pruning
 from pwoa_cli.workflows.prune_job import Request, prepare
-from pwoa_cli.workflows.search import goal
+from pwoa_cli.workflows.search import fraction, goal
 
 PathText = str | PathLike[str]
 
@@ -73,8 +75,24 @@ class Pruned(Result):
     model: Path
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What was written. size_bytes: of the file. largest_difference: of its logits from the model's, on the
+    images that report["compared_on"] names. measured: both under attack, where values were rounded. report:
+    what `pwoa export --json` gives, with everything else.
+    """
+
+    path: Path
+    size_bytes: int
+    format: str
+    largest_difference: float
+    measured: Result | None
+    report: Mapping[str, Any]
+
+
 def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
-          held_out: int | None = None, out: PathText | None = None, structure: str = "unstructured",
+          held_out: int | None = None, channels: float | None = None, out: PathText | None = None,
+          structure: str = "unstructured",
           recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
@@ -86,16 +104,20 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         or empty folder, or one where the same run was stopped, which goes on; None: a new one under
         pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. max_loss: in place of sparsity: as
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
+        channels: in place of sparsity: fraction of channels to remove, in (0, 1), with structure="channel".
         eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
         called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
         as the command's options of that name.
     Raises: InputError, PwoaError.
     """
     created = datetime.now()
+    zeros = None if sparsity is None else fraction(str(sparsity))
+    share = None if channels is None else fraction(str(channels), flag="--channels")
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=goal(sparsity, max_loss, held_out), now=created, run=True) as folder:
-        request = Request(source, sparsity or 0.0, max_loss=max_loss, held_out=held_out,
+                           sparsity=goal(zeros, max_loss, held_out, channels=share), now=created,
+                           run=True) as folder:
+        request = Request(source, zeros or share or 0.0, max_loss=max_loss, held_out=held_out, channels=share,
                           structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
@@ -167,6 +189,31 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
     if job.several is None:  # a list of one
         return {several.headings([sources[0].path])[0]: _result(report)}
     return {who: _result(several.view(report, who)) for who in several.compared(report)}
+
+
+def export(model: PathText, format: str, out: PathText | None = None, *, dtype: str = "fp32",
+           prefix: str = "", like: PathText | None = None, arch: str | None = None,
+           normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
+           norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
+           samples: int = 1000, measure: bool = True, seed: int = 0, progress: Progress = _nothing,
+           say: Say = _nothing) -> Exported:
+    """What `pwoa export` does: write a model in a form that others read, read it again and compare.
+
+    Args: model: a checkpoint or a run's folder. format: "sparse", "slim", "dense" or "onnx". out: a new file;
+        None: MODEL-FORMAT with its ending, in the current folder. dtype: "fp32", "bf16", "fp16" or "int8".
+        prefix, like: of a dense file, before each name, and the checkpoint whose envelope it gets. measure:
+        attack both models where values are rounded. The others as in `prune`.
+    Raises: InputError; PwoaError if the file gives other logits, or needs what the machine has not.
+    """
+    job = exporting.prepare(exporting.Request(
+        _source(model, arch=arch, normalize=normalize, num_classes=num_classes, run=True), format,
+        None if out is None else Path(out), dtype=dtype, prefix=prefix,
+        like=None if like is None else str(like), data=None if data is None else str(data), norm=norm,
+        eps=_eps(eps), attacks=attacks, n=samples, seed=seed, measure=measure), say=say)
+    report = exporting.execute(job, progress=progress, say=say)
+    made = report.get("evaluation")
+    return Exported(job.out, report["file_bytes"], format, report["largest_difference"],
+                    _result(made) if made else None, report)
 
 
 def _result(report: Mapping[str, Any]) -> Result:

@@ -20,9 +20,10 @@ from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.timing import alternating, ratios, spread
 from pwoa_cli.networks import layers
-from pwoa_cli.networks.build import SIZES, Normalized, raised
+from pwoa_cli.networks.build import Normalized, raised, tried
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import numbers, tables
+from pwoa_cli.workflows.images import image_shape
 from pwoa_cli.workflows.setup import open_model
 
 TWIN = "without zeros"
@@ -44,7 +45,8 @@ print(json.dumps([loaded, (after - before) * (1 if sys.platform == "darwin" else
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked `pwoa bench` for. seconds: for each batch size. runtimes: names of RUNTIMES."""
+    """What the user asked `pwoa bench` for. seconds: for each batch size. runtimes: names of RUNTIMES. size:
+    (H, W) of the images; None: what the file says, else tried."""
 
     source: Source
     against: Source | None = None
@@ -53,6 +55,7 @@ class Request:
     seconds: float = 10.0
     runtimes: Sequence[str] = ()
     device: str = "auto"
+    size: tuple[int, int] | None = None
 
 
 # --- the run ---------------------------------------------------------------------------
@@ -61,7 +64,7 @@ def bench(request: Request, *, progress: Progress, say: Say) -> dict[str, Any]:
     """Time the models. Returns: the JSON object of `pwoa bench`: models, rows (a runtime at a batch size with
     milliseconds by model and how many times as fast the first is as the last), left_out, conclusion.
 
-    Raises: InputError for a runtime or model that is not known.
+    Raises: InputError for a runtime or model that is not known, or a size of images that it does not take.
     """
     unknown = [name for name in request.runtimes if name not in RUNTIMES]
     if unknown:
@@ -72,7 +75,7 @@ def bench(request: Request, *, progress: Progress, say: Say) -> dict[str, Any]:
     torch.set_num_threads(request.threads)
     try:
         loaded = _models(request, device, say=say)
-        shape = _shape(next(iter(loaded.values())))
+        shape = _shape(loaded, request.size)
         known = {name: _known(one, shape, request) for name, one in loaded.items()}
         rows, left_out = _timed(request, loaded, shape, device, progress=progress, say=say)
     finally:
@@ -110,12 +113,17 @@ def filled(model: Normalized) -> Normalized:
     return twin
 
 
-def _shape(loaded: Loaded) -> tuple[int, ...]:
-    """(C, H, W) of an image."""
-    if loaded.input_shape:
-        return loaded.input_shape
-    stem = next((t.shape[1] for t in loaded.model.state_dict().values() if t.ndim == 4), 3)
-    return int(stem), *(loaded.default_size or SIZES[0])
+def _shape(loaded: Mapping[str, Loaded], size: tuple[int, int] | None) -> tuple[int, ...]:
+    """(C, H, W) of images that all models take. Raises: InputError."""
+    first, *others = loaded.values()
+    shape = image_shape(first, size=size, hint="Name the size of its images: --image-size 224")
+    for other in others:
+        why = tried(other.model, channels=shape[0], sizes=[(shape[1], shape[2])])
+        if isinstance(why, str):
+            raise InputError(f"{other.source} takes no images of {' x '.join(map(str, shape))}, which "
+                             f"{first.source} takes: {why}.",
+                             hint="Name a model of the same images: --against FILE")
+    return shape
 
 
 def _known(loaded: Loaded, shape: tuple[int, ...], request: Request) -> dict[str, Any]:

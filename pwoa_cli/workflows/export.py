@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model, to_metadata
+from pwoa_cli.checkpoints.model import Loaded, Source, load_model, to_metadata
 from pwoa_cli.checkpoints.slim import is_slim
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples
@@ -19,10 +19,10 @@ from pwoa_cli.exports import dense, onnx, slim
 from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
-from pwoa_cli.networks.build import SIZES
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import numbers
 from pwoa_cli.workflows import evaluate as evaluation
+from pwoa_cli.workflows.images import image_shape
 from pwoa_cli.workflows.setup import open_model
 
 ENDINGS = {"sparse": (".safetensors",), "slim": (".safetensors",), "dense": dense.ENDINGS,
@@ -57,14 +57,16 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """A request with everything found and checked. evaluation: data and threat, None where none is needed.
-    like: the checkpoint whose envelope is taken. slimmed: the model without its silent channels, if that is
-    asked for."""
+    like: the checkpoint whose envelope is taken. images: (N, C, H, W) in [0,1], on which logits are compared;
+    compared_on: what they are. slimmed: the model without its silent channels, if that is asked for."""
 
     request: Request
     loaded: Loaded
     out: Path
     like: Source | None
     evaluation: evaluation.Job | None
+    images: Tensor
+    compared_on: str
     slimmed: slim.Slim | None = None
 
 
@@ -78,7 +80,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     _check_out(out, request.format)
     lossy = request.dtype != "fp32" and request.measure
     found: evaluation.Job | None = None
-    if lossy or request.format in ("onnx", "slim") and (request.data or Path(path).is_dir()):
+    if lossy or request.data or request.format in ("onnx", "slim") and Path(path).is_dir():
         found = evaluation.prepare(evaluation.Request(
             request.source, attacks=request.attacks, data=request.data, choices=request.choices,
             norm=request.norm, eps=request.eps, n=request.n if lossy else 1, seed=request.seed,
@@ -91,13 +93,25 @@ def prepare(request: Request, *, say: Say) -> Job:
     if request.format == "dense" and is_slim(loaded.extra, path):
         raise InputError(f"{path} is a slim file: the code of its architecture builds larger layers than "
                          "those of its tensors.", hint="--format onnx")
-    job = Job(request, loaded, out, like, found)
+    job = Job(request, loaded, out, like, found, *_images(request, loaded, found))
     return replace(job, slimmed=_slim(job, say=say)) if request.format == "slim" else job
+
+
+def _images(request: Request, loaded: Loaded, found: evaluation.Job | None) -> tuple[Tensor, str]:
+    """Images to compare logits on (N, C, H, W) in [0,1], and what they are: test images where the data is
+    known."""
+    if found is not None:
+        dataset = found.subject.dataset
+        count = min(TRIED, len(dataset.test))
+        return samples(dataset, count, seed=request.seed)[:], f"{count} test images of {dataset.name}"
+    draw = torch.Generator().manual_seed(request.seed)
+    shape = image_shape(loaded, hint="Name images that it takes: --data FOLDER")
+    return torch.rand(8, *shape, generator=draw), "8 random images (--data names real ones)"
 
 
 def _slim(job: Job, *, say: Say) -> slim.Slim:
     say("finding which channels are silent in every layer that they pass")
-    made = slim.reduced(job.loaded.model, _images(job)[0], job.request.source.path)
+    made = slim.reduced(job.loaded.model, job.images, job.request.source.path)
     for name, why in made.stay.items():
         say(f"channels of {name} stay: {why}")
     return made
@@ -159,22 +173,24 @@ def execute(job: Job, *, progress: Progress, say: Say) -> dict[str, Any]:
         "sha256": file_sha256(job.out), "source": job.loaded.source, "source_sha256": job.loaded.sha256,
         "arch": job.loaded.arch, "dense_bytes": sparse.dense_bytes(net.state_dict()),
         "normalisation": {"mean": job.loaded.mean, "std": job.loaded.std},
-        "envelope": job.like.path if job.like else None}
+        "envelope": job.like.path if job.like else None, "compared_on": job.compared_on}
     if request.format == "onnx":
-        images, what = _images(job)
-        largest = onnx.difference(job.out, job.loaded.model, images)
-        result |= {"opset": onnx.OPSET, "input": ["batch", *images.shape[1:]], "compared_on": what,
+        largest = onnx.difference(job.out, job.loaded.model, job.images)
+        result |= {"opset": onnx.OPSET, "input": ["batch", *job.images.shape[1:]],
                    "largest_difference": largest}
         if not largest <= CLOSE:
             raise PwoaError(f"{job.out} gives other logits than the model: they differ by {largest:.3g} "
-                            f"on {what}.", hint="Please report this, with the checkpoint: the file is kept.")
+                            f"on {job.compared_on}.",
+                            hint="Please report this, with the checkpoint: the file is kept.")
         return result
     again = _again(job)
     if job.slimmed is not None:
         result["slim"] = {"channels_removed": job.slimmed.channels[0], "channels": job.slimmed.channels[1],
                           "macs": list(job.slimmed.macs), "parameters": list(job.slimmed.parameters)}
-    result["largest_difference"], result["compared_on"] = _difference(job, again)
-    allowed = slim.difference(again.model, job.loaded.model, _images(job)[0])[1] if job.slimmed else 0.0
+    with torch.no_grad():
+        result["largest_difference"] = float(
+            (again.model(job.images) - job.loaded.model(job.images)).abs().max())
+    allowed = slim.difference(again.model, job.loaded.model, job.images)[1] if job.slimmed else 0.0
     if request.dtype == "fp32" and not result["largest_difference"] <= allowed:
         raise PwoaError(f"{job.out} gives other logits than the model when it is loaded again, by "
                         f"{result['largest_difference']:.3g}.",
@@ -197,7 +213,7 @@ def _write(job: Job) -> int:
     if request.format == "dense":
         dtype = None if request.dtype == "fp32" else DTYPES[request.dtype]
         return dense.save(loaded.model.net, job.out, dtype=dtype, prefix=request.prefix, like=job.like)
-    return onnx.save(loaded.model, job.out, example=_images(job)[0][:2])
+    return onnx.save(loaded.model, job.out, example=job.images[:2])
 
 
 def _again(job: Job) -> Loaded:
@@ -209,34 +225,6 @@ def _again(job: Job) -> Loaded:
     entry = job.like.entry if job.like and job.out.suffix != ".safetensors" else None
     return load_model(replace(source, arch=like.arch, options=like.arch_options, mean=like.mean or (),
                               std=like.std or (), entry=entry))
-
-
-def _images(job: Job) -> tuple[Tensor, str]:
-    """Images to compare logits on (N, C, H, W) in [0,1], and what they are: test images where the data is
-    known."""
-    if job.evaluation is not None:
-        dataset = job.evaluation.subject.dataset
-        count = min(TRIED, len(dataset.test))
-        return samples(dataset, count, seed=job.request.seed)[:], f"{count} test images of {dataset.name}"
-    draw = torch.Generator().manual_seed(job.request.seed)
-    shape = job.loaded.input_shape or _taken(job.loaded)
-    return torch.rand(8, *shape, generator=draw), "8 random images (--data names real ones)"
-
-
-def _taken(loaded: Loaded) -> tuple[int, ...]:
-    """(C, H, W) of images that the network takes. Raises: InputError if none is found."""
-    made = answer(loaded.model.net, loaded.model.net.state_dict(), channels=None,
-                  sizes=[loaded.default_size] if loaded.default_size else SIZES)
-    if isinstance(made, str):
-        raise InputError(f"{loaded.source} takes no images of {', '.join(str(side) for side, _ in SIZES)} "
-                         f"pixels: {made}.", hint="Name images that it takes: --data FOLDER")
-    return tuple(made[0].shape[1:])
-
-
-def _difference(job: Job, again: Loaded) -> tuple[float, str]:
-    images, what = _images(job)
-    with torch.no_grad():
-        return float((again.model(images) - job.loaded.model(images)).abs().max()), what
 
 
 # --- saying ---------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """A data set read for a model: size, channels and classes as it takes them; what is open there is tried on
-labelled images, and said."""
+labelled images, and said. Without data: the images that it takes."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.model import Loaded
+from pwoa_cli.checkpoints.model import Loaded, answer
 from pwoa_cli.checkpoints.protocol import framing_of, is_published
 from pwoa_cli.checkpoints.reading import PROBE, Reading
 from pwoa_cli.checkpoints.readings import settle
@@ -64,6 +64,20 @@ def _channels(loaded: Loaded, sizes: Sequence[tuple[int, int]], *, first: int | 
     stem = next((t.shape[1] for key, t in state.items() if t.ndim == 4 and key.endswith("weight")), 3)
     guesses = dict.fromkeys([*([first] if first else []), stem, 3, 1])
     return next((count for count in guesses for size in sizes if _takes(loaded, (count, *size))), None)
+
+
+def image_shape(loaded: Loaded, *, size: tuple[int, int] | None = None, hint: str) -> tuple[int, ...]:
+    """(C, H, W) of images that a network takes: of the size that is asked for, or that its file says, or of
+    the first of SIZES. Raises: InputError with the hint, and why, if it takes none."""
+    known = loaded.input_shape
+    likely = size or (known[1:] if known else loaded.default_size)
+    sizes = [likely] if likely else SIZES
+    made = answer(loaded.model.net, loaded.model.net.state_dict(), channels=known[0] if known else None,
+                  sizes=sizes)
+    if isinstance(made, str):
+        tried = ", ".join("x".join(map(str, dict.fromkeys(sides))) for sides in sizes)
+        raise InputError(f"{loaded.source} takes no images of {tried} pixels: {made}.", hint=hint)
+    return tuple(made[0].shape[1:])
 
 
 def _takes(loaded: Loaded, shape: tuple[int, int, int]) -> bool:

@@ -1,4 +1,5 @@
-"""Which sparsity a search tries next, from the stages that are over: a pure function of them.
+"""What a run is asked for, and which sparsity a search tries next, from the stages that are over: a pure
+function of them.
 
 d = 1 - sparsity, the density; a accepted, r refused
     none over                 half of the weights that are not zero
@@ -61,6 +62,25 @@ class Search:
         """Whether a stage was accepted since this one was refused, and it was tried once only."""
         tried = [stage.sparsity for stage in self.stages].count(sparsity)
         return tried == 1 and self.stages[-1].accepted
+
+
+def fraction(text: str, *, flag: str = "--sparsity") -> float:
+    """Fraction in (0, 1) from what was typed. Raises: InputError, with what was meant where that can be
+    guessed."""
+    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else "A half: --channels 0.5"
+    try:
+        value = float(text.strip().removesuffix("%").replace(",", "."))
+    except ValueError:
+        raise InputError(f"{flag} {text} is not a number.", hint=example) from None
+    percent = text.strip().endswith("%") or value > 1
+    if percent and 0 < value < 100 or "," in text and 0 < value < 1:
+        meant = f"{value / 100 if percent else value:g}"
+        raise InputError(f"{flag} {text} is not a number between 0 and 1. Did you mean {meant}?",
+                         hint=f"{flag} {meant}")
+    if not 0 < value < 1:
+        raise InputError(f"{flag} {text} is not between 0 and 1 (0: nothing to prune, 1: nothing left).",
+                         hint=example)
+    return value
 
 
 def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,

@@ -3,12 +3,12 @@ import json
 from dataclasses import replace
 from datetime import datetime
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants
 
 from pwoa_cli.checkpoints import hub, protocol
 from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
@@ -25,8 +25,8 @@ NAME = "test_resnet.r160_in1k"  # the smallest of timm that has released weights
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache with one released model of timm and one of somebody's own; returns the folder."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     torch.manual_seed(0)
     for repo, options in ((f"timm/{NAME}", {}), ("someone/robust", {"num_classes": 7, "in_chans": 1})):
         net = timm.create_model("test_resnet", **options)
@@ -85,17 +85,17 @@ def test_a_model_of_the_hub_and_its_pruned_file(cache, tmp_path):
 def test_without_a_network_the_cache_is_asked_alone(cache, monkeypatch):
     """The first refusal says it all: the hub's library makes no request, and finds what is in the cache."""
     def seen(*_, **__):
-        told.append(hub.constants.HF_HUB_OFFLINE)
+        told.append(constants.HF_HUB_OFFLINE)
         raise OSError("not there")
 
     told = []
     monkeypatch.setattr(hub, "_is_cut_off", lambda: True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with monkeypatch.context() as patch:
         patch.setattr(timm, "create_model", seen)
         with pytest.raises(InputError, match="its weights could not be had: not there"):
             hub.pretrained(f"timm:{NAME}")
-    assert told == [True] and hub.constants.HF_HUB_OFFLINE is False
+    assert told == [True] and constants.HF_HUB_OFFLINE is False
     assert hub.pretrained(f"timm:{NAME}").state
 
 
@@ -115,7 +115,7 @@ def test_whether_the_hub_can_be_reached(monkeypatch, proxies, reached, cut_off):
         return Socket()
 
     monkeypatch.setattr(hub, "getproxies", lambda: proxies)
-    monkeypatch.setattr(hub.constants, "ENDPOINT", "https://huggingface.co")
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
     monkeypatch.setattr(hub.socket, "create_connection", connect)
     assert hub._is_cut_off() is cut_off
 

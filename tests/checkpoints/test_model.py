@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from helpers.checkpoints import load, prefixed, refused
+from helpers.family_checks import SIZES, trained
 
 import pwoa_cli
 from pwoa_cli.checkpoints import model
@@ -16,6 +17,8 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.machine import memory
 from pwoa_cli.networks.build import build
+from pwoa_cli.networks.families import FAMILIES
+from pwoa_cli.workflows.images import image_shape
 
 THIRD, FIFTH = torch.full((1, 3, 1, 1), 1 / 3), torch.full((1, 3, 1, 1), 0.2)
 
@@ -364,3 +367,16 @@ def test_arch_wins_over_a_pruned_file_s_words(pruned):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, pwoa_cli; assert pwoa_cli.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_network_of_ours_is_all_the_file_s_and_draws_nothing(name, save):
+    net = trained(FAMILIES[name].make(**SIZES[name]))
+    before = torch.get_rng_state()
+    model = load_model(save({"state_dict": net.state_dict()})).model
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    assert all(torch.equal(t, net.state_dict()[key]) for key, t in model.net.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    x = torch.rand(2, *image_shape(load_model(save(net.state_dict())), hint=""))
+    assert torch.equal(model(x), net(x))

@@ -205,6 +205,19 @@ def test_not_finite_weights_are_named_and_counted():
     assert "w has 10 NaN or infinite values of 108" in refused(saved({"w": weight}))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16,
+                                   torch.float8_e5m2])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_one_value_of_any_dtype_is_found(dtype, value):
+    for place in (0, 57, 107):
+        weight = torch.ones(108)
+        weight[place] = float(value)
+        assert "w has 1 NaN or infinite values of 108" in refused(saved({"w": weight.view(4, 27).to(dtype)}))
+    weight = torch.full((4, 27), torch.finfo(dtype).max, dtype=torch.float64).to(dtype)
+    finite = {"w": weight, "none": torch.ones(0, 3).to(dtype)}
+    assert read_state_dict(saved(finite))[0]["w"].dtype == dtype
+
+
 @pytest.mark.parametrize("content", [torch.zeros(3), [3.0], {}, {"epoch": 3},
                                      {"a": torch.zeros(3, dtype=torch.long)}])
 def test_files_without_weights(content):

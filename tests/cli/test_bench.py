@@ -1,14 +1,18 @@
 """`pwoa bench` as a user types it: what is timed, what is left out and why, what it concludes."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import small_models as small
 
 from pwoa_cli.checkpoints.model import load_model
 from pwoa_cli.exports import runtimes
+from pwoa_cli.networks.build import build
 from pwoa_cli.workflows import bench
 
 QUICK = ["--batch", "1,3", "--seconds", "0.01", "--runtimes", "eager,channels-last,2:4"]
+ONCE = ["--batch", "1", "--seconds", "0.01", "--runtimes", "eager"]
 
 
 def test_a_sparse_model_is_compared_with_itself_without_zeros(here, pwoa):
@@ -38,6 +42,28 @@ def test_another_model_is_named(here, pwoa):
 def test_a_dense_model_is_timed_alone(here, pwoa):
     code, out, err = pwoa("bench", "model.pt", *QUICK[:4], "--runtimes", "eager")
     assert code == 0 and "times as fast" not in out and "- so:" not in out, err
+
+
+def test_the_images_are_those_that_the_network_takes(here, pwoa):
+    """The file says no size: 32x32 in colour was guessed, and every runtime was left out."""
+    Path("net.py").write_text("from torch import nn\ndef fn():\n    return nn.Sequential("
+                              "nn.Flatten(), nn.Linear(64, 4))\n")
+    torch.save(build("net.py:fn", {}).state_dict(), "m.pt")
+    words = ["m.pt", "--arch", "net.py:fn", "--normalize", "none", *ONCE]
+    code, out, err = pwoa("bench", *words, "--json")
+    assert code == 0 and json.loads(out)["image"] == [1, 8, 8] and len(json.loads(out)["rows"]) == 1, err
+    code, out, err = pwoa("bench", *words, "--image-size", "16")
+    assert code == 2 and not out and "m.pt takes no images of 16 pixels: mat1 and mat2" in err
+    code, out, err = pwoa("bench", *words, "--image-size", "4x16", "--json")
+    assert code == 0 and json.loads(out)["image"] == [1, 4, 16], err
+    code, out, err = pwoa("bench", *words, "--image-size", "0")
+    assert code == 2 and "--image-size 0 is no size of images" in err
+
+
+def test_both_models_take_the_images(here, pwoa):
+    small.save(small.resnet(), "colour.pt")
+    code, out, err = pwoa("bench", "model.pt", "--against", "colour.pt", *ONCE)
+    assert code == 2 and not out and "colour.pt takes no images of 1 x 8 x 8, which model.pt takes" in err
 
 
 @pytest.mark.parametrize(("words", "sentence"), [

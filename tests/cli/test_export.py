@@ -137,3 +137,12 @@ def test_wrong_use_is_one_sentence_and_writes_nothing(here, pwoa, case):
     assert code == 2 and not out and "hint: " in err
     assert sentence in " ".join(err.split())
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+@pytest.mark.parametrize("format", ["dense", "sparse", "onnx"])
+def test_a_file_that_says_another_size_is_told_before_anything_is_written(here, pwoa, format):
+    state, said = sparse.load("pruned.safetensors"), sparse.load_metadata("pruned.safetensors")
+    sparse.save(state, "lies.safetensors", metadata=said | {"input_shape": "[1, 20, 20]"})
+    code, out, err = pwoa("export", "lies.safetensors", "--format", format)
+    assert code == 2 and not out and "lies.safetensors takes no images of 20 pixels: mat1 and mat2" in err
+    assert not list(Path().glob("lies-*"))

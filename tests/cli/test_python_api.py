@@ -58,16 +58,69 @@ def test_evaluate_of_several_gives_each_as_it_is_alone(here):
         pwoa_cli.evaluate([])
 
 
+def test_channels_are_removed_as_the_command_removes_them(here, pwoa):
+    words = [*PRUNE[:2], "--channels", "0.5", "--structure", "channel", *PRUNE[4:]]
+    assert pwoa(*words, "--out", "by_command")[0] == 0
+    run = pwoa_cli.prune("model.pt", channels=0.5, structure="channel", out="by_api", **SETTINGS, **QUICK)
+    assert run.model.read_bytes() == Path("by_command/model.safetensors").read_bytes()
+    default = pwoa_cli.prune("model.pt", channels=0.25, structure="channel", **SETTINGS, **QUICK)
+    assert default.folder.name.startswith("model-0.25-")
+
+
+@pytest.mark.parametrize(("format", "options", "words"), [
+    ("sparse", {}, []), ("dense", {"prefix": "module."}, ["--prefix", "module."]), ("onnx", {}, []),
+    ("dense", {"like": Path("model.pt"), "dtype": "bf16", "measure": False},
+     ["--like", "model.pt", "--dtype", "bf16", "--no-measure"])])
+def test_export_writes_what_the_command_writes_and_prints_nothing(here, pwoa, capfd, format, options, words):
+    ending = ".safetensors" if format == "sparse" else ".onnx" if format == "onnx" else ".pt"
+    code, out, err = pwoa("export", "pruned.safetensors", "--format", format, *words, "--out",
+                          f"by_command{ending}", "--json")
+    assert code == 0, err
+    said = []
+    made = pwoa_cli.export("pruned.safetensors", format, f"by_api{ending}", say=said.append, **options)
+    assert capfd.readouterr() == ("", "") and f"writing by_api{ending}" in said
+    assert made.path.read_bytes() == Path(f"by_command{ending}").read_bytes()
+    found = json.loads(out)
+    assert (made.path, made.size_bytes, made.format) == (
+        Path(f"by_api{ending}"), made.path.stat().st_size, format)
+    assert made.largest_difference == found["largest_difference"] and made.measured is None
+    assert made.report == found | {"file": str(made.path)}
+
+
+def test_export_of_a_run_measures_what_was_rounded(here):
+    run = next(Path("pwoa-runs").glob("model-*"))
+    made = pwoa_cli.export(run, "sparse", dtype="int8", attacks="fgsm", samples=20)
+    assert made.path == Path(f"{run.name}-sparse.safetensors") and made.largest_difference > 0
+    again = pwoa_cli.evaluate(made.path, attacks="fgsm", **SETTINGS)
+    assert made.measured.scores == again.scores and made.measured.teacher["clean"].n == 20
+
+
 def test_wrong_input_is_an_error_of_ours_and_leaves_nothing(here):
     before = sorted(here.rglob("*"))
     for call in (lambda: pwoa_cli.prune("missing.pt", 0.9, out="o"),
                  lambda: pwoa_cli.evaluate("model.pt", attacks="nothing", **SETTINGS),
-                 lambda: pwoa_cli.prune("model.pt", 0.9, out="o", settings={"lr": "x"}, **SETTINGS)):
+                 lambda: pwoa_cli.prune("model.pt", 0.9, out="o", settings={"lr": "x"}, **SETTINGS),
+                 lambda: pwoa_cli.prune("model.pt", 0.9, channels=0.5, **SETTINGS),
+                 lambda: pwoa_cli.prune("model.pt", channels=0.5, **SETTINGS),  # of single weights
+                 lambda: pwoa_cli.export("missing.pt", "dense"),
+                 lambda: pwoa_cli.export("model.pt", "best"),
+                 lambda: pwoa_cli.export("model.pt", "dense", "model.pt"),
+                 lambda: pwoa_cli.export("model.pt", "dense", "o.pt", dtype="int8")):
         with pytest.raises(InputError):
             call()
     assert sorted(here.rglob("*")) == before
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pwoa_cli.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("number", [1.5, 90, 0.0, 1.0, -1, float("nan"), float("inf"), "much"])
+def test_fractions_that_are_none_are_told_as_the_command_tells_them(here, number):
+    before = sorted(here.rglob("*"))
+    for options in ({"sparsity": number}, {"channels": number, "structure": "channel"}):
+        with pytest.raises(InputError, match=f"^--{list(options)[0]} {number} is not ") as caught:
+            pwoa_cli.prune("model.pt", **options, **SETTINGS)
+        assert caught.value.hint
+    assert sorted(here.rglob("*")) == before
 
 
 def test_the_example_runs(here, capfd):

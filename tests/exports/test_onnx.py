@@ -5,26 +5,13 @@ import warnings
 import pytest
 import torch
 from helpers import small_models as small
-from helpers.family_checks import trained
+from helpers.family_checks import SIZES, trained
 
 import pwoa_cli
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.exports import onnx
 from pwoa_cli.networks.build import Normalized
 from pwoa_cli.networks.families import FAMILIES
-
-# one small network of each family
-SIZES = {"cifar-resnet": {"widths": [4, 4, 6, 8], "blocks": [1, 1, 1, 1]},
-         "preact-resnet": {"widths": [4, 4, 6, 8], "blocks": [1, 1, 1, 1]},
-         "wide-resnet": {"blocks": [1, 1, 1], "stem": 4, "widths": [4, 6, 8]},
-         "dm-wide-resnet": {"blocks": [1, 1, 1], "stem": 4, "widths": [4, 6, 8]},
-         "dm-preact-resnet": {"blocks": [1, 1, 1, 1], "stem": 4, "widths": [4, 6, 8, 8]},
-         "cifar-vgg": {"stages": [[4]] * 5, "end": "max", "side": 1, "features": "features"},
-         "lenet5": {"widths": [3, 4], "hidden": 6}, "smallcnn": {"widths": [2, 2, 3, 3], "hidden": [5, 6]},
-         "convex-net": {"widths": [2, 3], "kernels": [4, 4], "hidden": [5]},
-         "plain": {"convs": ["conv1"], "widths": [3], "kernels": [3], "strides": [1], "paddings": [1],
-                   "pools": [2], "side": 14, "heads": ["fc"], "hidden": []},
-         "plain-resnet": {"widths": [3, 4], "hidden": [20]}}
 
 
 @pytest.fixture(params=SIZES)

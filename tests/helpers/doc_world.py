@@ -4,6 +4,7 @@ colour pictures, and one with a network of the published size.
 The data are ten places and colours of a bright square on noise, under the names of MNIST and CIFAR-10, found
 in $PWOA_DATA; the networks learn them in seconds.
 """
+import re
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ NAMES = {"digits": ("model.pt", "teacher.pt", "mnist_lenet5_advtrained.pt", "MOD
          "big": ("model.pt",)}
 NORMALISED = "cifar10_resnet18_linf8.pt"
 PRUNED = {"digits": ("pruned.safetensors", "a.safetensors"), "colour": ("c.safetensors",)}
-RUNS = {"digits": ("RUN1", "RUN2", "pwoa-runs/RUN"),
+RUNS = {"digits": ("RUN1", "RUN2", "pwoa-runs/RUN", "runs/lenet-0.9"),
         "colour": ("run1", "run2", "pwoa-runs/RUN", "pwoa-runs/resnet18-0.5")}
 
 
@@ -184,6 +185,12 @@ def copied(source, target):
             (target / item.name).symlink_to(item)
 
 
-def stopped(folder):
-    """Make the run that was stopped the newest under pwoa-runs, too."""
-    shutil.copytree(folder / "DIR", folder / "pwoa-runs/model-0.9-20990101-000000")
+def fitted(folder, text):
+    """Take away what a command is about to write; where it goes on, the newest run is the one in DIR, which
+    was stopped."""
+    for name in re.findall(r"--card (\S+)|--out (runs/\S+)", text):
+        shutil.rmtree(folder / "".join(name), ignore_errors=True)
+    if "--format slim" in text:
+        (folder / "RUN-slim.safetensors").unlink()
+    if "--resume" in text:
+        shutil.copytree(folder / "DIR", folder / "pwoa-runs/model-0.9-20990101-000000")

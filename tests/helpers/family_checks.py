@@ -1,7 +1,21 @@
-"""What the tests of all families need: networks without memory, as if trained, by every reading."""
+"""What the tests of all families need: networks that are small, without memory, as if trained, by every
+reading."""
 import json
 
 import torch
+
+# one small network of each family
+SIZES = {"cifar-resnet": {"widths": [4, 4, 6, 8], "blocks": [1, 1, 1, 1]},
+         "preact-resnet": {"widths": [4, 4, 6, 8], "blocks": [1, 1, 1, 1]},
+         "wide-resnet": {"blocks": [1, 1, 1], "stem": 4, "widths": [4, 6, 8]},
+         "dm-wide-resnet": {"blocks": [1, 1, 1], "stem": 4, "widths": [4, 6, 8]},
+         "dm-preact-resnet": {"blocks": [1, 1, 1, 1], "stem": 4, "widths": [4, 6, 8, 8]},
+         "cifar-vgg": {"stages": [[4]] * 5, "end": "max", "side": 1, "features": "features"},
+         "lenet5": {"widths": [3, 4], "hidden": 6}, "smallcnn": {"widths": [2, 2, 3, 3], "hidden": [5, 6]},
+         "convex-net": {"widths": [2, 3], "kernels": [4, 4], "hidden": [5]},
+         "plain": {"convs": ["conv1"], "widths": [3], "kernels": [3], "strides": [1], "paddings": [1],
+                   "pools": [2], "side": 14, "heads": ["fc"], "hidden": []},
+         "plain-resnet": {"widths": [3, 4], "hidden": [20]}}
 
 
 def meta(make, **options):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.networks.build import Normalized, build
+from pwoa_cli.networks.build import Normalized, build, tried
 
 
 def test_normalized_is_the_network_on_shifted_and_scaled_inputs():
@@ -60,3 +60,11 @@ def test_normalized_is_traced_by_fx():
     traced = torch.fx.symbolic_trace(model)
     assert torch.equal(traced(x[:1]), model(x[:1]))
     assert not any(node.target in (len, getattr) for node in traced.graph.nodes)  # nothing asks for sizes
+
+
+def test_images_are_tried_where_the_network_is():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 5))
+    x, logits = tried(net, channels=3)
+    assert x.is_meta and x.shape == (2, 3, 28, 28) and logits.shape == (2, 5)
+    assert isinstance(tried(net, channels=3, sizes=[(8, 8)]), str)

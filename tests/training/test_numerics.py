@@ -134,7 +134,8 @@ def test_a_teacher_that_answers_all_alike_is_not_left_behind():
 
 @pytest.mark.parametrize(("dtype", "change"), [
     (torch.float16, lambda w: w.view(-1)[:2].copy_(torch.tensor([65504.0, 6e-8]))),
-    (torch.bfloat16, lambda w: w.view(-1)[:2].copy_(torch.tensor([3e9, 1e-38])))], ids=str)
+    (torch.bfloat16, lambda w: w.view(-1)[:2].copy_(torch.tensor([3e9, 1e-38])))],
+    ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("allocation", ["uniform", "lamp", "global", "erk"])
 def test_weights_at_the_ends_of_half_precision_are_pruned_exactly(dtype, change, allocation):
     plan, student = changed(lambda net: (change(net.fc.weight),

@@ -1,6 +1,7 @@
 """All situations."""
 from helpers.situations import (
     SITUATIONS,
+    cards,
     data,
     exports,
     files,
@@ -16,5 +17,5 @@ from helpers.situations import (
     tables,
 )
 
-__all__ = ["SITUATIONS", "data", "exports", "files", "library", "machine", "models", "options", "recipes",
-           "resumed", "runs", "searches", "slim", "tables"]
+__all__ = ["SITUATIONS", "cards", "data", "exports", "files", "library", "machine", "models", "options",
+           "recipes", "resumed", "runs", "searches", "slim", "tables"]

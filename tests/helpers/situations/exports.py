@@ -7,9 +7,10 @@ import torch
 
 from helpers import small_models as small
 from helpers.cli_world import TINY
-from helpers.situations import prints, typed, without
+from helpers.situations import in_files, prints, typed, without
 from helpers.situations.files import raises
 from pwoa_cli.checkpoints.model import load_model
+from pwoa_cli.networks.build import build
 from pwoa_cli.workflows import export as workflow
 
 BENCH = ["bench", "model.pt", "--seconds", "0.01", "--runtimes", "eager", "--batch", "1"]
@@ -22,6 +23,27 @@ typed("workflows/bench.py:bench", [*without(BENCH, "--runtimes"), "--runtimes", 
 typed(AT + "_check: For", [*EXPORT, "best"])
 typed(AT + "_check: --dtype", [*EXPORT, "dense", "--dtype", "int8"])
 typed(AT + "_check_out", [*EXPORT, "dense", "--out", "model.pt"], "--out FILE", "--out other.pt")
+TAKES_20 = """from torch import nn
+
+
+def fn():
+    return nn.Sequential(nn.Flatten(), nn.Linear(400, 4))
+"""
+
+
+@prints("workflows/bench.py:_shape: Name the size")
+def timing_a_network_of_a_size_that_is_seldom(tool):
+    words = ["--arch", in_files(TAKES_20), "--normalize", "none"]
+    small.save(build(words[1], {}), "m.pt")
+    hint = tool.refused("bench", "m.pt", *BENCH[2:], *words)
+    assert hint.endswith("--image-size 224")
+    tool.works("bench", "m.pt", *BENCH[2:], *words, "--image-size", "20")
+
+
+@prints("workflows/bench.py:_shape: Name a model")
+def timing_beside_a_network_of_other_images(tool):
+    small.save(small.resnet(), "colour.pt")
+    tool.follow([*BENCH, "--against", "colour.pt"], "--against FILE", "--against pruned.safetensors")
 
 
 @prints(AT + "_check: Leave", AT + "_check: Give")

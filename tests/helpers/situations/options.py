@@ -7,7 +7,7 @@ from helpers.situations import DRY, EVAL, followed, left_out, prints, typed, wit
 
 OPTIONS = "cli/options.py:"
 typed(OPTIONS + "parse: Ten", [*EVAL, "--max-seconds", "soon"])
-typed(OPTIONS + "parse_sparsity: Nine", [*DRY[:3], "much", *DRY[4:]])
+typed("workflows/search.py:fraction: Nine", [*DRY[:3], "much", *DRY[4:]])
 typed(OPTIONS + "overrides", [*DRY, "--set", "lr"])
 left_out(OPTIONS + "fraction", ["info", "model.pt", "--keep", "2"], "--keep")
 typed(OPTIONS + "fraction", ["info", "model.pt", "--keep", "2"])

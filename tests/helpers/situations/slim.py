@@ -15,8 +15,8 @@ from pwoa_cli.networks.build import build
 
 CHANNELS = ["prune", "model.pt", "--channels", "0.5", "--structure", "channel", *PRUNE[4:], "--dry-run"]
 JOB = "workflows/prune_job.py:"
-typed("cli/options.py:parse_sparsity: {} {}", [*DRY[:3], "90", *DRY[4:]])
-typed("cli/options.py:parse_sparsity: A half", [*CHANNELS[:3], "much", *CHANNELS[4:]])
+typed("workflows/search.py:fraction: {} {}", [*DRY[:3], "90", *DRY[4:]])
+typed("workflows/search.py:fraction: A half", [*CHANNELS[:3], "much", *CHANNELS[4:]])
 left_out("workflows/search.py:goal: Give one", [*CHANNELS, "--sparsity", "0.5"], "--sparsity")
 typed(JOB + "prepare: --structure channel", [*CHANNELS[:4], *CHANNELS[6:]])
 typed(JOB + "_of_channels: Half", [*CHANNELS[:3], "0.01", *CHANNELS[4:]])
@@ -103,17 +103,18 @@ def slim_file(tool):
     return "s.safetensors"
 
 
-@prints("workflows/export.py:_taken")
+@prints("workflows/export.py:_images", "workflows/images.py:image_shape")
 def images_of_a_size_that_is_seldom(tool):
     arch = in_files(ONE_LAYER.replace("Linear(64, 4)", "Linear(400, 4)"))
     small.save(build(arch, {}), "m.pt")
-    words = ["export", "m.pt", "--format", "onnx", "--arch", arch, "--normalize", "none"]
-    hint = tool.refused(*words)
+    words = ["export", "m.pt", "--arch", arch, "--normalize", "none", "--format"]
     draw = np.random.default_rng(0)
     np.savez("d.npz", **{f"{kind}_{part}": draw.integers(0, high, shape, dtype=np.uint8)
                          for part in ("train", "test")
                          for kind, high, shape in (("x", 255, (40, 20, 20)), ("y", 4, (40,)))})
-    tool.fails_otherwise(*words, "--data", "d.npz", "--eps", "0.1", "--samples", "20", than=hint)
+    for kind in ("dense", "sparse", "onnx"):
+        hint = tool.refused(*words, kind)
+        tool.fails_otherwise(*words, kind, "--data", "d.npz", "--eps", "0.1", "--samples", "20", than=hint)
 
 
 @prints("checkpoints/slim.py:is_slim", "checkpoints/slim.py:fit", "checkpoints/slim.py:check_runs")
