@@ -54,9 +54,9 @@ def write_data(path, *, train, channels):
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
 
-def write_folder(folder):
-    """FOLDER/train/CLASS and FOLDER/val/CLASS with a few grey pictures each."""
-    for split, n, seed in (("train", 100, 2), ("val", 20, 3)):
+def write_folder(folder, *, test):
+    """FOLDER/train/CLASS and FOLDER/val/CLASS with a few grey pictures each, in val so many."""
+    for split, n, seed in (("train", 100, 2), ("val", test, 3)):
         for number, (image, label) in enumerate(zip(*pictures(n, channels=1, seed=seed), strict=True)):
             place = folder / split / str(label)
             place.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def made(folder, kind, *, many):
     for name, channels in (("mnist", 1), ("cifar10", 3)):
         write_data(folder / f"data/{name}.npz", channels=channels, train=3000 if many else 300)
     shutil.copy(folder / "data/mnist.npz", folder / "FILE.npz")
-    write_folder(folder / "FOLDER")
+    write_folder(folder / "FOLDER", test=1000 if many else 20)
     (folder / "mine.toml").write_text("epochs = 4\n")
     model = {"digits": lenet, "colour": resnet, "big": resnet18}[kind]()
     for name in NAMES[kind]:
