@@ -1,3 +1,3 @@
 """The version: pyproject.toml and everything else read it here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

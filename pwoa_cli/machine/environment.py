@@ -5,6 +5,8 @@ import platform
 import sys
 from typing import Any
 
+from pwoa_cli.version import __version__
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ def environment(*, device: str, seed: int) -> dict[str, Any]:
 
     return {"python": platform.python_version(), "torch": torch.__version__,
             "torchvision": version("torchvision"),
-            "timm": version("timm"), "pwoa": version("pwoa-cli"), "platform": platform.platform(),
+            "timm": version("timm"), "pwoa": __version__, "platform": platform.platform(),
             "cpu_count": cpu_count(), "device": device, "device_name": _device_name(device),
             "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
             "seed": seed}
