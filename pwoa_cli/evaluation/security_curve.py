@@ -6,8 +6,6 @@ Carlini et al. 2019, section 3.1 and "increasing the distortion bound should inc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from pwoa_cli.attacks.threat import parse_eps
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import comparison
@@ -39,14 +37,19 @@ def measured_at(eps: Sequence[float], threat: Measured, other: Callable[[float],
     return {one: threat if one == at else {} if late else other(one) for one in eps}
 
 
-def points(found: Mapping[float, Measured]) -> list[dict[str, Any]]:
+def points(found: Mapping[float, Measured], *, at: float) -> list[dict[str, Any]]:
     """[{"eps", "scores": {heading: score over all attacks}}], clean first; a model that is not finished at a
-    radius has no score there."""
-    first = next(filter(None, found.values()))
-    clean = {"eps": 0.0, "scores": {who: _score(evaluation["clean"]) for who, evaluation in first.items()}}
-    return [clean, *({"eps": eps, "scores": {
-        who: _score(over_all) for who, evaluation in models.items()
-        if (over_all := _over_all(evaluation)) is not None}} for eps, models in found.items())]
+    radius has no score there. What makes a point unreliable stands in its `findings`; of the threat's own
+    radius (`at`) it is the report's.
+    """
+    first, doubted = next(filter(None, found.values())), doubts(found)
+    made: list[dict[str, Any]] = [{"eps": 0.0, "scores": {
+        who: _score(evaluation["clean"]) for who, evaluation in first.items()}}]
+    for eps, models in found.items():
+        over_all = {who: result for who, evaluation in models.items() if (result := _over_all(evaluation))}
+        made.append({"eps": eps, "scores": {who: _score(result) for who, result in over_all.items()}}
+                    | ({"findings": doubted[eps]} if doubted[eps] and eps != at else {}))
+    return made
 
 
 def _score(result: Result) -> dict[str, Any]:
@@ -56,41 +59,35 @@ def _score(result: Result) -> dict[str, Any]:
 def _over_all(evaluation: Evaluation) -> Result | None:
     """What holds against all attacks; None where time did not suffice, or none could be run."""
     names = [name for name in evaluation if name != "clean"]
-    whole = names and not evaluation.unfinished
-    return evaluation.get(WORST, evaluation[names[0]]) if whole else None
+    return None if evaluation.unfinished or not names else evaluation.get(WORST, evaluation[names[0]])
 
 
-def findings(found: Mapping[float, Measured], *, at: float) -> list[dict[str, Any]]:
-    """What makes a curve doubtful: a rise, and what makes its points but that of the threat (`at`) so."""
-    others = [finding | {"text": f"at eps {eps:.6g}: {finding['text']}"}
-              for eps, models in found.items() if eps != at
-              for finding in comparison.findings(models) if finding["unreliable"]]
-    known = {finding["check"] for finding in comparison.findings(found[at]) if finding["unreliable"]}
-    return [*rises(found), *(finding for finding in others if finding["check"] not in known)]
-
-
-def rises(found: Mapping[float, Measured]) -> list[dict[str, Any]]:
-    """Where a curve rises beyond chance: what breaks a sample within a radius breaks it within any larger
-    one, so the attacks got stuck there.
-
-    Paired: of the samples that broke at one of two neighbours only, at least half should be those of the
-    larger: P(X >= b | b + c, 1/2) < LEVEL.
-    """
-    several = len(next(filter(None, found.values()))) > 1
-    made = []
+def doubts(found: Mapping[float, Measured]) -> dict[float, list[dict[str, Any]]]:
+    """By radius: what makes the figures there unreliable, and where the curve rises up to it."""
+    made = {eps: [finding for finding in comparison.findings(models) if finding["unreliable"]]
+            for eps, models in found.items()}
     for (small, before), (large, after) in zip(found.items(), list(found.items())[1:], strict=False):
-        for who in before.keys() & after.keys():
-            holds = [_over_all(models[who]) for models in (before, after)]
-            if holds[0] and holds[1] and (text := _rise(holds[0].correct, holds[1].correct, small, large)):
-                made.append({"check": "curve-rises", "unreliable": True, "text": text,
-                             "models": [who] if several else []})
+        made[large] += _rises(before, after, small, large)
     return made
 
 
-def _rise(before: Tensor, after: Tensor, small: float, large: float) -> str:
-    """The sentence on a rise; "" where there is none. Args: before, after: (n,) bool, who holds."""
-    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    if binomial_tail(won, won + lost, 0.5) >= LEVEL:
-        return ""
-    return (f"{won} samples that broke within eps {small:.6g} hold at {large:.6g}, against {lost} the other "
-            "way; the attacks get stuck, gradients may be masked.")
+def _rises(before: Measured, after: Measured, small: float, large: float) -> list[dict[str, Any]]:
+    """Models whose accuracy rises beyond chance: what breaks a sample within a radius breaks it within any
+    larger one, so the attacks got stuck there.
+
+    Paired: of the samples that broke at one radius only, at least half should be those of the larger:
+    P(X >= b | b + c, 1/2) < LEVEL.
+    """
+    made = []
+    for who in (who for who in before if who in after):
+        one, other = _over_all(before[who]), _over_all(after[who])
+        if one is None or other is None:
+            continue
+        won = int((other.correct & ~one.correct).sum())
+        lost = int((one.correct & ~other.correct).sum())
+        if binomial_tail(won, won + lost, 0.5) < LEVEL:
+            text = (f"{won} samples that broke within eps {small:.6g} hold at {large:.6g}, against {lost} "
+                    "the other way; the attacks get stuck, gradients may be masked.")
+            made.append({"check": "curve-rises", "unreliable": True, "text": text,
+                         "models": [who] if len(before) > 1 else []})
+    return made

@@ -72,6 +72,7 @@ DESCRIPTIONS = {
     "backwards": "samples back through it", "parts": "samples broken, by component",
     "curve": "[radius, accuracy] at ten radii",
     ".curve": "of --curve: accuracy over eps, 0 (clean) first, the threat's own among them",
+    "curve.findings": "what makes the point unreliable; of the threat's own eps they are the report's",
     "curve.eps": "radius in the threat's norm",
     "curve.scores": "over all attacks together, by heading; none of a model that is not finished there",
     "points": "percentage points of accuracy lost", "lost": "samples right only before",

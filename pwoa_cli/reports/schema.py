@@ -51,7 +51,7 @@ COMMON = {
 EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))},
                        "unfinished": {"*": {"*": {"n": int, "of": int}}},
                        "classes?": {"*": {"*": {"*": SCORE}}},
-                       "curve?": [{"eps": NUMBER, "scores": SCORES}]}
+                       "curve?": [{"eps": NUMBER, "scores": SCORES, "findings?": COMMON["findings?"]}]}
 MODEL = {"source": str, "sha256": str, "arch": str}
 SINGLE = EVALUATION | {"model": {"source": str}, "models?": {"*": MODEL}}
 ONE = SINGLE | {"results": SCORES}
@@ -149,7 +149,7 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                         **scores, "seconds": seconds, "environment": environment, "data": data,
                         "notes": notes,
                         "findings": findings, **more})
-    return _check(evaluation, ONE if teacher is None else TWO, "evaluation")
+    return check(evaluation, ONE if teacher is None else TWO, "evaluation")
 
 
 def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm: str, eps: float,
@@ -169,7 +169,7 @@ def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm:
                   "reference": reference, "models": models, "seconds": seconds, "environment": environment,
                   "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
                   "unfinished": unfinished or {}} | _given(classes=classes, curve=curve))
-    return _check(made, SEVERAL, "evaluation")
+    return check(made, SEVERAL, "evaluation")
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[s
         known = " and ".join(map(str, READS))
         raise InputError(f"{where}: schema_version {version}, this pwoa reads {known}.",
                          hint="Use the pwoa that wrote it, or prune again.")
-    return _check(report, SCHEMA, where)
+    return check(report, SCHEMA, where)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -217,10 +217,10 @@ def read(path: Path) -> dict[str, Any]:
     if form is None:
         raise InputError(f"{path} holds no report: it has no results.",
                          hint="Name a run's folder, or its report.json.")
-    return _check(report, form, str(path))
+    return check(report, form, str(path))
 
 
-def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     if report.get("schema_version") == 1:  # its optional fields were others
         schema = _required(schema)
     for problem in _problems(report, schema, ""):

@@ -124,7 +124,7 @@ def summary(report: Mapping[str, Any]) -> str:
     if left:
         parts.append(f"unfinished: {', '.join(left)}")
     if "size" in report:
-        parts.append(f"file {_times(report['size']['dense_bytes'], report['size']['file_bytes'])}")
+        parts.append(f"file {times(report['size']['dense_bytes'], report['size']['file_bytes'])}")
     return ("Unreliable: " if _doubted(report) else "") + ", ".join(parts) + "."
 
 
@@ -137,7 +137,7 @@ def _summary_of_several(report: Mapping[str, Any]) -> str:
     return f"{name}: {', '.join(parts)}."
 
 
-def _times(dense: float, file: float) -> str:
+def times(dense: float, file: float) -> str:
     """8.65 times smaller, or 1.20 times larger."""
     return f"{ratio(dense, file)} times smaller" if file <= dense else f"{ratio(file, dense)} times larger"
 
@@ -239,7 +239,7 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights",
          f"{sparsity['nonzero']:,} of {sparsity['total']:,} nonzero, in {len(sparsity['layers'])} layers"),
         ("file",
-         f"{size(file['file_bytes'])}: {_times(file['dense_bytes'], file['file_bytes'])} than dense "
+         f"{size(file['file_bytes'])}: {times(file['dense_bytes'], file['file_bytes'])} than dense "
          f"({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the entropy "
          f"limit ({size(file['limit_bytes'])})"),
         ("MACs", f"{scaled(macs['dense'])}, of which {scaled(macs['nonzero'])} with nonzero weights; torch "

@@ -197,8 +197,10 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     seconds = {f"{who} {name}" if several else name: s for who, scores in found.items()
                for name, s in _seconds(scores).items()}
     labels = x.labels.cpu()
-    points = security_curve.points(over_eps) if over_eps else None
-    doubts = security_curve.findings(over_eps, at=float(subject.eps or 0)) if over_eps else []
+    threat = float(subject.eps or 0)
+    points = security_curve.points(over_eps, at=threat) if over_eps else None
+    rises = [doubt for doubt in security_curve.doubts(over_eps).get(threat, [])
+             if doubt["check"] == "curve-rises"]
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
     models = {who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
               for who, loaded in job.loaded.items()}
@@ -206,8 +208,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         norm=subject.norm, eps=subject.eps, seconds=seconds,
         environment=environment(device=job.device, seed=request.seed),
         notes=[*_late(found, job), *_late_curve(points or (), job), *data_notes(subject), *notes(found),
-               *told(doubts)],
-        findings=[*findings(found), *doubts],
+               *told(rises), *curve.doubts(points or ())],
+        findings=[*findings(found), *rises],
         curve=points, classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed))
@@ -232,7 +234,7 @@ def _measuring(job: Job, x: View, *, progress: Progress, say: Say) -> Callable[.
         where = "" if eps == job.subject.eps else f"at eps {radius(eps or 0)}, "
 
         def tell(phase: str, done: int, total: int, text: str = "") -> None:
-            progress(phase, done, total, where + text)
+            progress(phase, done, total, (where + text).rstrip(", "))
 
         left = None if request.max_seconds is None else max(
             0.0, request.max_seconds - (time.monotonic() - start))
