@@ -12,17 +12,17 @@ from typing import Any
 
 from pwoa_cli.reports.escapes import visible
 
-INK, GRID, PAPER = "#010101", "#020202", "#010202"
+INK, EDGE, GRID, PAPER = "#010101", "#020202", "#020203", "#010202"
 SERIES = tuple(f"#0300{number:02x}" for number in range(1, 6))
 MARKS, STYLES = "osD^v", ("-", "--", "-.", ":", (0, (5, 1)))
-VARIABLES = {INK: "ink", GRID: "line", PAPER: "paper"} | {
+VARIABLES = {INK: "ink", EDGE: "line", GRID: "raised", PAPER: "paper"} | {
     color: f"series-{number}" for number, color in enumerate(SERIES, 1)}
 SIZE = (4.6, 3.1)  # inches: 331 units wide, so that text of 10 can be read on a phone
 LABEL = 32  # letters of a name in a legend
 THINNED = 300  # points of a training curve at most
 STYLE = {"svg.fonttype": "none", "font.size": 10, "text.color": INK, "axes.labelcolor": INK,
-         "axes.edgecolor": GRID, "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,
-         "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+         "axes.edgecolor": EDGE, "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,
+         "grid.linewidth": 0.9, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
          "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5,
          "text.parse_math": False}
 
@@ -75,17 +75,19 @@ def pareto(points: Sequence[tuple[float, float, float, float]], *, xlabel: str, 
     def draw(axes: Any) -> None:
         x, y, low, high = zip(*points, strict=True)
         errors = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
-        axes.errorbar(x, y, yerr=errors, fmt="o", color=SERIES[0], ecolor=GRID, capsize=3)
+        axes.errorbar(x, y, yerr=errors, fmt="o", color=SERIES[0], ecolor=EDGE, capsize=3)
         front = _front([(a, b) for a, b, *_ in points], best_is_low=best_is_low)
-        axes.plot(*zip(*front, strict=True), color=SERIES[1], linestyle="--", linewidth=1.2,
-                  label="Pareto front")
+        if len(front) > 1:
+            axes.plot(*zip(*front, strict=True), color=SERIES[1], linestyle="--", linewidth=1.2,
+                      label="Pareto front")
         for number, (a, b, *_) in enumerate(points, 1):
             axes.annotate(str(number), (a, b), xytext=(5, 5), textcoords="offset points", color=INK)
         if reference is not None:
             axes.axhline(reference, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="reference")
         axes.margins(0.12)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.legend(loc="best")
+        if len(front) > 1 or reference is not None:
+            axes.legend(loc="best")
 
     return _svg(draw, title=f"{ylabel} against {xlabel}", name=name, says=says)
 

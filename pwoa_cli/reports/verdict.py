@@ -13,10 +13,13 @@ def verdict(report: Mapping[str, Any]) -> str:
     doubts = [finding["text"] for finding in report.get("findings", []) if finding["unreliable"]]
     said = _doubted(doubts) if doubts else ""
     if "reference" in report or tables.is_unfinished(report):
-        return said + tables.summary(report).removeprefix("Unreliable: ")
+        return _sentence(said + tables.summary(report).removeprefix("Unreliable: "))
     guesses = "No better than guessing: " if tables.only_guesses(report) else ""
-    sentence = f"{said}{guesses}{_held(report)}{_against(report)}{_cost(report)}."
-    return sentence[0].upper() + sentence[1:]
+    return _sentence(f"{said}{guesses}{_held(report)}{_against(report)}{_cost(report)}.")
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def worst(report: Mapping[str, Any]) -> str | None:
