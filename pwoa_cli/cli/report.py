@@ -21,6 +21,7 @@ Examples:
   pwoa report
   pwoa report --min worst=0.0 --max-drop clean=100
   pwoa report pwoa-runs/*
+  pwoa report --html report.html
   pwoa report --json"""
 
 

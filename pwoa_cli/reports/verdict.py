@@ -12,7 +12,8 @@ def verdict(report: Mapping[str, Any]) -> str:
     """The sentence; of several models the last figure of each. What is not finished gives no figure."""
     doubts = [finding["text"] for finding in report.get("findings", []) if finding["unreliable"]]
     said = _doubted(doubts) if doubts else ""
-    if "reference" in report or tables.is_unfinished(report):
+    *_, scores = tables.scores(report).values()
+    if "reference" in report or tables.is_unfinished(report) or not scores:
         return _sentence(said + tables.summary(report).removeprefix("Unreliable: "))
     guesses = "No better than guessing: " if tables.only_guesses(report) else ""
     return _sentence(f"{said}{guesses}{_held(report)}{_against(report)}{_cost(report)}.")
@@ -43,21 +44,20 @@ def _held(report: Mapping[str, Any]) -> str:
     attacks = ", ".join(attack for attack in scores if attack not in ("clean", WORST))
     zeros = (f"with {percent_of_weights(report['sparsity']['achieved'])}% of its weights zero, "
              if "sparsity" in report else "")
-    score = scores[name or "clean"]
-    threat = report["threat"]
+    score, threat = scores[name or "clean"], report["threat"]
+    within = "" if threat["eps"] is None else f", {threat['norm']} eps {radius(threat['eps'])}"
     under = ("are classified rightly; nothing was attacked" if name is None else
-             f"stay right under {attacks} (the worst of them for each image), {threat['norm']} eps "
-             f"{radius(threat['eps'])}" if name == WORST else
-             f"stay right under {name}, {threat['norm']} eps {radius(threat['eps'])}")
+             f"stay right under {attacks} (the worst of them for each image){within}" if name == WORST else
+             f"stay right under {name}{within}")
     return f"{zeros}{with_interval(score).replace(' ', '% ', 1)} of {score['n']} {data} test images {under}"
 
 
 def _against(report: Mapping[str, Any]) -> str:
     """What that is against the other model."""
     name = worst(report) or "clean"
-    if name not in report.get("drop", {}):
+    who, *_ = tables.scores(report)
+    if name not in report.get("drop", {}) or name not in tables.scores(report)[who]:
         return ""
-    who = next(iter(tables.scores(report)))
     drop = report["drop"][name]
     low, high = drop["ci95"]
     told = "lost" if low > 0 else "gained" if high < 0 else "no loss beyond chance"

@@ -193,6 +193,14 @@ def test_the_verdict_is_a_sentence_with_what_makes_it_unreliable():
         "98.7% [97.8, 99.2] of 1000 mnist test images are classified rightly; nothing was attacked.")
 
 
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"student": {}}, "File 10.8 times smaller."),
+    ({"teacher": {}}, "stay right under aa, linf eps 0.3; the file"),
+    ({"student": {"clean": STUDENT["clean"]}}, "nothing was attacked, against 98.6% of the teacher")])
+def test_the_verdict_makes_do_with_what_a_report_has(changes, words):
+    assert words in verdict.verdict(report(**changes))
+
+
 def test_doubts_of_an_evaluation_beside_a_run_stand_at_the_top(run):
     finding = {"check": "x", "unreliable": True, "text": "gradients are masked.", "models": ["pruned"]}
     write_json(run / "eval" / "report.json", measured(findings=[finding]))
