@@ -2,6 +2,7 @@
 # make test   set up what is missing, run the tests
 # make fuzz   10,000 damaged files of each kind that is read (about 40 minutes); make fuzz N=1000
 # make lint   set up what is missing, check style (ruff) and types (mypy)
+# make report-test  look at pages of `pwoa report --html` in headless Chromium (CHROMIUM=/path names one)
 # make oldest     in an environment of its own with the lowest version of each dependency, run the tests (6 GB)
 # make audit      look the installed dependencies up in the database of known vulnerabilities (needs the network)
 # make docs       in a light environment of its own (.venv-docs, without torch), build the site of docs/ into site/
@@ -13,7 +14,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := demo
 N = 10000
 PYTEST = -m pytest -q -n auto --maxprocesses=4 --dist=worksteal
-.PHONY: audit demo docs docs-test fuzz licences lint oldest test test-setup wheel-test
+.PHONY: audit demo docs docs-test fuzz licences lint oldest report-test test test-setup wheel-test
 
 .venv/bin/pwoa: pyproject.toml
 	@echo "setting up .venv: torch and its libraries are several GB, 1 to 3 minutes"
@@ -35,6 +36,9 @@ test: test-setup
 
 fuzz: test-setup
 	PWOA_FUZZ=$(N) .venv/bin/python -m pytest -q -s tests/test_fuzz.py tests/files/test_zips.py
+
+report-test: test-setup
+	.venv/bin/python -m pytest -q tests/reports/in_browser.py
 
 lint: test-setup
 	.venv/bin/ruff check .

@@ -10,12 +10,13 @@ import shutil
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import fuzz, report_samples, small_models
+from helpers import fuzz, report_folders, report_samples, small_models
 from helpers.data_files import digits, idx_bytes, pixels, write_folder, write_npz
 from PIL import Image
 from safetensors.torch import save_file
@@ -32,7 +33,7 @@ from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.files.plain import dumps, write_toml
-from pwoa_cli.reports import gates, runs, schema, tables
+from pwoa_cli.reports import gates, plots, runs, schema, tables
 from pwoa_cli.training.recipe import read_recipe, text_of
 from pwoa_cli.workflows import card
 
@@ -203,6 +204,18 @@ def _samples(folder):
     return folder / "s.npz", sample_file.read, fuzz.of_zip
 
 
+def _beside(folder, *, name, mutate):
+    """What lies beside a run, as the page of pwoa report shows it; matplotlib draws nothing here, to be
+    quick."""
+    run = report_folders.run_at(folder / "run")
+
+    def read(_):
+        with mock.patch.object(plots, "_svg", lambda draw, **said: ""):
+            report_folders.html(run)
+
+    return run / name, read, mutate
+
+
 def _part(folder):
     rows, kept = torch.arange(3), Unfinished(folder, reuse=True)
     unit = Unit(rows, torch.tensor([True, False, True]), torch.tensor([0.1, torch.nan, 0.2]), 1, 2, 30, 40,
@@ -245,6 +258,10 @@ READERS = {
     "card's run": partial(_card, of="report.json"),
     "card's evaluation": partial(_card, of="eval/report.json"),
     "card's samples": partial(_card, of="eval/samples.npz"), "samples": _samples,
+    "page of a run": partial(_beside, name="report.json", mutate=fuzz.of_json),
+    "evaluation of a page": partial(_beside, name="eval/report.json", mutate=fuzz.of_json),
+    "samples of a page": partial(_beside, name="eval/samples.npz", mutate=fuzz.of_zip),
+    "times of a page": partial(_beside, name="bench.json", mutate=fuzz.of_json),
     "kept part": _part, "metrics": _metrics, "class map": partial(_class_map, ending=".csv"),
     "class map in JSON": partial(_class_map, ending=".json")}
 

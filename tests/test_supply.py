@@ -3,6 +3,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.cli_world import PACKAGE
 ROOT = Path(__file__).parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 NAMES = {"PIL": "pillow"}  # of packages that are not called as they are imported
-OPTIONAL = {"onnxruntime", "openvino"}  # of an extra, and of nobody's: what needs them says so
+OPTIONAL = {"onnxruntime", "openvino", "matplotlib", "jinja2"}  # of extras, and of nobody's
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -46,12 +47,19 @@ def test_what_the_package_imports_is_declared_and_the_reverse():
     assert {NAMES.get(name, name).replace("_", "-") for name in found} == set(core())
 
 
+def test_a_wheel_holds_every_file_of_the_package():
+    patterns = tomllib.loads(PROJECT)["tool"]["setuptools"]["package-data"]["pwoa_cli"]
+    there = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*")
+             if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert there == {path.relative_to(PACKAGE) for one in patterns for path in PACKAGE.glob(one)}
+
+
 def test_every_dependency_has_one_lower_bound_and_a_reason():
     declared = re.findall(r'^(?:    |\w+ = \[)"([\w-]+)[>=]=[\d.]+"(.*)$',
                           PROJECT.partition("\ndependencies")[2], re.M)
     assert {name for name, _ in declared} == bounds().keys() and core()
     assert not [name for name, rest in declared if not re.fullmatch(r",?\]? +# \S.*", rest)]
-    assert OPTIONAL & bounds().keys() == {"onnxruntime"}
+    assert OPTIONAL & bounds().keys() == OPTIONAL - {"openvino"}
 
 
 @pytest.mark.parametrize("line", ["torch", "torch<3", "torch>=2.6,<3", "torch>=2.5"])

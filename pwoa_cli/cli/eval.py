@@ -30,7 +30,7 @@ def evaluate(
     source: options.SourceOptions, compare: options.Compare = None,
     data: options.Data = None, pictures: options.DataOptions,
     logits: options.Logits = "all", norm: options.Norm = None, eps: options.Eps = None,
-    attacks: options.Attacks = "fgsm,pgd,cw",
+    attacks: options.Attacks = "fgsm,pgd,cw", curve: options.Curve = None,
     n: options.N = 1000, per_class: options.PerClass = False, gate: GateOptions,
     batch_size: options.PassBatch = None, seed: options.Seed = 0, device: options.Device = "auto",
     deterministic: options.Deterministic = False,
@@ -42,7 +42,6 @@ def evaluate(
     """Measure accuracy under attack."""
     model, *others = models or [""]
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
-    run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")
     jobs: list[Any] = []
 
     def goes_on() -> str:
@@ -50,6 +49,7 @@ def evaluate(
 
     with opened(console, out, model=model, goes_on=goes_on,
                 again=resume) if out else no_folder(goes_on) as folder:
+        run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")  # it may be in --out
         console.say("loading torch")
         from pwoa_cli.machine import determinism
         from pwoa_cli.reports import tables
@@ -60,9 +60,10 @@ def evaluate(
         job = workflow.prepare(workflow.Request(
             source.of(model), others=[source.of(other) for other in others],
             teacher=source.of_teacher(compare), data=data,
-            choices=pictures.choices(logits=logits), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
-            batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume, per_class=per_class,
-            keep_inputs=save_samples is not None, gates=gates, strict=gate.strict), say=console.say)
+            choices=pictures.choices(logits=logits), norm=norm, eps=eps, attacks=attacks, curve=curve,
+            n=n, seed=seed, batch_size=batch_size, device=device, max_seconds=max_seconds, resume=resume,
+            per_class=per_class, keep_inputs=save_samples is not None, gates=gates, strict=gate.strict),
+            say=console.say)
         if dry_run:
             from pwoa_cli.workflows.attack_time import estimate
 

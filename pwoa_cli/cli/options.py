@@ -200,6 +200,8 @@ PassBatch = Annotated[int | None, _option(
     "Most images in one pass; results do not depend on it. Default: what fits into memory.", metavar="B",
     parser=_whole("--batch-size", 1))]
 PerClass = Annotated[bool, _option("--per-class", DATA, "Also accuracy by class.")]
+Curve = Annotated[str | None, _option(
+    "--curve", DATA, "Also accuracy over eps: the attacks at these radii too.", metavar="E,E,...")]
 SaveSamples = Annotated[Path | None, _option(
     "--save-samples", RUN, "Flags, norms and adversarial inputs of every sample, for NumPy.",
     metavar="FILE.npz")]

@@ -1,5 +1,6 @@
 """`pwoa report`: read reports -> gates -> show. Nothing is measured, and torch is not needed."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,9 @@ from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
 from pwoa_cli.errors import GATE, UNASKED, InputError
 from pwoa_cli.files import run_folder
+from pwoa_cli.files.atomic import write_text_atomic
 from pwoa_cli.files.plain import dumps
-from pwoa_cli.reports import collection, gates, json_schema, schema, tables
+from pwoa_cli.reports import collection, dossier, gates, json_schema, numbers, page, schema, tables
 from pwoa_cli.reports.collection import Entry
 
 EXAMPLES = """\b
@@ -19,6 +21,7 @@ Examples:
   pwoa report
   pwoa report --min worst=0.0 --max-drop clean=100
   pwoa report pwoa-runs/*
+  pwoa report --html report.html
   pwoa report --json"""
 
 
@@ -27,27 +30,51 @@ def report(
     *, runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", show_default=False, help=(
         "Folder of a run or of an evaluation, or its report.json. Default: the newest run. Several are shown "
         "in one table, where they can be compared."))] = None,
-    gate: GateOptions, json: options.Json = False, quiet: options.Quiet = False,
+    gate: GateOptions, html: Annotated[Path | None, typer.Option(
+        "--html", rich_help_panel=options.RUN, metavar="FILE.html", help=(
+            "Also write a page with tables, curves and images, which needs no network. A folder: report.html "
+            "there."))] = None,
+    json: options.Json = False, quiet: options.Quiet = False,
     schema_only: Annotated[bool, typer.Option(
         "--schema", rich_help_panel=options.RUN, help="Print the JSON Schema of report.json.")] = False,
 ) -> None:
     """Show reports again, and judge them."""
     asked, console = gate.parsed(), Console(json=json, quiet=quiet)
+    html = _checked(html)
     if schema_only:
         console.result(dumps(json_schema.json_schema(), indent=1), json_schema.json_schema())
         return
     if runs and len(runs) > 1:
-        _show_several(runs, gate, asked, console)
+        _show_several(runs, gate, asked, console, html)
         return
     path = Path(runs[0]) if runs else run_folder.newest()
     found = schema.read(path / "report.json" if path.is_dir() else path)
     if asked:
         found["gates"] = _judged(found, asked, strict=gate.strict)
     console.result(tables.markdown(found), found, table=lambda: tables.table(found))
+    if html:
+        _write(html, partial(page.of_one, dossier.opened(path)), console)
     if not tell(console, gate, found, text=tables.markdown(found), name=path.name):
         raise typer.Exit(GATE)
     if tables.only_guesses(found) or tables.falls_short(found):
         raise typer.Exit(UNASKED)
+
+
+def _checked(html: Path | None) -> Path | None:
+    """The file of --html, tried before anything is read. Raises: InputError if it cannot be written, or a
+    package is missing."""
+    if html is None:
+        return None
+    page.check_installed()
+    html = html / "report.html" if html.is_dir() else html
+    run_folder.check_file(html, flag="--html", ending=".html")
+    return html
+
+
+def _write(html: Path, made: Callable[[], str], console: Console) -> None:
+    console.say("drawing")
+    write_text_atomic(html, made())
+    console.say(f"wrote {html} ({numbers.size(html.stat().st_size)})")
 
 
 def _judged(found: Mapping[str, Any], asked: Sequence[gates.Gate], *, strict: bool) -> list[dict[str, Any]]:
@@ -61,7 +88,7 @@ def _judged(found: Mapping[str, Any], asked: Sequence[gates.Gate], *, strict: bo
 
 
 def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates.Gate],
-                  console: Console) -> None:
+                  console: Console, html: Path | None) -> None:
     """One table where the reports can be compared, else several and why; each is judged by itself."""
     entries = collection.read(paths)
     shown, why = collection.together(entries), collection.differences(entries)
@@ -71,6 +98,8 @@ def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates
     found = {"schema_version": schema.SCHEMA_VERSION, "tables": shown, "gates": verdicts, "notes": notes}
     text = "\n".join([*(f"{tables.inline(sentence)}\n" for sentence in why), *map(tables.markdown, shown)])
     console.result(text, found, table=lambda: tables.tables(shown, why))
+    if html:
+        _write(html, partial(page.of_several, shown, why), console)
     if not tell(console, gate, found, text=text, name=" ".join(entries)):
         raise typer.Exit(GATE)
     reports = [entry.report for entry in entries.values()]

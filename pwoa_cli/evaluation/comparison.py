@@ -1,7 +1,7 @@
 """Two models on the same samples: each attacked, the drop between them with its paired interval, what the
 checks found."""
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -76,8 +76,13 @@ def findings(found: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 
 def notes(found: Mapping[str, Evaluation]) -> list[str]:
     """The findings as sentences."""
+    return told(findings(found))
+
+
+def told(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Findings as sentences: whether the figures must not be believed, of which models, what."""
     sentences = []
-    for finding in findings(found):
+    for finding in findings:
         who = f"{' and '.join(finding['models'])}: " if finding["models"] else ""
         sentences.append(("unreliable: " if finding["unreliable"] else "") + who + finding["text"])
     return sentences

@@ -9,6 +9,7 @@ import numpy as np
 from pwoa_cli.machine import memory
 
 KINDS = "biufcSU"  # of dtypes: no objects, which are pickles, and no records
+LAST_LETTER = 0x10FFFF  # of Unicode
 ENDING = ".npy"
 
 
@@ -40,4 +41,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if size != there or min(shape, default=0) < 0:
         raise ValueError(f"{info.filename[:60]} has {there} bytes, its shape {str(shape)[:60]} takes {size}")
     with archive.open(info) as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
+        array = np.lib.format.read_array(member, allow_pickle=False)
+    if dtype.kind == "U" and array.size:  # Python breaks on what is no letter only when it is shown
+        letters = np.ascontiguousarray(array).reshape(-1).view(f"{dtype.str[0]}u4")  # in its byte order
+        if letters.max() > LAST_LETTER:
+            raise ValueError(f"{info.filename[:60]} holds text with {letters.max()}, which is no letter")
+    return array

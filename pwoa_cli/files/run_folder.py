@@ -76,7 +76,7 @@ def _is_evaluation(folder: Path) -> bool:
     """Whether a folder holds what `pwoa eval --out` writes and nothing else: no run, and nobody's own
     report.md."""
     names = set(contents(folder))
-    if not names <= {"report.json", "report.md", "samples.npz"}:
+    if not names <= {"report.json", "report.md", "report.html", "samples.npz"}:
         return False
     if "report.json" not in names:  # an evaluation that was killed while it wrote has left its lock
         return (folder / LOCK).exists()

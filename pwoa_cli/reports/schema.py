@@ -50,7 +50,8 @@ COMMON = {
 # None: clean accuracy only
 EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float, type(None))},
                        "unfinished": {"*": {"*": {"n": int, "of": int}}},
-                       "classes?": {"*": {"*": {"*": SCORE}}}}
+                       "classes?": {"*": {"*": {"*": SCORE}}},
+                       "curve?": [{"eps": NUMBER, "scores": SCORES, "findings?": COMMON["findings?"]}]}
 MODEL = {"source": str, "sha256": str, "arch": str}
 SINGLE = EVALUATION | {"model": {"source": str}, "models?": {"*": MODEL}}
 ONE = SINGLE | {"results": SCORES}
@@ -123,7 +124,7 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                drop: Mapping[str, Mapping] | None = None, model: str = "", notes: Sequence[str] = (),
                findings: Sequence[Mapping[str, Any]] = (), headings: Sequence[str] = ("teacher", "pruned"),
                classes: Mapping[str, Mapping] | None = None, models: Mapping[str, Mapping] | None = None,
-               attacks: Sequence[str] = (),
+               attacks: Sequence[str] = (), curve: Sequence[Mapping[str, Any]] | None = None,
                unfinished: Mapping[str, Mapping[str, Mapping]] | None = None) -> dict[str, Any]:
     """The JSON object of `pwoa eval`: `results` of one model, or `teacher`, `student` and `drop` where a
     teacher is given.
@@ -132,7 +133,8 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
     model: its path. headings: what people read above the two. classes: {model: {attack: {class: score}}}.
     models: {heading: {"source", "sha256", "arch"}} of each. attacks: those asked for; unfinished: {heading:
     {attack that time did not suffice for: {"n": samples done, "of": samples asked for, ...}}}: figures that
-    stand nowhere else. The others as in `build`.
+    stand nowhere else. curve: points of --curve, {"eps", "scores": {heading: score}}. The others as in
+    `build`.
     """
     if teacher is None:
         scores: dict[str, Any] = {"results": results}
@@ -141,19 +143,20 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                   "drop": drops(teacher, results) if drop is None else drop,
                   "headings": list(headings)}
     more = {"models": models or {}, "attacks": list(attacks),
-            "unfinished": unfinished or {}} | ({} if classes is None else {"classes": classes})
+            "unfinished": unfinished or {}} | _given(classes=classes, curve=curve)
     evaluation = plain({"schema_version": SCHEMA_VERSION, "model": {"source": model},
                         "threat": {"norm": norm, "eps": eps},
                         **scores, "seconds": seconds, "environment": environment, "data": data,
                         "notes": notes,
                         "findings": findings, **more})
-    return _check(evaluation, ONE if teacher is None else TWO, "evaluation")
+    return check(evaluation, ONE if teacher is None else TWO, "evaluation")
 
 
 def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm: str, eps: float,
                   seconds: Mapping[str, float], environment: Mapping[str, Any], data: Mapping[str, Any],
                   notes: Sequence[str] = (), findings: Sequence[Mapping[str, Any]] = (),
                   classes: Mapping[str, Mapping] | None = None, attacks: Sequence[str] = (),
+                  curve: Sequence[Mapping[str, Any]] | None = None,
                   unfinished: Mapping[str, Mapping[str, Mapping]] | None = None) -> dict[str, Any]:
     """The JSON object of several models on the same samples; `several.view` shows one of them as `build_eval`
     would.
@@ -162,12 +165,15 @@ def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm:
     reference, and of all without one. reference: the heading of the model that the others are compared with.
     The others as in `build_eval`.
     """
-    more = {} if classes is None else {"classes": classes}
     made = plain({"schema_version": SCHEMA_VERSION, "threat": {"norm": norm, "eps": eps},
                   "reference": reference, "models": models, "seconds": seconds, "environment": environment,
                   "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
-                  "unfinished": unfinished or {}} | more)
-    return _check(made, SEVERAL, "evaluation")
+                  "unfinished": unfinished or {}} | _given(classes=classes, curve=curve))
+    return check(made, SEVERAL, "evaluation")
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def drops(teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
@@ -197,7 +203,7 @@ def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[s
         known = " and ".join(map(str, READS))
         raise InputError(f"{where}: schema_version {version}, this pwoa reads {known}.",
                          hint="Use the pwoa that wrote it, or prune again.")
-    return _check(report, SCHEMA, where)
+    return check(report, SCHEMA, where)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -211,10 +217,10 @@ def read(path: Path) -> dict[str, Any]:
     if form is None:
         raise InputError(f"{path} holds no report: it has no results.",
                          hint="Name a run's folder, or its report.json.")
-    return _check(report, form, str(path))
+    return check(report, form, str(path))
 
 
-def _check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check(report: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     if report.get("schema_version") == 1:  # its optional fields were others
         schema = _required(schema)
     for problem in _problems(report, schema, ""):

@@ -7,21 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
-from pwoa_cli.reports import escapes, search
-from pwoa_cli.reports.numbers import (
-    duration,
-    percent_of_weights,
-    radius,
-    ratio,
-    scaled,
-    size,
-    with_interval,
-)
+from pwoa_cli.reports import curve, escapes, search
+from pwoa_cli.reports.numbers import duration, percent_of_weights, radius, ratio, scaled, size, with_interval
 
-# --- the numbers, each kind in one form ---------------------------------------------------------------
-
-
-# --- showing a report ---------------------------------------------------------------
 
 def scores(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
     """Heading and scores of each model: accuracy of one, or teacher and pruned, or several by their names."""
@@ -115,7 +103,8 @@ def is_unfinished(report: Mapping[str, Any]) -> bool:
 def falls_short(report: Mapping[str, Any]) -> bool:
     """Whether an attack that was asked for has no figure: time did not suffice, or it had no gradient."""
     asked, found = report.get("attacks", ()), scores(report).values()
-    return is_unfinished(report) or any(name not in column for name in asked for column in found)
+    return bool(is_unfinished(report) or curve.unfinished(report)
+                or any(name not in column for name in asked for column in found))
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -135,7 +124,7 @@ def summary(report: Mapping[str, Any]) -> str:
     if left:
         parts.append(f"unfinished: {', '.join(left)}")
     if "size" in report:
-        parts.append(f"file {_times(report['size']['dense_bytes'], report['size']['file_bytes'])}")
+        parts.append(f"file {times(report['size']['dense_bytes'], report['size']['file_bytes'])}")
     return ("Unreliable: " if _doubted(report) else "") + ", ".join(parts) + "."
 
 
@@ -148,7 +137,7 @@ def _summary_of_several(report: Mapping[str, Any]) -> str:
     return f"{name}: {', '.join(parts)}."
 
 
-def _times(dense: float, file: float) -> str:
+def times(dense: float, file: float) -> str:
     """8.65 times smaller, or 1.20 times larger."""
     return f"{ratio(dense, file)} times smaller" if file <= dense else f"{ratio(file, dense)} times larger"
 
@@ -250,7 +239,7 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights",
          f"{sparsity['nonzero']:,} of {sparsity['total']:,} nonzero, in {len(sparsity['layers'])} layers"),
         ("file",
-         f"{size(file['file_bytes'])}: {_times(file['dense_bytes'], file['file_bytes'])} than dense "
+         f"{size(file['file_bytes'])}: {times(file['dense_bytes'], file['file_bytes'])} than dense "
          f"({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the entropy "
          f"limit ({size(file['limit_bytes'])})"),
         ("MACs", f"{scaled(macs['dense'])}, of which {scaled(macs['nonzero'])} with nonzero weights; torch "
@@ -281,6 +270,15 @@ def _of_class(score: Mapping[str, Any] | None, n: int) -> str:
     return _short(score) + (f" ({score['n']})" if score and score["n"] != n else "")
 
 
+def more_tables(report: Mapping[str, Any]) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]], str]]:
+    """Title, head, rows and caption of each table that only some reports have."""
+    over_eps, points = curve.table(report)
+    return [*([(curve.TITLE, over_eps, points, curve.CAPTION)] if points else []),
+            *((title, head, body, "") for title, (head, *body) in class_tables(report).items()),
+            *([("The way there", search.HEAD, search.rows(report["search"]),
+                search.caption(report["search"]))] if "search" in report else [])]
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """A report or an evaluation as one Markdown document."""
     lines = [f"# {inline(headline(report))}", "", inline(summary(report)), ""]
@@ -292,11 +290,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [inline(caption(report)), ""]
     lines += [f"- {inline(label)}: {inline(text)}" for label, text in facts(report)]
     lines += [f"- note: {inline(note)}" for note in report["notes"]]
-    for title, (head, *body) in class_tables(report).items():
-        lines += ["", f"## {inline(title)}", "", *markdown_table(head, body)]
-    if "search" in report:
-        lines += ["", "## The way there", "", *markdown_table(search.HEAD, search.rows(report["search"])), "",
-                  inline(search.caption(report["search"]))]
+    for title, head, cells, below in more_tables(report):
+        lines += ["", f"## {inline(title)}", "", *markdown_table(head, cells)]
+        lines += ["", inline(below)] if below else []
     if "sparsity" in report:
         layers = [(layer["name"], "x".join(map(str, layer["shape"])), f"{layer['nonzero']:,}",
                    f"{layer['total']:,}",
@@ -333,12 +329,9 @@ def table(report: Mapping[str, Any]) -> Any:
     figures = _by_attack(report) if "reference" in report else _by_model(report)
     parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", figures, "",
              text_cell(caption(report), "dim"), "", costs]
-    if "search" in report:
-        way = _plain_table(search.HEAD, search.rows(report["search"]))
-        parts += ["", text_cell("The way there", "bold"), way,
-                  text_cell(search.caption(report["search"]), "dim")]
-    for title, (head, *body) in class_tables(report).items():
+    for title, head, body, below in more_tables(report):
         parts += ["", text_cell(title, "bold"), _plain_table(head, body)]
+        parts += [text_cell(below, "dim")] if below else []
     return Group(*parts)
 
 

@@ -76,7 +76,8 @@ def estimate(job: Job, *, say: Say) -> Estimate:
         for name, seconds in _of_model(model, x, part, short, chosen, job).items():
             before = total.get(name, 0.0)
             total[name] = None if seconds is None or before is None else before + seconds
-    return Estimate(total, part)
+    times = len(job.radii) or 1  # each point of a curve is an evaluation of its own
+    return Estimate({name: seconds and seconds * times for name, seconds in total.items()}, part)
 
 
 def _part(models: Sequence[nn.Module], x: View, passes: int) -> int:

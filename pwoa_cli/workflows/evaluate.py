@@ -3,7 +3,8 @@ result.
 
 `pwoa prune` ends with the same measurement.
 """
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ from pwoa_cli import attacks
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.data.choices import Choices
-from pwoa_cli.data.samples import samples
-from pwoa_cli.evaluation import sample_file, units
-from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
+from pwoa_cli.data.samples import View, samples
+from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation import sample_file, security_curve, units
+from pwoa_cli.evaluation.comparison import compare, findings, measure, notes, told
 from pwoa_cli.evaluation.evaluate import BLOCK
 from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinished_json
 from pwoa_cli.evaluation.units import Unfinished
@@ -30,8 +32,9 @@ from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.progress import Progress, Say
-from pwoa_cli.reports import schema
+from pwoa_cli.reports import curve, schema
 from pwoa_cli.reports.gates import Gate, judged, resolved
+from pwoa_cli.reports.numbers import radius
 from pwoa_cli.reports.write import write
 from pwoa_cli.workflows import finished_run
 from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
@@ -54,6 +57,7 @@ class Request:
     choices: Choices = field(default_factory=Choices)
     norm: str | None = None
     eps: str | None = None
+    curve: str | None = None  # radii of a security curve: "0,2/255,8/255"
     n: int = 1000
     seed: int = 0
     batch_size: int | None = None
@@ -84,6 +88,11 @@ class Job:
     def models(self) -> dict[str, nn.Module]:
         """The networks, by the names of `loaded`."""
         return {who: loaded.model for who, loaded in self.loaded.items()}
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Those at which the attacks are run; the threat's own alone where no curve was asked for."""
+        return _radii(self.request, self.subject)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +149,16 @@ def _check(request: Request, subject: Subject) -> None:
     """Raises: InputError if the attacks do not know the norm, or the data has fewer samples."""
     attacks.check_norm(attacks.parse(request.attacks), subject.norm)
     samples(subject.dataset, request.n, seed=request.seed)
+    _radii(request, subject)
+
+
+def _radii(request: Request, subject: Subject) -> tuple[float, ...]:
+    if request.curve is None:
+        return () if subject.eps is None else (subject.eps,)
+    if subject.norm is None or subject.eps is None or not attacks.parse(request.attacks):
+        raise InputError("--curve is accuracy under attack over eps, but no attack is named.",
+                         hint="For example: --attacks pgd,cw")
+    return security_curve.radii(request.curve, norm=subject.norm, threat=subject.eps)
 
 
 def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
@@ -160,11 +179,11 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     """Attack the model, and what it is compared with on the same samples."""
     request, subject = job.request, job.subject
     x = samples(subject.dataset, request.n, seed=request.seed)
+    at = _measuring(job, x, progress=progress, say=say)
     try:
-        found = measure(job.models, x, norm=subject.norm, eps=subject.eps, attack_names=request.attacks,
-                        seed=request.seed, batch_size=request.batch_size,
-                        progress=progress, say=say, seconds=request.max_seconds,
-                        keep_inputs=request.keep_inputs, unfinished=partial(_unfinished, job, say=say))
+        found = at(subject.eps, keep_inputs=request.keep_inputs)
+        over_eps = {} if request.curve is None else security_curve.measured_at(
+            job.radii, found, at, at=subject.eps)
     finally:
         for kept in job.kept:
             kept.tidy()
@@ -178,14 +197,20 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     seconds = {f"{who} {name}" if several else name: s for who, scores in found.items()
                for name, s in _seconds(scores).items()}
     labels = x.labels.cpu()
+    threat = float(subject.eps or 0)
+    points = security_curve.points(over_eps, at=threat) if over_eps else None
+    rises = [doubt for doubt in security_curve.doubts(over_eps).get(threat, [])
+             if doubt["check"] == "curve-rises"]
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
     models = {who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
               for who, loaded in job.loaded.items()}
     common: dict[str, Any] = dict(
         norm=subject.norm, eps=subject.eps, seconds=seconds,
         environment=environment(device=job.device, seed=request.seed),
-        notes=[*_late(found, job), *data_notes(subject), *notes(found)], findings=findings(found),
-        classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],
+        notes=[*_late(found, job), *_late_curve(points or (), job), *data_notes(subject), *notes(found),
+               *told(rises), *curve.doubts(points or ())],
+        findings=[*findings(found), *rises],
+        curve=points, classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],
         unfinished={who: unfinished_json(scores, request.n) for who, scores in found.items()},
         data=data_fields(subject, n=request.n, seed=request.seed))
     if job.several:
@@ -200,6 +225,26 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     return Outcome(result, found, x.index, labels)
 
 
+def _measuring(job: Job, x: View, *, progress: Progress, say: Say) -> Callable[..., dict[str, Evaluation]]:
+    """What measures the models at a radius: all radii share the time of --max-seconds, the threat's own comes
+    first."""
+    request, start = job.request, time.monotonic()
+
+    def at(eps: float | None, *, keep_inputs: bool = False) -> dict[str, Evaluation]:
+        where = "" if eps == job.subject.eps else f"at eps {radius(eps or 0)}, "
+
+        def tell(phase: str, done: int, total: int, text: str = "") -> None:
+            progress(phase, done, total, (where + text).rstrip(", "))
+
+        left = None if request.max_seconds is None else max(
+            0.0, request.max_seconds - (time.monotonic() - start))
+        return measure(job.models, x, norm=job.subject.norm, eps=eps, attack_names=request.attacks,
+                       seed=request.seed, batch_size=request.batch_size, progress=tell, say=say, seconds=left,
+                       keep_inputs=keep_inputs, unfinished=partial(_unfinished, job, eps=eps, say=say))
+
+    return at
+
+
 def _of_several(several: Several, found: Mapping[str, Evaluation], models: Mapping[str, dict[str, Any]],
                 common: Mapping[str, Any]) -> dict[str, Any]:
     """The report of one table, each model's drop against the reference, paired."""
@@ -212,14 +257,14 @@ def _of_several(several: Several, found: Mapping[str, Evaluation], models: Mappi
                                 **dict(common) | {"notes": [*several.notes, *common["notes"]]})
 
 
-def _unfinished(job: Job, who: str, sha256: str, *, say: Say) -> Unfinished | None:
+def _unfinished(job: Job, who: str, sha256: str, *, eps: float | None, say: Say) -> Unfinished | None:
     """Where the finished parts of this very evaluation are kept; None, with a warning, where nothing can be
     written."""
     loaded = job.loaded[who]
     reading = (loaded.arch, sorted(loaded.arch_options.items()), loaded.normalisation.mean,
                loaded.normalisation.std)
     own = units.of_folder(Path(loaded.arch.partition(":")[0])) if is_file(loaded.arch) else ""
-    key = units.key(loaded.model, who, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK,
+    key = units.key(loaded.model, who, sha256, job.subject.norm, eps, job.request.seed, BLOCK,
                     job.device, reading, own, units.code())
     kept = Unfinished(run_folder.UNFINISHED / key, reuse=job.request.resume)
     if why := kept.fault():
@@ -258,6 +303,13 @@ def _late(found: Mapping[str, Evaluation], job: Job) -> list[str]:
     return sentences
 
 
+def _late_curve(points: Sequence[Mapping[str, Any]], job: Job) -> list[str]:
+    """At which radii time did not suffice for a point of the curve."""
+    left = ", ".join(radius(eps) for eps in curve.unfinished({"curve": points}))
+    return [f"the curve is unfinished at eps {left}: stopped after {job.request.max_seconds:g} s. The same "
+            "command with --resume goes on."] if left else []
+
+
 def keep(outcome: Outcome, *, folder: Path | None, saved: Path | None) -> None:
     """Write what was asked for, whichever can be written.
 
@@ -269,14 +321,17 @@ def keep(outcome: Outcome, *, folder: Path | None, saved: Path | None) -> None:
     writes = [partial(save, saved, inputs=True)] if saved else []
     if folder:
         folder.mkdir(parents=True, exist_ok=True)  # it may have been removed while the attacks ran
-        writes = [partial(save, folder / "samples.npz", inputs=False),
+        own = folder / "samples.npz"
+        there = saved is not None and saved.resolve() == own.resolve()
+        writes = [*([] if there else [partial(save, own, inputs=False)]),
                   partial(write, folder, outcome.result), *writes]
     each(*writes)
 
 
 def forget(outcome: Outcome, job: Job) -> None:
     """Remove what was kept for --resume, where the figures are shown or written, unless time ran out."""
-    if not any(evaluation.unfinished for evaluation in outcome.found.values()):
+    if not any(evaluation.unfinished for evaluation in outcome.found.values()
+               ) and not curve.unfinished(outcome.result):
         for kept in job.kept:
             kept.clear()
 

@@ -43,6 +43,8 @@ def npy(shape, *, dtype="|u1", values=b""):
     ("a.npy", npy((2,), dtype="|O", values=bytes(16)), "dtype object"),
     ("a.npy", npy((2**50,), dtype="|S0"), "expected numbers or text"),
     ("a.npy", npy((2,), values=b"abc"), "has 3 bytes"),
+    ("a.npy", npy((2,), dtype="<U1", values=b"a\0\0\0\0\0\x11\0"), "holds text with 1114112"),
+    ("a.npy", npy((1,), dtype=">U1", values=b"\x01\0\0\0"), "holds text with 16777216"),
     ("a.npy", b"\x93NUMPY\x09\0" + bytes(99), "version")])
 def test_what_is_no_array_is_refused(tmp_path, name, content, said):
     with pytest.raises((ValueError, EOFError), match=said):

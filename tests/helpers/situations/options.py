@@ -19,6 +19,8 @@ typed("workflows/prune_job.py:prepare: For", [*DRY, "--structure", "filters"])
 typed(
     "workflows/setup.py:_threat", ["eval", "model.pt", "--data", "tiny.npz", "--n", "20", "--attacks", "fgsm"]
 )
+typed("evaluation/security_curve.py:radii", [*EVAL, "--curve", "0.1,,0.2", "--dry-run"])
+typed("workflows/evaluate.py:_radii", [*EVAL[:-1], "clean", "--curve", "0.1", "--dry-run"])
 typed("attacks/__init__.py:parse: One", [*EVAL[:-1], "fgsm,,pgd"], "--attacks pgd,cw,aa", "--attacks pgd,cw")
 
 

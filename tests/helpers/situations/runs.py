@@ -1,5 +1,6 @@
 """Hints on runs: what is pruned and how, teachers, reports, configurations, what broke."""
 
+import importlib.util
 import json
 import shlex
 import shutil
@@ -10,11 +11,44 @@ from torch import nn
 
 from helpers import small_models as small
 from helpers.cli_world import PRUNE, TINY
+from helpers.pages import Page
 from helpers.situations import DRY, EVAL, followed, in_files, prints, typed, without
 from helpers.situations.files import raises, weights
+from pwoa_cli.files import run_folder
 
 JOB, WEIGHTS, SETUP = "workflows/prune_job.py:", "workflows/prune_weights.py:", "workflows/setup.py:"
 FINISHED = "workflows/finished_run.py:"
+
+
+
+@prints("reports/page.py:check_installed")
+def a_page_without_its_extra(tool):
+    there = importlib.util.find_spec
+    with tool.patch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None if name == "jinja2" else there(name))
+        assert tool.refused("report", "--html", "a.html") == "pip install 'pwoa-cli[report]'"
+    tool.works("report", "--html", "a.html")
+
+
+@prints("reports/dossier.py:_bench", "reports/pictures.py:of")
+def a_page_beside_damaged_files(tool):
+    """Said on the page, as the report itself is whole."""
+    run = str(run_folder.newest())
+    again = ["eval", run, "--attacks", "fgsm", "--n", "20", "--out", f"{run}/eval"]
+    tool.works(*again)
+    for name in ("bench.json", "eval/samples.npz"):
+        Path(run, name).write_text("{")
+    tool.works("report", "--html", "a.html")
+    said = Page(Path("a.html").read_text()).words
+    assert "Make it again: pwoa bench RUN --json > RUN/bench.json" in said
+    assert "Make it again: pwoa eval RUN --attacks pgd,cw --out DIR --save-samples DIR/samples.npz" in said
+    words = ("bench", run, "--seconds", "0.01", "--batch", "1", "--runtimes", "eager", "--json")
+    Path(run, "bench.json").write_text(tool.run(*words)[1])
+    tool.works(*again[:-1], f"{run}/new", "--save-samples", f"{run}/new/samples.npz")
+    shutil.rmtree(f"{run}/eval")
+    tool.works("report", "--html", "a.html")
+    assert "Left out" not in Page(Path("a.html").read_text()).words
+
 
 typed(
     JOB + "_check_structure: --set start",
@@ -284,7 +318,7 @@ def configurations(tool):
     "files/plain.py:read_json: Name",
     "reports/schema.py:validate",
     "reports/schema.py:read",
-    "reports/schema.py:_check",
+    "reports/schema.py:check",
 )
 def runs_that_are_none_or_changed(tool):
     (run,) = Path("pwoa-runs").glob("*")
