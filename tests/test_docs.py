@@ -43,6 +43,7 @@ ELSEWHERE = {
     "git clone ADDRESS": "needs the network; a clone is what CI begins with",
     "pip install ./examples/plugin": "tests/attacks/test_plugins.py loads it",
     "pip install .": "make wheel-test, and tests/test_packaging.py",
+    "pip install 'pwoa-cli[report]'": "the tests have it; without it: tests/cli/test_report_html.py",
     "make ": "CI calls them, or a person; that there is such a target is tried here",
     "--attacks noise,pgd": "needs the plug-in installed: tests/attacks/test_plugins.py",
     "examples/benchmarks/": "minutes to hours; that it has these options is tried here",
@@ -61,6 +62,7 @@ def elsewhere(example):
 def words(example):
     """What a shell would hand to pwoa."""
     typed = shlex.split(example.text.removeprefix(".venv/bin/"))[1:]
+    typed = typed[:typed.index(">")] if ">" in typed else typed  # a test sees it as output
     typed = [path for word in typed for path in sorted(glob.glob(word)) or [PLACES.get(word, word)]]
     if LONG or any(option in typed for option in OWN):
         return typed + (["--dry-run"] if BIG in example.text else [])

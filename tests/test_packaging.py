@@ -71,7 +71,7 @@ def test_the_wheel_says_what_it_is(wheel):
         zipfile.ZipFile(wheel).read(f"pwoa_cli-{VERSION}.dist-info/METADATA"))
     assert (info["Name"], info["Version"], info["License-Expression"]) == ("pwoa-cli", VERSION, "MIT")
     assert info["Requires-Python"] == ">=3.11" and "Typing :: Typed" in info.get_all("Classifier")
-    assert set(info.get_all("Provides-Extra")) == {"test", "bench", "onnx", "docs"}
+    assert set(info.get_all("Provides-Extra")) == {"test", "bench", "onnx", "docs", "report"}
     assert info.get_payload().startswith("# pwoa\n")
 
 
