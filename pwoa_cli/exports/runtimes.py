@@ -14,6 +14,7 @@ from pwoa_cli.exports import onnx
 from pwoa_cli.machine.devices import multiplies_bf16
 
 Ready = Callable[[], object]
+COMPILED = 1000  # models and batch sizes in a process
 
 
 class Unavailable(Exception):
@@ -33,9 +34,13 @@ def channels_last(model: nn.Module, x: Tensor) -> Ready:
 
 
 def compiled(model: nn.Module, x: Tensor) -> Ready:
-    """torch.compile with its default mode."""
-    fast = torch.compile(deepcopy(model))
-    with warnings.catch_warnings(action="ignore"):
+    """torch.compile with its default mode, for this size of batch."""
+    import torch._dynamo.config as limits
+
+    fast = torch.compile(deepcopy(model), dynamic=False)
+    # beyond a few models and sizes it would quietly leave the rest as it is
+    with (torch.no_grad(), warnings.catch_warnings(action="ignore"),
+          limits.patch(cache_size_limit=COMPILED, accumulated_cache_size_limit=COMPILED)):
         fast(x)
     return lambda: fast(x)
 
@@ -73,8 +78,9 @@ def openvino(model: nn.Module, x: Tensor) -> Ready:
         raise Unavailable("pip install openvino")
     import openvino as ov
 
-    made = ov.compile_model(ov.convert_model(deepcopy(model), example_input=x), "CPU",
-                            {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    with warnings.catch_warnings(action="ignore"):  # of what it asks of torch
+        converted = ov.convert_model(deepcopy(model), example_input=x)
+    made = ov.compile_model(converted, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
     array = x.numpy()
     return lambda: made(array)
 
