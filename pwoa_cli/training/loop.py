@@ -75,8 +75,7 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None],
         every: int = 20, restarted: Say = lambda text: None, keep: Keep = lambda step, position: None,
         earlier: Mapping[str, Any] | None = None) -> State:
-    """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of
-    each term over the steps that have it (mixed batches have no label term).
+    """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps.
 
     Args: state: of `begin`, with `earlier` too. keep: see Keep; positions hold what `to_dict` says. earlier:
     the position where a run of this very plan was stopped: this one ends as that would have, bit for bit on

@@ -260,8 +260,6 @@ _NEEDS = (
     _Need("clean_weight", 0, lambda r: r.alpha > 0, "is relative to alpha, which is 0", "alpha = 1"),
     _Need("noise_clean", 0, lambda r: r.noise != "none", "leaves images without noise, but there is none",
           "noise = 'blocks'"),
-    _Need("lambda_y", 0, lambda r: r.cutmix + r.mixup < 1,
-          "asks for labels, but every batch is mixed and has none", "cutmix = 0.5"),
     _Need("bn_inputs", "varied", lambda r: r.bn_reestimate > 0,
           "names the images of bn_reestimate, which is 0", "bn_reestimate = 100"),
     _Need("ema", 0, lambda r: r.sparsify < 1, "averages over the second phase, but sparsify = 1 leaves none",

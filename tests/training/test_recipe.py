@@ -98,8 +98,6 @@ def test_shipped_recipes_are_valid(name, data, network, images):
     ({"sparsify": "1.5"}, "sparsify = 1.5, expected a number at most 1", "sparsify"),
     ({"noise": "none", "noise_clean": "0.5"},
      "noise_clean = 0.5 leaves images without noise, but there is none", "noise = 'blocks'"),
-    ({"lambda_y": "1", "cutmix": "0.5", "mixup": "0.5"},
-     "lambda_y = 1.0 asks for labels, but every batch is mixed", "cutmix = 0.5"),
     ({"bn_inputs": "clean"}, "bn_inputs = 'clean' names the images of bn_reestimate, which is 0",
      "bn_reestimate = 100"),
     ({"ema": "0.9", "sparsify": "1"},

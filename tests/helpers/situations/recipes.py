@@ -75,7 +75,6 @@ NEEDS = (
     "noise = 'none', noise_scale = 0, noise_clean = 0, neighbour_weight = 0.5",
     "alpha = 0, logit_weight = 1, noise = 'blocks', noise_scale = 1, clean_weight = 0.5",
     "noise = 'none', noise_clean = 0.5, clean_weight = 0, neighbour_weight = 0",
-    "cutmix = 1, mixup = 0, lambda_y = 1",
     "bn_reestimate = 0, bn_inputs = 'plain'",
     "sparsify = 1, ema = 0.9",
     "method = 'admm', start = 'obs'",
