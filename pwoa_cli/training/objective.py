@@ -22,6 +22,8 @@ from pwoa_cli.losses import distill, hsic
 from pwoa_cli.networks.layers import capture
 from pwoa_cli.training.recipe import Recipe
 
+BOTTLENECK = ("hsic_x", "hsic_y")  # terms of HSIC
+
 
 class Batch(NamedTuple):
     """x: images (B, C, H, W) that both models see; clean: the same without noise; labels: (B,) int64; soft:
@@ -49,6 +51,15 @@ def weights(recipe: Recipe) -> dict[str, float]:
             "neighbour": recipe.neighbour_weight, "hidden": recipe.hidden_weight,
             "explain": recipe.explain_weight,
             "hsic_x": recipe.lambda_x, "hsic_y": -recipe.lambda_y, "admm": 1.0}
+
+
+def at_step(recipe: Recipe, now: int) -> Recipe:
+    """The recipe as it counts in step `now`: HSIC in every hsic_every-th step with so many times its weight,
+    and not in the others. Its gradient is the same on average over the batches, at a fraction of the time."""
+    if recipe.hsic_every == 1:
+        return recipe
+    factor = 0 if now % recipe.hsic_every else recipe.hsic_every
+    return replace(recipe, lambda_x=factor * recipe.lambda_x, lambda_y=factor * recipe.lambda_y)
 
 
 def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Sequence[str], batch: Batch,

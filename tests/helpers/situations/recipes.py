@@ -77,6 +77,7 @@ NEEDS = (
     "noise = 'none', noise_clean = 0.5, clean_weight = 0, neighbour_weight = 0",
     "bn_reestimate = 0, bn_inputs = 'plain'",
     "sparsify = 1, ema = 0.9",
+    "lambda_x = 0, lambda_y = 0, hsic_every = 4",
     "method = 'admm', start = 'obs'",
     "method = 'admm', regrow = 0.5",
     "start = 'obs', regrow = 0.5",
