@@ -334,7 +334,8 @@ def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
                              hint="--set hidden=auto, inner or another pattern of module names"
                              if recipe.hidden != "auto"
                              else " ".join(f"--set {name}=0" for name in asked)) from None
-    without = replace(recipe, hidden_weight=0.0, explain_weight=0.0, lambda_x=0.0, lambda_y=0.0)
+    without = replace(recipe, hidden_weight=0.0, explain_weight=0.0, lambda_x=0.0, lambda_y=0.0,
+                      hsic_every=1)
     return check(without, where="recipe for a network without hidden layers"), ()
 
 

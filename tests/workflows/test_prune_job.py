@@ -61,6 +61,9 @@ def test_a_network_without_hidden_layers_is_distilled_from_its_logits(tmp_path):
     report, said = run_in(tmp_path / "run", "one.pt", arch="one.py:net")
     assert NO_HIDDEN in said and report["recipe"]["hidden_weight"] == 0
     assert report["student"]["clean"]["accuracy"] > 0.9
+    Path("mine.toml").write_text("alpha = 1\nlambda_x = 1e-3\nlambda_y = 1e-3\nhsic_every = 4\n")
+    report, _ = run_in(tmp_path / "mine", "one.pt", arch="one.py:net", recipe="mine.toml")
+    assert [report["recipe"][name] for name in ("lambda_x", "lambda_y", "hsic_every")] == [0, 0, 1]
     for asked in ({"hidden": "inner"}, {"hidden": "auto", "hidden_weight": "2"}, {"lambda_x": "1e-3"}):
         assert "no hidden layer" in refused("one.pt", arch="one.py:net", overrides=FAST | asked)
     message = refused("one.pt", arch="one.py:net", overrides=FAST | {"alpha": "0"})
