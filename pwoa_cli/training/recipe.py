@@ -134,6 +134,11 @@ def noise_scales(recipe: Recipe, *, eps: float) -> dict[str, float]:
             for kind in recipe.noise.split("+") if kind != "none"}
 
 
+def without_hsic(recipe: Recipe) -> Recipe:
+    """The recipe without the bottleneck's terms."""
+    return replace(recipe, lambda_x=0.0, lambda_y=0.0, hsic_every=1)
+
+
 def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | None = None,
                 overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe for a data set name and kinds of network and images, with `overrides` (field: value or text)

@@ -70,6 +70,19 @@ def test_a_network_without_hidden_layers_is_distilled_from_its_logits(tmp_path):
     assert "nothing to learn from the teacher" in message
 
 
+def test_a_recipe_s_bottleneck_yields_to_a_single_training_image(tmp_path):
+    """Asked for on the command line it is refused, as kernels compare images."""
+    small.write_npz("whole.npz")
+    with np.load("whole.npz") as file:
+        np.savez("one.npz", **{k: file[k][:1] if "train" in k else file[k] for k in file.files})
+    Path("mine.toml").write_text("alpha = 1\nepochs = 2\nbatch_size = 8\nlambda_x = 1e-3\nhsic_every = 4\n")
+    report, said = run_in(tmp_path / "mine", data="one.npz", recipe="mine.toml", overrides={})
+    assert "note: there is one training image: HSIC, which compares images, is left out" in said
+    assert [report["recipe"][name] for name in ("lambda_x", "hsic_every")] == [0, 1]
+    message = refused(data="one.npz", recipe="mine.toml", overrides={"lambda_y": "0.1"})
+    assert "there is one training image" in message
+
+
 def black(path):
     """The background of the images set to 0."""
     arrays = dict(np.load(path))
