@@ -53,7 +53,8 @@ def test_the_share_of_hsic_is_the_median_of_what_the_log_has(tmp_path, monkeypat
 
 
 def test_without_hsic_no_share_is_said(tmp_path):
-    made, _ = run_in(tmp_path / "run")
+    made, _ = run_in(tmp_path / "run", overrides=FAST | {"lambda_x": "0", "lambda_y": "0"})
+    assert made["recipe"]["hsic_every"] == 1
     assert made["recipe"]["trained"].keys() == {"epochs", "steps"}
     assert "HSIC" not in dict(tables.facts(made))
 
