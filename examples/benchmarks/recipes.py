@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from pwoa_cli.evaluation.intervals import wilson
 from pwoa_cli.losses import distill
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import read_recipe
+from pwoa_cli.training.state import State
 from pwoa_cli.workflows import prune
 from pwoa_cli.workflows.prune_job import Request, prepare
 from pwoa_cli.workflows.setup import open_subject
@@ -126,14 +128,21 @@ def filled(args: argparse.Namespace, row: Row) -> Row:
     change = None if args.test else lambda found: held_out(found, args.held_out)
     job = prepare(request, say=lambda text: None, change_data=change)
     start = time.perf_counter()
-    student = prune.fit(job, note=lambda state, losses: None) if row["sparsity"] else job.subject.model
+    shares: list[float] = []
+
+    def note(_state: State, losses: dict[str, float]) -> None:
+        if "hsic_share" in losses:
+            shares.append(losses["hsic_share"])
+
+    student = prune.fit(job, note=note) if row["sparsity"] else job.subject.model
     seconds = time.perf_counter() - start
     x = samples(job.subject.dataset, args.n, seed=row["seed"])
     results = evaluate(student, x, x.labels, attacks=args.attacks, norm=job.subject.norm, eps=job.subject.eps,
                        seed=row["seed"])
     percent = {name: round(100 * r.accuracy, 2) for name, r in results.items()}
     return row | percent | {"kl": round(divergence(student, job.teacher.model, x[:]), 4),
-                            "seconds": round(seconds, 1)}
+                            "seconds": round(seconds, 1)} | (
+        {"hsic_share": round(statistics.median(shares), 5)} if shares else {})
 
 
 def divergence(student: torch.nn.Module, teacher: torch.nn.Module, x: torch.Tensor, *,

@@ -1,8 +1,8 @@
 """Normalised HSIC of a batch: nHSIC(a, b) = tr(R_a R_b), R = K~ (K~ + eps m I)^-1, K~ = H K H, H = I - 11'/m.
 
 Fukumizu et al. 2007 (eq. 4, the normalised cross-covariance operator); Jian et al. 2022, eq. 2-4. Gaussian
-kernel exp(-|a_i - a_j|^2 / (2 sigma^2 d)) on inputs and hidden layers, linear kernel on one-hot labels, eps =
-1e-5.
+kernel exp(-|a_i - a_j|^2 / (2 sigma^2 d)) on inputs and hidden layers, linear kernel on one-hot or soft
+labels, eps = 1e-5.
 
 Since R = I - c (K~ + c I)^-1 with c = eps m, one Cholesky factor per kernel gives R and, as dR = c A^-1 dK~
 A^-1, its gradient too. The authors write K H for K~ and invert it explicitly: the same trace, in exact
@@ -103,10 +103,10 @@ def gaussian_kernel(features: Tensor, *, sigma: float) -> Tensor:
 
 
 def linear_kernel(labels: Tensor, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Kernel matrix (B, B) of labels (B,) int64: 1 where two labels agree (inner products of one-hot
-    vectors)."""
-    one_hot = torch.nn.functional.one_hot(labels, num_classes).to(dtype)
-    return one_hot @ one_hot.T
+    """Kernel matrix (B, B) of inner products of labels (B,) int64 as one-hot vectors, 1 where two agree, or
+    of soft labels (B, K), shares of K classes."""
+    hot = (labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, num_classes)).to(dtype)
+    return hot @ hot.T
 
 
 def resolvent(kernel: Tensor) -> Tensor:
@@ -128,8 +128,8 @@ def bottleneck(inputs: Tensor, labels: Tensor, hidden: Sequence[Tensor], *, num_
                sigma: float) -> tuple[Tensor, Tensor]:
     """nHSIC(x, z_j) and nHSIC(y, z_j) of every hidden layer: two tensors (M,), differentiable in `hidden`.
 
-    Args: inputs: (B, ...) natural images. labels: (B,) int64. hidden: M tensors (B, ...), any shapes. sigma:
-    > 0.
+    Args: inputs: (B, ...) natural images. labels: (B,) int64, or soft ones (B, K). hidden: M tensors
+    (B, ...), any shapes. sigma: > 0.
     Raises: ValueError if B < 2 or a batch size differs.
     """
     batch = len(inputs)

@@ -88,6 +88,8 @@ DESCRIPTIONS = {
     "macs": "multiplications for one image", "dense": "with all weights",
     "macs.nonzero": "with nonzero weights",
     "recipe": "the recipe's fields, all of them", "recipe.name": "default, paper, or a file",
+    "trained": "what became of them", "trained.epochs": "of all phases", "trained.steps": "of all phases",
+    "hsic_share": "norm of the HSIC terms' gradient over that of the whole loss's, median over training",
     "command": "what was typed, by option",
 }
 

@@ -70,7 +70,7 @@ SCHEMA = COMMON | {
     "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
     "macs": {"dense": int, "nonzero": int},
     "teacher": SCORES, "student": SCORES, "drop": DROPS,
-    "recipe": {"name": str},
+    "recipe": {"name": str, "trained?": {"epochs": NUMBER, "steps": int, "hsic_share?": NUMBER}},
     "command?": {"*": ANY},
     # of `pwoa prune --max-loss`: how the sparsity was found, on training images held out
     "search?": {"max_loss": NUMBER, "attack": str, "held_out": int, "unreachable": [NUMBER],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
-from pwoa_cli.reports import curve, escapes, search
+from pwoa_cli.reports import curve, escapes, search, training
 from pwoa_cli.reports.numbers import duration, percent_of_weights, radius, ratio, scaled, size, with_interval
 
 
@@ -183,8 +183,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("time", duration(sum(times.values()))))
     elif times:
         phases = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in times.items())
-        lines.append(("time",
-                      phases + (f"; together {duration(sum(times.values()))}" if len(times) > 1 else "")))
+        together = f"; together {duration(sum(times.values()))}" if len(times) > 1 else ""
+        lines.append(("time", phases + together))
     where = report["environment"]
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
     return [*lines,
@@ -231,9 +231,9 @@ def _spent_facts(scores: Mapping[str, Mapping[str, Mapping]]) -> list[tuple[str,
 def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     sparsity, file, macs = report["sparsity"], report["size"], report["macs"]
     until = ", until pwoa export --format slim" if sparsity["structure"] == "channel" else ""
+    way = [("search", search.sentence(report))] if "search" in report else []
     return [
-        *([("search", search.sentence(report))] if "search" in report else []),
-        ("sparsity",
+        *way, *training.facts(report["recipe"]), ("sparsity",
          f"{percent_of_weights(sparsity['target'])}% wanted, {percent_of_weights(sparsity['achieved'])}% "
          f"reached ({sparsity['structure']}, recipe {report['recipe']['name']})"),
         ("weights",

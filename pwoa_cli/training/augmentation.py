@@ -7,6 +7,7 @@ Legend: B images, C channels, H and W height and width; values in [0, 1].
 """
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,15 @@ def add_noise(x: Tensor, *, scales: Mapping[str, float], generator: torch.Genera
 
 # --- mixing ---------------------------------------------------------------
 
+class Mixed(NamedTuple):
+    """x: images (B, C, H, W), each mixed with that of its partner (B,); own: the share (B,) that is its own,
+    in [0, 1]."""
+
+    x: Tensor
+    partner: Tensor
+    own: Tensor
+
+
 def _inside(size: int, centre: Tensor, side: Tensor) -> Tensor:
     """(B, size): which pixels lie in an interval with centre (B,) and length (B,), both as fractions of
     `size`."""
@@ -103,27 +113,36 @@ def _inside(size: int, centre: Tensor, side: Tensor) -> Tensor:
     return (pixels[None] - centre[:, None] * size).abs() < side[:, None] * size / 2
 
 
-def cutmix(x: Tensor, *, generator: torch.Generator) -> Tensor:
+def cutmix(x: Tensor, *, generator: torch.Generator) -> Mixed:
     """Every image (B, C, H, W) with one box of its own from another image of the batch (Yun et al. 2019).
 
-    The box's area fraction is 1 - lambda, lambda ~ U(0, 1); labels are not needed, the teacher is asked about
-    the mix.
+    The box's area fraction is 1 - lambda, lambda ~ U(0, 1), less what lies outside the image; the share of
+    each image is that of its pixels.
     """
     draw = torch.rand((3, len(x)), generator=generator, device=x.device)
     side = (1 - draw[0]).sqrt()
     rows, columns = _inside(x.shape[2], draw[1], side), _inside(x.shape[3], draw[2], side)
     box = rows[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(box, x[torch.randperm(len(x), generator=generator, device=x.device)], x)
+    partner = torch.randperm(len(x), generator=generator, device=x.device)
+    return Mixed(torch.where(box, x[partner], x), partner, 1 - box.to(x).mean((1, 2, 3)))
 
 
-def mixup(x: Tensor, *, generator: torch.Generator) -> Tensor:
+def mixup(x: Tensor, *, generator: torch.Generator) -> Mixed:
     """lambda x_i + (1 - lambda) x_j, images (B, C, H, W), each with a lambda ~ U(0, 1) and a partner j of its
     own.
 
-    Zhang et al. 2018, with Beta(1, 1); as in cutmix the teacher is asked about the mix.
+    Zhang et al. 2018, with Beta(1, 1).
     """
     weight = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
-    return torch.lerp(x[torch.randperm(len(x), generator=generator, device=x.device)], x, weight)
+    partner = torch.randperm(len(x), generator=generator, device=x.device)
+    return Mixed(torch.lerp(x[partner], x, weight), partner, weight.flatten())
+
+
+def soft_labels(mixed: Mixed, labels: Tensor, *, num_classes: int) -> Tensor:
+    """(B, K): how much of each mixed image is of each of K classes, rows with sum 1. Args: labels: (B,) int64
+    of the images before they were mixed."""
+    one_hot = F.one_hot(labels, num_classes).to(mixed.own)
+    return torch.lerp(one_hot[mixed.partner], one_hot, mixed.own[:, None])
 
 
 # --- hard augmentation ---------------------------------------------------------------

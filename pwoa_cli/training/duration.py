@@ -7,6 +7,7 @@ from torch import nn
 
 from pwoa_cli.machine.memory import keep_freed_memory
 from pwoa_cli.training import loop
+from pwoa_cli.training.recipe import Recipe
 from pwoa_cli.training.state import Plan, State
 
 STEPS = 3
@@ -52,21 +53,30 @@ def measure(plan: Plan, student: nn.Module) -> Estimate:
     """Begin the plan and time its first step and then STEPS warm ones; the student is changed, so pass a
     copy.
 
-    With mix_ratio, attacked and other batches are timed apart and weighed.
+    Attacked batches and others, steps with HSIC and without are timed apart and weighed.
     """
     keep_freed_memory()
     start = time.perf_counter()
     state, _ = _timed(plan, loop.begin(plan, student))
     # with what is measured or reconstructed before the first step
     once, per_step = time.perf_counter() - start, 0.0
-    for ratio, share in ((0.0, 1 - plan.recipe.mix_ratio), (1.0, plan.recipe.mix_ratio)):
-        if share:
-            alike, seconds = replace(plan, recipe=replace(plan.recipe, mix_ratio=ratio)), []
-            for _ in range(STEPS):
-                state, taken = _timed(alike, state)
-                seconds.append(taken)
-            per_step += share * statistics.median(seconds)
+    for alike, share in _kinds(plan.recipe):
+        seconds = []
+        for _ in range(STEPS):
+            state, taken = _timed(replace(plan, recipe=alike), state)
+            seconds.append(taken)
+        per_step += share * statistics.median(seconds)
     return Estimate(once + per_step * (plan.steps - 1), per_step, plan.steps, work(plan, student))
+
+
+def _kinds(recipe: Recipe) -> list[tuple[Recipe, float]]:
+    """Recipes all of whose steps take as long as some of this one's, with the share of those."""
+    ratio, every = recipe.mix_ratio, recipe.hsic_every
+    batches = [({"mix_ratio": 0.0}, 1 - ratio), ({"mix_ratio": 1.0}, ratio)]
+    terms: list[tuple[dict[str, float], float]] = [({"hsic_every": 1}, 1 / every),
+                                                   ({"lambda_x": 0.0, "lambda_y": 0.0}, 1 - 1 / every)]
+    return [(replace(recipe, **batch, **term), of_batch * of_term)  # type: ignore[arg-type]
+            for batch, of_batch in batches for term, of_term in terms if of_batch * of_term]
 
 
 def _timed(plan: Plan, state: State) -> tuple[State, float]:

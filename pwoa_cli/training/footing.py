@@ -56,14 +56,16 @@ def _check_size(figures: Sequence[Tensor], who: str) -> None:
 
 
 def notes(plan: Plan) -> list[str]:
-    """What is odd about the training images without being an error: classes that none of them is of, a batch
-    of equal images."""
+    """What is odd about the training images without being an error: classes that none of them is of, a single
+    one, a batch of equal images."""
     found, (x, _) = [], inputs.images(plan, 0)
     absent = sorted(set(range(plan.num_classes)) - set(plan.split.labels.unique().tolist()))
     if absent:
         few = ", ".join(map(str, absent[:9])) + ", ..." * (len(absent) > 9)
         found.append(f"no training image is of class {few}: the student learns of {len(absent)} of "
                      f"{plan.num_classes} classes from the teacher's answers alone")
+    if len(plan.split) == 1:
+        found.append("there is one training image: HSIC, which compares images, is left out")
     if len(x) > 1 and torch.equal(x, x[:1].expand_as(x)):
         found.append("all images of the first batch are equal: nothing tells them apart but noise")
     return found

@@ -39,22 +39,24 @@ def images(plan: Plan, now: int) -> tuple[Tensor, Tensor]:
 
 
 def batch(plan: Plan, now: int) -> objective.Batch:
-    """Batch of this step: images varied at random, with and without noise, and labels."""
+    """Batch of this step: images varied at random, with and without noise, and labels, soft ones where images
+    are mixed."""
     recipe = plan.recipe
     x, y = images(plan, now)
     draw = generator(plan.seed, "inputs", now, device=x.device)
     x = augmentation.augment(x, plan.augment, draw)
     mixes = recipe.cutmix or recipe.mixup
     mix = torch.rand((), generator=generator(plan.seed, "mix", now)).item() if mixes else 1.0
-    if mix < recipe.cutmix:
-        x = augmentation.cutmix(x, generator=draw)
-    elif mix < recipe.cutmix + recipe.mixup:
-        x = augmentation.mixup(x, generator=draw)
+    soft = None
+    if mix < recipe.cutmix + recipe.mixup:
+        way = augmentation.cutmix if mix < recipe.cutmix else augmentation.mixup
+        mixed = way(x, generator=draw)
+        x, soft = mixed.x, augmentation.soft_labels(mixed, y, num_classes=plan.num_classes)
     # of one pixel, so that sign noise is on the ball
     eps = plan.eps if plan.norm == "linf" else plan.eps / math.sqrt(x[0].numel())
     noisy = augmentation.add_noise(x, scales=noise_scales(recipe, eps=eps), clean=recipe.noise_clean,
                                    generator=draw)
-    return objective.Batch(noisy, x, y, labels_hold=mix >= recipe.cutmix + recipe.mixup)
+    return objective.Batch(noisy, x, y, soft)
 
 
 def attacked(plan: Plan, student: nn.Module, batch: objective.Batch, now: int) -> objective.Batch:
@@ -65,7 +67,7 @@ def attacked(plan: Plan, student: nn.Module, batch: objective.Batch, now: int) -
     if torch.rand((), generator=generator(plan.seed, "attack", now)).item() >= plan.recipe.mix_ratio:
         return batch
     with torch.no_grad():
-        labels = batch.labels if batch.labels_hold else plan.teacher(batch.clean).argmax(1)
+        labels = batch.labels if batch.soft is None else plan.teacher(batch.clean).argmax(1)
     with frozen(student):
         found = gradient.pgd(student, batch.clean, labels, eps=plan.eps, norm=plan.norm, steps=ATTACK_STEPS,
                              step_size=plan.eps / 4, every_step=True,

@@ -24,7 +24,7 @@ from pwoa_cli.machine.seeds import number
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import admm
 from pwoa_cli.pruning.curves import Curve
-from pwoa_cli.training import averaging, inputs, masks, objective, schedule
+from pwoa_cli.training import averaging, force, inputs, masks, objective, schedule
 from pwoa_cli.training.masks import apply_masks, sparsity_at
 from pwoa_cli.training.recipe import Recipe
 from pwoa_cli.training.state import Plan, State, from_dict, on, optimizer_for, to_dict, weights_of
@@ -66,17 +66,18 @@ def step(plan: Plan, state: State) -> tuple[State, dict[str, Tensor]]:
         splitting = _admm_update(plan, state, state.admm)
         state = replace(state, admm=splitting)
         terms["admm"] = admm.penalty(splitting, weights_of(plan, state.student))
-    loss = _loss(plan, terms)
+    weighted = _weighted(plan, state, terms)
+    loss, share = _sum(weighted), force.share(plan, state, weighted)
     _descend(plan, state, loss)
     state = replace(state, step=state.step + 1, average=_averaged(plan, state))
-    return state, {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
+    return state, {name: value.detach() for name, value in (terms | {"loss": loss} | share).items()}
 
 
 def run(plan: Plan, state: State, *, report: Callable[[State, dict[str, float]], None],
         every: int = 20, restarted: Say = lambda text: None, keep: Keep = lambda step, position: None,
         earlier: Mapping[str, Any] | None = None) -> State:
     """Step until the plan is done; `report` gets the state and the mean losses of every `every` steps: of
-    each term over the steps that have it (mixed batches have no label term).
+    each term over the steps that have it (HSIC's may be in a few, its share of the gradient always is).
 
     Args: state: of `begin`, with `earlier` too. keep: see Keep; positions hold what `to_dict` says. earlier:
     the position where a run of this very plan was stopped: this one ends as that would have, bit for bit on
@@ -145,7 +146,7 @@ def _run(plan: Plan, state: State, trail: _Trail, *, report: Callable[[State, di
     while state.step < plan.steps:
         state, losses = step(plan, state)
         if state.step - 1 in (trail.start, pruned_hard):
-            trail.blameless = _distilled(losses)
+            trail.blameless = torch.as_tensor(_distilled(plan, losses))
         for name, value in losses.items():
             trail.seen.setdefault(name, []).append(value)
         if state.step % every == 0 or state.step in (plan.sparsify_steps, plan.steps):
@@ -167,9 +168,10 @@ def _sound(plan: Plan, state: State, trail: _Trail, *, every: int, blind: float)
         at_once = state.step - trail.start <= every and not math.isfinite(trail.seen["loss"][0].item())
         raise _Explosion(", ".join(bad), state.step, at_once=at_once)
     limit = blind * (EXPLODED_DENSE if _sparsity(plan, state) <= 0.5 else EXPLODED)
-    if _distilled(means) > max(limit, GROWN * trail.blameless.item()):
-        raise _Explosion(f"{means['loss']:.3g}", state.step, at_once=False)
-    if _distilled(means) > blind / 2 and _dead(plan, state):
+    distilled = _distilled(plan, means)
+    if distilled > max(limit, GROWN * trail.blameless.item()):
+        raise _Explosion(f"{distilled:.3g}", state.step, at_once=False)
+    if distilled > blind / 2 and _dead(plan, state):
         raise _Explosion("every image gets the same answer", state.step, at_once=False)
     return means
 
@@ -180,9 +182,12 @@ def _position(state: State, trail: _Trail) -> dict[str, Any]:
     return {"state": to_dict(state), "trail": vars(trail)}
 
 
-def _distilled(losses: Mapping[str, Any]) -> Any:
-    """The loss without the splitting's penalty, which grows with rho."""
-    return losses["loss"] - losses["admm"] if "admm" in losses else losses["loss"]
+def _distilled(plan: Plan, losses: Mapping[str, Any]) -> Any:
+    """The loss without the splitting's penalty, which grows with rho, and HSIC, which cannot explode (it lies
+    between 0 and the images of a batch) and which not every step has."""
+    weight = objective.weights(plan.recipe)
+    apart = ("admm", *objective.BOTTLENECK)
+    return sum(weight[name] * value for name, value in losses.items() if name in weight.keys() - apart)
 
 
 def finish(plan: Plan, state: State) -> None:
@@ -239,7 +244,8 @@ def _gradients(plan: Plan, state: State) -> dict[str, Tensor]:
     is."""
     weights = weights_of(plan, state.student)
     buffers = {name: b.clone() for name, b in state.student.named_buffers()}
-    slopes = torch.autograd.grad(_loss(plan, _forward(plan, state)), list(weights.values()))
+    loss = _sum(_weighted(plan, state, _forward(plan, state)))
+    slopes = torch.autograd.grad(loss, list(weights.values()))
     with torch.no_grad():
         for name, buffer in state.student.named_buffers():
             buffer.copy_(buffers[name])
@@ -274,13 +280,18 @@ def _forward(plan: Plan, state: State) -> dict[str, Tensor]:
     batch = inputs.attacked(plan, state.student, inputs.batch(plan, state.step), state.step)
     _train_mode(plan.recipe, state.student)
     torch.manual_seed(number(plan.seed, "dropout", state.step))
-    return objective.terms(plan.recipe, student=state.student, teacher=plan.teacher, hidden=plan.hidden,
-                           batch=batch, num_classes=plan.num_classes)
+    return objective.terms(objective.at_step(plan.recipe, state.step), student=state.student,
+                           teacher=plan.teacher, hidden=plan.hidden, batch=batch,
+                           num_classes=plan.num_classes)
 
 
-def _loss(plan: Plan, terms: Mapping[str, Tensor]) -> Tensor:
-    weight = objective.weights(plan.recipe)
-    total = sum(weight[name] * value for name, value in terms.items())
+def _weighted(plan: Plan, state: State, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weight = objective.weights(objective.at_step(plan.recipe, state.step))
+    return {name: weight[name] * value for name, value in terms.items()}
+
+
+def _sum(weighted: Mapping[str, Tensor]) -> Tensor:
+    total = sum(weighted.values())
     assert isinstance(total, Tensor)  # `Recipe` refuses to teach nothing
     return total
 

@@ -22,15 +22,17 @@ from pwoa_cli.losses import distill, hsic
 from pwoa_cli.networks.layers import capture
 from pwoa_cli.training.recipe import Recipe
 
+BOTTLENECK = ("hsic_x", "hsic_y")  # terms of HSIC
+
 
 class Batch(NamedTuple):
-    """x: images (B, C, H, W) that both models see; clean: the same without noise; labels: (B,) int64;
-    labels_hold: whether they still describe the images (those of mixed images do not)."""
+    """x: images (B, C, H, W) that both models see; clean: the same without noise; labels: (B,) int64; soft:
+    of mixed images, which no label describes, how much of each is of each class, (B, K), else None."""
 
     x: Tensor
     clean: Tensor
     labels: Tensor
-    labels_hold: bool
+    soft: Tensor | None = None
 
 
 class _Seen(NamedTuple):
@@ -49,6 +51,15 @@ def weights(recipe: Recipe) -> dict[str, float]:
             "neighbour": recipe.neighbour_weight, "hidden": recipe.hidden_weight,
             "explain": recipe.explain_weight,
             "hsic_x": recipe.lambda_x, "hsic_y": -recipe.lambda_y, "admm": 1.0}
+
+
+def at_step(recipe: Recipe, now: int) -> Recipe:
+    """The recipe as it counts in step `now`: HSIC in every hsic_every-th step with so many times its weight,
+    and not in the others. Its gradient is the same on average over the batches, at a fraction of the time."""
+    if recipe.hsic_every == 1:
+        return recipe
+    factor = 0 if now % recipe.hsic_every else recipe.hsic_every
+    return replace(recipe, lambda_x=factor * recipe.lambda_x, lambda_y=factor * recipe.lambda_y)
 
 
 def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Sequence[str], batch: Batch,
@@ -75,9 +86,10 @@ def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Seq
                                                kind=recipe.hidden_loss)
     if made.maps is not None and told.maps is not None:  # where explain_weight asks for them
         found["explain"] = distill.map_error(made.maps, told.maps)
-    bottleneck = {"hsic_x": recipe.lambda_x, "hsic_y": recipe.lambda_y if batch.labels_hold else 0}
+    bottleneck = {"hsic_x": recipe.lambda_x, "hsic_y": recipe.lambda_y}
     if any(bottleneck.values()):
-        sums = hsic.bottleneck(batch.x, batch.labels, z, num_classes=num_classes, sigma=recipe.sigma)
+        labels = batch.labels if batch.soft is None else batch.soft
+        sums = hsic.bottleneck(batch.x, labels, z, num_classes=num_classes, sigma=recipe.sigma)
         found |= {name: value.sum() for (name, weight), value in zip(bottleneck.items(), sums, strict=True)
                   if weight}
     return found

@@ -83,6 +83,7 @@ class Recipe:
     lambda_x: float = 0.0
     lambda_y: float = 0.0
     sigma: float = 5.0
+    hsic_every: int = 1  # steps from one with HSIC terms, so many times as heavy, to the next
     noise: str = "none"
     noise_scale: float = 1.0  # of all kinds but gaussian, in units of eps
     gaussian_scale: float = 0.0  # of gaussian noise: its largest deviation, in units of pixels in 0..1
@@ -131,6 +132,11 @@ def noise_scales(recipe: Recipe, *, eps: float) -> dict[str, float]:
     """{kind of noise: its size in units of pixels in 0..1}, {} without noise."""
     return {kind: recipe.gaussian_scale if kind == "gaussian" else recipe.noise_scale * eps
             for kind in recipe.noise.split("+") if kind != "none"}
+
+
+def without_hsic(recipe: Recipe) -> Recipe:
+    """The recipe without the bottleneck's terms."""
+    return replace(recipe, lambda_x=0.0, lambda_y=0.0, hsic_every=1)
 
 
 def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | None = None,
@@ -260,8 +266,8 @@ _NEEDS = (
     _Need("clean_weight", 0, lambda r: r.alpha > 0, "is relative to alpha, which is 0", "alpha = 1"),
     _Need("noise_clean", 0, lambda r: r.noise != "none", "leaves images without noise, but there is none",
           "noise = 'blocks'"),
-    _Need("lambda_y", 0, lambda r: r.cutmix + r.mixup < 1,
-          "asks for labels, but every batch is mixed and has none", "cutmix = 0.5"),
+    _Need("hsic_every", 1, lambda r: r.lambda_x > 0 or r.lambda_y > 0,
+          "says which steps have HSIC terms, but lambda_x and lambda_y are 0", "lambda_x = 1e-3"),
     _Need("bn_inputs", "varied", lambda r: r.bn_reestimate > 0,
           "names the images of bn_reestimate, which is 0", "bn_reestimate = 100"),
     _Need("ema", 0, lambda r: r.sparsify < 1, "averages over the second phase, but sparsify = 1 leaves none",
@@ -281,7 +287,7 @@ def _check_fields(recipe: Recipe, where: str) -> None:
                              f"{', '.join(words)}.",
                              hint=f"For example: {key} = {words[0]!r}")
     positive = ("epochs", "batch_size", "lr", "temperature", "sigma", "mask_updates", "rho", "rho_growth",
-                "rho_max", "admm_every")
+                "rho_max", "admm_every", "hsic_every")
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
         if isinstance(value, str):

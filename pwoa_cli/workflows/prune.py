@@ -39,7 +39,7 @@ from pwoa_cli.training.state import Plan, State
 from pwoa_cli.version import __version__
 from pwoa_cli.workflows import prune_search
 from pwoa_cli.workflows.prune_job import Job, timed
-from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin, wanted
+from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin, trained, wanted
 from pwoa_cli.workflows.prune_resume import clear, keeper_of, parts
 from pwoa_cli.workflows.setup import data_fields, data_notes
 
@@ -82,7 +82,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         teacher=to_json(scores["teacher"]),
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
         environment=machine, recipe=asdict(job.plan.recipe)
-        | {"trained": {"epochs": job.plan.epochs, "steps": job.plan.steps}},
+        | {"trained": trained(job, folder / METRICS)},
         notes=[*job_notes(job), *data_notes(subject), *lowered, *notes(scores)],
         findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
         data=data_fields(subject, n=request.n, seed=request.seed)

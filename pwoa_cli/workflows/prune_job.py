@@ -29,7 +29,7 @@ from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import Gate, resolved
 from pwoa_cli.training import footing, layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
-from pwoa_cli.training.recipe import Recipe, check, read_recipe
+from pwoa_cli.training.recipe import Recipe, check, read_recipe, without_hsic
 from pwoa_cli.training.state import Plan, plan_steps
 from pwoa_cli.workflows.held_out import divided
 from pwoa_cli.workflows.prune_weights import (
@@ -295,6 +295,8 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
                          hint=f"{way}, or name the sparsity: --sparsity 0.9")
     _check_reachable(weights, groups, request, recipe)
     check_products(subject.model, x, groups, request.structure, where=where)
+    if len(subject.dataset.train) == 1 and not {"lambda_x", "lambda_y"} & request.overrides.keys():
+        recipe = without_hsic(recipe)  # its kernels compare images; if asked for, the first batch refuses
     recipe, hidden = _with_hidden(recipe, request, subject.model, x)
     if (matches_layers(recipe) and teacher is not subject.loaded
         and not layers.same_hidden(subject.model, teacher.model, hidden, x)):
@@ -334,7 +336,7 @@ def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
                              hint="--set hidden=auto, inner or another pattern of module names"
                              if recipe.hidden != "auto"
                              else " ".join(f"--set {name}=0" for name in asked)) from None
-    without = replace(recipe, hidden_weight=0.0, explain_weight=0.0, lambda_x=0.0, lambda_y=0.0)
+    without = without_hsic(replace(recipe, hidden_weight=0.0, explain_weight=0.0))
     return check(without, where="recipe for a network without hidden layers"), ()
 
 

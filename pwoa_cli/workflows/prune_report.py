@@ -1,11 +1,16 @@
 """What is said about a pruning run: its configuration, its layers, its notes."""
+import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.evaluate import BLOCK
+from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_names
 from pwoa_cli.pruning.groups import STRUCTURES
@@ -34,6 +39,36 @@ def _goal(job: Job) -> dict[str, Any]:
     if job.held_out is None:
         return {"sparsity": job.request.sparsity, "steps": job.plan.steps}
     return {"max_loss": job.request.max_loss, "held_out": len(job.held_out)}
+
+
+def hsic_share(job: Job, log: Path) -> float | None:
+    """Median share of HSIC in the loss's gradient over the steps that were looked at, from a run's log: of
+    the stage that a search accepted, after the last start at a lower rate. None where the log has none."""
+    shares: list[float] = []
+    last = 0
+    for line in _logged(log):
+        if line.get("sparsity", job.plan.sparsity) != job.plan.sparsity:
+            continue
+        if line["step"] <= last:  # once more from the start
+            shares.clear()
+        last = line["step"]
+        if "hsic_share" in line:
+            shares.append(line["hsic_share"])
+    return statistics.median(shares) if shares else None
+
+
+def _logged(log: Path) -> list[dict[str, Any]]:
+    """Its lines; none of a log that was lost, which costs no run."""
+    with suppress(InputError):
+        return read_metrics(log)
+    return []
+
+
+def trained(job: Job, log: Path) -> dict[str, Any]:
+    """What became of the recipe: epochs and steps, and how strongly HSIC pulled where it did."""
+    share = hsic_share(job, log)
+    return {"epochs": job.plan.epochs, "steps": job.plan.steps} | (
+        {} if share is None else {"hsic_share": share})
 
 
 def origin(job: Job) -> dict[str, Any]:

@@ -37,6 +37,19 @@ def test_bottleneck_equals_the_slow_loop():
         assert got_y[j].item() == pytest.approx(want_y, abs=1e-8)
 
 
+def test_soft_labels_equal_the_slow_loop_and_one_hot_ones_are_the_labels():
+    rng = np.random.default_rng(1)
+    x, y, z = rng.random((10, 4)), np.arange(10) % 3, rng.standard_normal((10, 5))
+    soft = rng.dirichlet(np.ones(3), 10)
+    inputs, hidden = torch.tensor(x), [torch.tensor(z)]
+    _, got = hsic.bottleneck(inputs, torch.tensor(soft), hidden, num_classes=3, sigma=0.8)
+    want = slow_nhsic(soft, z, kernel_a=np.dot, kernel_b=gaussian(0.8, 5))
+    assert got.item() == pytest.approx(want, abs=1e-8)
+    hard, hot = (hsic.bottleneck(inputs, labels, hidden, num_classes=3, sigma=0.8)[1]
+                 for labels in (torch.tensor(y), torch.tensor(np.eye(3)[y])))
+    assert torch.equal(hard, hot)
+
+
 def test_resolvent_of_a_diagonal_kernel_is_known():
     """K~ has eigenvalues l on the space orthogonal to 1: R has l / (l + eps m) there, and 0 along 1."""
     m, scale = 6, 0.3

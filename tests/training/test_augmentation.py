@@ -105,22 +105,37 @@ def test_a_fraction_of_the_batch_stays_clean(fraction, count):
 
 def test_cutmix_pastes_one_box():
     x = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).clone()
-    mixed = augmentation.cutmix(x, generator=rng())
+    mixed, partner, own = augmentation.cutmix(x, generator=rng())
     for i in range(8):
         foreign = mixed[i, 0] != i
         rows, columns = foreign.any(1), foreign.any(0)
         assert torch.equal(foreign, rows[:, None] & columns[None])  # a rectangle, or nothing
         assert len(mixed[i].unique()) <= 2
+        assert (~foreign).float().mean() == pytest.approx(own[i].item(), abs=1e-6) or partner[i] == i
+        assert set(mixed[i].unique().tolist()) <= {i, partner[i].item()}
     assert not torch.equal(mixed, x)
 
 
 def test_mixup_is_the_weighted_sum_of_two_images():
     x = torch.rand(6, 3, 4, 4, generator=rng(1))
-    mixed, draw = augmentation.mixup(x, generator=rng()), rng()
+    (mixed, partner, own), draw = augmentation.mixup(x, generator=rng()), rng()
     weight, other = torch.rand((6, 1, 1, 1), generator=draw), torch.randperm(6, generator=draw)
     for i in range(6):
         assert torch.allclose(mixed[i], weight[i] * x[i] + (1 - weight[i]) * x[other[i]], atol=1e-6)
+    assert torch.equal(partner, other) and torch.equal(own, weight.flatten())
     assert mixed.min() >= 0 and mixed.max() <= 1 and not torch.equal(mixed, x)
+
+
+@pytest.mark.parametrize("way", [augmentation.cutmix, augmentation.mixup])
+def test_soft_labels_are_what_the_same_mixing_makes_of_images_of_one_hot_labels(way):
+    """An image that is 1 in the channel of its class and 0 in the others: the mean of its mix over the pixels
+    is the share of each class."""
+    labels = torch.tensor([0, 2, 1, 2, 0])
+    x = torch.nn.functional.one_hot(labels, 4).float()[:, :, None, None].expand(-1, -1, 6, 5).clone()
+    mixed = way(x, generator=rng(3))
+    found = augmentation.soft_labels(mixed, labels, num_classes=4)
+    assert torch.allclose(found, mixed.x.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(found.sum(1), torch.ones(5)) and (found > 0).sum() > 5
 
 
 # --- hard augmentation --------------------------------------------------------------------------------------

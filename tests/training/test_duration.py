@@ -3,16 +3,20 @@ import pytest
 import torch
 from helpers.plans import make_plan
 
-from pwoa_cli.training import duration, loop
+from pwoa_cli.training import duration, loop, objective
 
 
-def test_an_estimate_of_the_time(monkeypatch):
-    """Against a clock that a step moves by 2 s, an attacked one by 12 s, and the start by 5 s."""
-    plan, student = make_plan(mix_ratio=0.25)
-    now = [0.0]
+@pytest.mark.parametrize(("hsic", "more"), [
+    ({}, 0.0), ({"lambda_x": 0.1}, 1.0), ({"lambda_y": 0.1, "hsic_every": 4}, 0.25)])
+def test_an_estimate_of_the_time(monkeypatch, hsic, more):
+    """Against a clock: 2 s a step, 12 s an attacked one, 1 s more with HSIC, and 5 s to start."""
+    plan, student = make_plan(mix_ratio=0.25, **hsic)
+    now, steps = [0.0], [*range(100), 0]  # numbers from the end: the first is 0
 
     def step(plan, state):
-        now[0] += {0.0: 2.0, 0.25: 2.0, 1.0: 12.0}[plan.recipe.mix_ratio]
+        recipe = objective.at_step(plan.recipe, steps.pop())
+        now[0] += {0.0: 2.0, 0.25: 2.0, 1.0: 12.0}[recipe.mix_ratio]
+        now[0] += recipe.lambda_x > 0 or recipe.lambda_y > 0
         return state, {"loss": torch.zeros(())}
 
     def begin(plan, student):
@@ -22,8 +26,8 @@ def test_an_estimate_of_the_time(monkeypatch):
     monkeypatch.setattr(loop, "step", step)
     monkeypatch.setattr(loop, "begin", begin)
     found = duration.measure(plan, student)
-    assert found.seconds_per_step == pytest.approx(0.75 * 2 + 0.25 * 12)
-    assert found.seconds == pytest.approx(7 + 15 * 4.5)
+    assert found.seconds_per_step == pytest.approx(0.75 * 2 + 0.25 * 12 + more)
+    assert found.seconds == pytest.approx(7 + (more > 0) + 15 * (4.5 + more))
     weights = sum(student.get_parameter(name).numel() for name in plan.weights)
     assert found.work == plan.recipe.batch_size * weights / 1e6
 

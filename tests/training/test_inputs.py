@@ -25,10 +25,13 @@ def test_a_batch_has_the_recipe_s_noise_and_clean_images():
 def test_a_batch_is_mixed_in_one_way_or_not(changes, monkeypatch):
     calls = []
     for name in ("cutmix", "mixup"):
-        monkeypatch.setattr(augmentation, name, lambda x, *, generator, name=name: calls.append(name) or x)
+        way = getattr(augmentation, name)
+        monkeypatch.setattr(augmentation, name, lambda x, *, generator, name=name, way=way: (
+            calls.append(name) or way(x, generator=generator)))
     plan, _ = make_plan(**changes)
-    held = [inputs.batch(plan, step).labels_hold for step in range(40)]
-    assert len(calls) == held.count(False)
+    batches = [inputs.batch(plan, step) for step in range(40)]
+    assert len(calls) == sum(batch.soft is not None for batch in batches)
+    assert all(batch.soft.shape == (16, 3) for batch in batches if batch.soft is not None)
     for name, probability in changes.items():
         assert abs(calls.count(name) - 40 * probability) < 10 * (probability > 0) + 0.5
 
@@ -69,7 +72,7 @@ def test_attacked_images_lie_around_the_image_and_not_around_its_noisy_copy(norm
         away = distance(made.x - batch.clean, norm)
         assert 0 < away.max() <= 0.1 + 1e-6 and made.x.min() >= 0 and made.x.max() <= 1
         assert made.clean is batch.clean and made.labels is batch.labels
-        assert made.labels_hold == batch.labels_hold
+        assert made.soft is batch.soft
         assert distance(batch.x - batch.clean, norm).max() > 0.11
 
 
@@ -78,7 +81,7 @@ def test_what_the_attack_is_told(monkeypatch, mixed):
     """Labels where they hold, else the teacher's answers; ten steps of eps/4 that nobody leaves."""
     plan, student = make_plan(mix_ratio=1.0, cutmix=float(mixed), gaussian_scale=0.5, noise="gaussian")
     batch, told = inputs.batch(plan, 3), []
-    assert batch.labels_hold != mixed
+    assert (batch.soft is not None) == mixed
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     batch = batch._replace(labels=batch.labels[order])
     with torch.no_grad():

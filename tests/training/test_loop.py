@@ -75,9 +75,43 @@ def test_terms_enter_with_their_weights():
     assert losses["hsic_x"].item() == pytest.approx(want.sum().item(), rel=1e-4)
 
 
-def test_mixed_batches_leave_the_label_term_out():
-    plan, student = make_plan(cutmix=1.0, lambda_x=0.1, lambda_y=0.1)
-    assert "hsic_y" not in loop.step(plan, loop.begin(plan, student))[1]
+def test_hsic_in_every_fourth_step_pulls_four_times_there_and_not_at_all_elsewhere():
+    """From the same state: a step of plain descent on kl + 4 hsic in step 4, on kl alone in steps 1 to 3."""
+    def change(step, **fields):
+        plan, student = make_plan(optimizer="sgd", momentum=0.0, schedule="constant", sparsity=0.0, **fields)
+        before = nn.utils.parameters_to_vector(student.parameters()).detach().clone()
+        state, losses = loop.step(plan, replace(loop.begin(plan, student), step=step))
+        return nn.utils.parameters_to_vector(state.student.parameters()).detach() - before, losses
+
+    for step, factor in ((0, 4), (1, 0), (3, 0), (4, 4), (8, 4)):
+        found, losses = change(step, lambda_x=0.1, lambda_y=0.2, hsic_every=4)
+        want, whole = change(step, lambda_x=0.1 * factor, lambda_y=0.2 * factor)
+        assert torch.equal(found, want) and losses["loss"] == whole["loss"]
+        assert ("hsic_x" in losses) == ("hsic_y" in losses) == (factor > 0)
+
+
+def test_hsic_is_no_explosion(monkeypatch):
+    """Of images without number it lies between 0 and that number: however it is weighed, no rate is to
+    blame."""
+    plan, student = make_plan(lambda_y=1e3, hsic_every=4, lr=1e-6)
+    said = []
+    loop.run(plan, loop.begin(plan, student), report=lambda state, losses: None, every=3,
+             restarted=said.append)
+    assert not said
+
+
+@pytest.mark.parametrize("way", ["cutmix", "mixup"])
+def test_mixed_batches_have_a_label_term_of_their_own(way):
+    """It is that of the soft labels: with those of the images before they were mixed it would be another."""
+    plan, student = make_plan(**{way: 1.0}, lambda_y=0.1, sparsity=0.0)
+    batch = inputs.batch(plan, 0)
+    with layers.capture(student.train(), ["relu"]) as hidden:
+        student(batch.x)
+    _, mixed = hsic.bottleneck(batch.x, batch.soft, hidden, num_classes=3, sigma=5.0)
+    _, before = hsic.bottleneck(batch.x, batch.labels, hidden, num_classes=3, sigma=5.0)
+    _, losses = loop.step(plan, loop.begin(plan, make_plan()[1]))
+    assert losses["hsic_y"].item() == pytest.approx(mixed.sum().item(), rel=1e-4)
+    assert before.sum().item() != pytest.approx(mixed.sum().item(), rel=1e-3)
 
 
 def test_gradients_are_those_of_the_step_s_loss(monkeypatch):
@@ -148,13 +182,13 @@ def test_a_clipped_gradient_keeps_its_direction():
 # --- reports ------------------------------------------------------------------------------------------------
 
 def test_reported_losses_are_means_over_the_steps_that_have_them():
-    """A mixed batch has no label term: it is missing in those steps, not zero, and not forgotten either."""
-    plan, student = make_plan(cutmix=0.5, lambda_x=0.1, lambda_y=0.1, lr=1e-4)
+    """HSIC is in every third step: it is missing in the others, not zero, and not forgotten either."""
+    plan, student = make_plan(cutmix=0.5, lambda_x=0.1, lambda_y=0.1, hsic_every=3, lr=1e-4)
     state, seen = loop.begin(plan, copy.deepcopy(student)), []
     while state.step < plan.steps:
         state, losses = loop.step(plan, state)
         seen.append(losses)
-    assert 0 < sum("hsic_y" in losses for losses in seen) < len(seen)
+    assert [step for step, losses in enumerate(seen) if "hsic_y" in losses] == [0, 3, 6, 9, 12, 15]
     reports = []
     loop.run(plan, loop.begin(plan, student), every=5,
              report=lambda state, means: reports.append((state.step, means)))

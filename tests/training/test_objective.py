@@ -25,7 +25,7 @@ def world(make=resnet, *, perturb=0.05, **changes):
             p.add_(perturb * torch.randn(p.shape, generator=generator))
     clean = torch.rand(6, 3 if make is resnet else 1, 8, 8, generator=generator)
     x = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
-    batch = objective.Batch(x, clean, torch.arange(6) % 4, labels_hold=True)
+    batch = objective.Batch(x, clean, torch.arange(6) % 4)
     hidden = layers.hidden_layers(teacher, x)
     arguments = {"student": student, "teacher": teacher, "hidden": hidden, "batch": batch, "num_classes": 4}
     return replace(Recipe(), **changes), arguments
@@ -40,11 +40,16 @@ def test_a_term_of_weight_0_is_not_made(changes, names):
     assert set(objective.terms(recipe, **arguments)) == names
 
 
-def test_the_bottleneck_is_left_out_where_neither_half_of_it_counts(monkeypatch):
+def test_the_label_term_of_mixed_images_is_that_of_their_soft_labels():
+    """One-hot soft labels are the labels; half of two classes is neither."""
     recipe, arguments = world(lambda_y=1.0)
-    monkeypatch.setattr(objective.hsic, "bottleneck", None)
-    arguments |= {"batch": arguments["batch"]._replace(labels_hold=False)}
-    assert set(objective.terms(recipe, **arguments)) == {"kl"}
+    batch = arguments["batch"]
+    hot = torch.nn.functional.one_hot(batch.labels, 4).float()
+    found = []
+    for soft in (None, hot, (hot + hot.roll(1, 0)) / 2):
+        arguments |= {"batch": batch._replace(soft=soft), "student": copy.deepcopy(arguments["student"])}
+        found.append(objective.terms(recipe, **arguments)["hsic_y"].item())
+    assert found[0] == found[1] != pytest.approx(found[2], rel=1e-3)
 
 
 def test_every_term_has_a_weight_and_no_term_is_made_in_vain():
@@ -56,8 +61,6 @@ def test_every_term_has_a_weight_and_no_term_is_made_in_vain():
         if f.name.endswith("_weight") or f.name.startswith("lambda"):
             recipe = replace(recipe, **{f.name: 0.0})
     assert set(objective.terms(recipe, **arguments)) == {"kl"}
-    unlabelled = arguments | {"batch": arguments["batch"]._replace(labels_hold=False)}
-    assert set(objective.terms(replace(recipe, lambda_x=1.0, lambda_y=1.0), **unlabelled)) == {"kl", "hsic_x"}
 
 
 def test_terms_are_those_of_separate_passes():
@@ -220,7 +223,7 @@ def test_hidden_layers_that_are_overwritten_have_a_gradient():
     torch.manual_seed(0)
     teacher, x = resnet18(num_classes=4).eval(), torch.rand(4, 3, 32, 32)
     student, names = copy.deepcopy(teacher).train(), layers.hidden_layers(teacher, x, "inner")
-    batch = objective.Batch(x, x, torch.arange(4), labels_hold=True)
+    batch = objective.Batch(x, x, torch.arange(4))
     loss = objective.terms(Recipe(alpha=0.0, hidden_weight=1.0), student=student, teacher=teacher,
                            hidden=names, batch=batch, num_classes=4)
     loss["hidden"].backward()

@@ -29,7 +29,8 @@ BY_NAME = [
 TOGETHER = [
     {"ema": 0.99, "bn_reestimate": 1, "regrow": 0.3, "allocation": "sensitivity", "mix_ratio": 0.2},
     {"method": "admm", "admm_every": 1, "ema": 0.5, "optimizer": "sgd", "cutmix": 0.5, "lambda_x": 0.1,
-     "lambda_y": 0.1, "clip": 0.5}]
+     "lambda_y": 0.1, "clip": 0.5},
+    {"lambda_x": 0.1, "lambda_y": 0.1, "hsic_every": 3, "mixup": 0.5, "regrow": 0.3}]
 # rates that explode
 EXPLODING = [{"optimizer": "sgd", "lr": 30.0, "clip": 0.0},
              {"optimizer": "sgd", "lr": 3.0, "method": "admm", "epochs": 8}]
@@ -94,7 +95,7 @@ def test_a_run_stopped_at_random_steps_ends_as_one_that_was_not(fields):
     same(plan, student, stops=stops)
 
 
-@pytest.mark.parametrize("fields", TOGETHER, ids=["ramp", "admm"])
+@pytest.mark.parametrize("fields", TOGETHER, ids=["ramp", "admm", "hsic"])
 def test_a_run_stopped_after_each_step_ends_as_one_that_was_not(fields):
     plan, student = make_plan(**fields)
     same(plan, student, stops=lambda steps: [1] * steps)

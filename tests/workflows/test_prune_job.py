@@ -61,10 +61,26 @@ def test_a_network_without_hidden_layers_is_distilled_from_its_logits(tmp_path):
     report, said = run_in(tmp_path / "run", "one.pt", arch="one.py:net")
     assert NO_HIDDEN in said and report["recipe"]["hidden_weight"] == 0
     assert report["student"]["clean"]["accuracy"] > 0.9
+    Path("mine.toml").write_text("alpha = 1\nlambda_x = 1e-3\nlambda_y = 1e-3\nhsic_every = 4\n")
+    report, _ = run_in(tmp_path / "mine", "one.pt", arch="one.py:net", recipe="mine.toml")
+    assert [report["recipe"][name] for name in ("lambda_x", "lambda_y", "hsic_every")] == [0, 0, 1]
     for asked in ({"hidden": "inner"}, {"hidden": "auto", "hidden_weight": "2"}, {"lambda_x": "1e-3"}):
         assert "no hidden layer" in refused("one.pt", arch="one.py:net", overrides=FAST | asked)
     message = refused("one.pt", arch="one.py:net", overrides=FAST | {"alpha": "0"})
     assert "nothing to learn from the teacher" in message
+
+
+def test_a_recipe_s_bottleneck_yields_to_a_single_training_image(tmp_path):
+    """Asked for on the command line it is refused, as kernels compare images."""
+    small.write_npz("whole.npz")
+    with np.load("whole.npz") as file:
+        np.savez("one.npz", **{k: file[k][:1] if "train" in k else file[k] for k in file.files})
+    Path("mine.toml").write_text("alpha = 1\nepochs = 2\nbatch_size = 8\nlambda_x = 1e-3\nhsic_every = 4\n")
+    report, said = run_in(tmp_path / "mine", data="one.npz", recipe="mine.toml", overrides={})
+    assert "note: there is one training image: HSIC, which compares images, is left out" in said
+    assert [report["recipe"][name] for name in ("lambda_x", "hsic_every")] == [0, 1]
+    message = refused(data="one.npz", recipe="mine.toml", overrides={"lambda_y": "0.1"})
+    assert "there is one training image" in message
 
 
 def black(path):

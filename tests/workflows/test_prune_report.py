@@ -1,7 +1,15 @@
 """What a report and a configuration say of a pruning run."""
+import json
+import statistics
+from types import SimpleNamespace
+
+import pytest
 from helpers import small_models as small
 from helpers.workflow_calls import FAST, run_in
 
+from pwoa_cli.reports import tables
+from pwoa_cli.training import force
+from pwoa_cli.workflows import prune_report
 from pwoa_cli.workflows.prune_job import LOGITS_ALONE
 
 
@@ -30,3 +38,39 @@ def test_partial_access_is_said(tmp_path):
                                  "0.1) took the place of 25% of the training batches.")
     made, _ = run_in(tmp_path / "without")
     assert made["notes"][-1] == "No adversarial example was generated while pruning."
+
+
+# --- how strongly HSIC pulled -------------------------------------------------------------------------------
+
+def test_the_share_of_hsic_is_the_median_of_what_the_log_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(force, "STEPS", 4)
+    made, _ = run_in(tmp_path / "run", overrides=FAST | {"lambda_x": "0.1", "hsic_every": "2"})
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    found = [line["hsic_share"] for line in lines if "hsic_share" in line]
+    assert found and made["recipe"]["trained"]["hsic_share"] == pytest.approx(statistics.median(found))
+    fact, = [sentence for label, sentence in tables.facts(made) if label == "HSIC"]
+    assert fact == f"{100 * statistics.median(found):.2g}% of the loss's gradient while training (median)"
+
+
+def test_without_hsic_no_share_is_said(tmp_path):
+    made, _ = run_in(tmp_path / "run", overrides=FAST | {"lambda_x": "0", "lambda_y": "0"})
+    assert made["recipe"]["hsic_every"] == 1
+    assert made["recipe"]["trained"].keys() == {"epochs", "steps"}
+    assert "HSIC" not in dict(tables.facts(made))
+
+
+@pytest.mark.parametrize(("lines", "want"), [
+    ([{"step": 20, "hsic_share": 0.3}, {"step": 40}, {"step": 60, "hsic_share": 0.1}], 0.2),
+    # once more from the start at a lower rate: what was before does not count
+    ([{"step": 20, "hsic_share": 0.9}, {"step": 40, "hsic_share": 0.9}, {"step": 20, "hsic_share": 0.1},
+      {"step": 40, "hsic_share": 0.3}], 0.2),
+    # stages of a search: that of the sparsity which was accepted
+    ([{"stage": 1, "sparsity": 0.5, "step": 20, "hsic_share": 0.4},
+      {"stage": 2, "sparsity": 0.9, "step": 20, "hsic_share": 0.9}], 0.4),
+    ([{"step": 20}], None), (None, None)])
+def test_which_lines_of_the_log_count(tmp_path, lines, want):
+    log, job = tmp_path / "metrics.jsonl", SimpleNamespace(plan=SimpleNamespace(sparsity=0.5))
+    if lines is not None:
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = prune_report.hsic_share(job, log)
+    assert found is None if want is None else found == pytest.approx(want)
