@@ -9,7 +9,6 @@ below the line is the gradient of the loss with that. Both are of the weights th
 It is looked at in a few steps of a training, the same ones whenever it is stopped, and changes nothing there.
 """
 from collections.abc import Mapping
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ LOOKS = 20  # at the most
 STEPS = 200  # of training for a look, which takes as long as a step: half a percent of the time
 
 
-@lru_cache(maxsize=2)
 def _looks(steps: int, every: int) -> frozenset[int]:
     """The steps that are looked at, evenly spread, each one with HSIC terms."""
     count = min(LOOKS, max(1, steps // STEPS))
