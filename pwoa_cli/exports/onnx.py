@@ -42,26 +42,32 @@ def save(model: nn.Module, path: Path, *, example: Tensor) -> int:
             program = torch.onnx.export(model, (example,), dynamo=True, input_names=["images"],
                                         output_names=["logits"], dynamic_shapes=({0: batch},),
                                         opset_version=OPSET, verbose=False)
+            assert program is not None  # no file was named
+            with atomic(path) as temporary:
+                program.save(str(temporary))
+    except PwoaError:  # of the disk
+        raise
     except Exception as error:  # torch's exporter raises many kinds, of its own and of the network's
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise PwoaError(f"torch cannot export this network to ONNX: {raised(cause)[:200]}.",
                         hint="--format dense writes a state dict for its own code.") from error
-    assert program is not None  # no file was named
-    with atomic(path) as temporary:
-        program.save(str(temporary))
     return path.stat().st_size
 
 
 def difference(path: Path, model: nn.Module, images: Tensor, *, batch_size: int = 50) -> float:
     """The largest difference between the logits that ONNX Runtime and the model give for images
-    (N, C, H, W)."""
+    (N, C, H, W). Raises: PwoaError if ONNX Runtime cannot open the file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of its own kinds
+        raise PwoaError(f"ONNX Runtime does not take what torch {torch.__version__} exported: "
+                        f"{raised(error)[:200]}") from error
     largest = 0.0
     with torch.no_grad():
         for x in images.split(batch_size):

@@ -80,6 +80,22 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(tmp_path, ca
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_breaks_while_it_is_written_or_opened_is_one_sentence(tmp_path, monkeypatch):
+    """As torch 2.6 does with each onnxscript that was tried."""
+    class Program:
+        def save(self, path):
+            raise TypeError("Expected an int, got a boolean.\nmore")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: Program())
+    path = tmp_path / "m.onnx"
+    with pytest.raises(PwoaError, match="^torch cannot export .*: TypeError: Expected an int, got [^\n]+$"):
+        onnx.save(small.lenet(), path, example=torch.rand(2, 1, 8, 8))
+    assert not list(tmp_path.iterdir())
+    path.write_bytes(b"no model")
+    with pytest.raises(PwoaError, match="^ONNX Runtime does not take what torch .* exported: [^\n]+$"):
+        onnx.difference(path, small.lenet(), torch.rand(2, 1, 8, 8))
+
+
 def test_a_missing_package_is_named(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec",
