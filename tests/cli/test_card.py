@@ -192,4 +192,6 @@ def test_quiet_says_nothing_but_the_result(made, run, pwoa):
 
 def test_the_help_names_several_models_without_braces(here, pwoa):
     code, out, _ = pwoa("export", "--help")
-    assert code == 0 and out.startswith("Usage: pwoa export [OPTIONS] MODEL...\n") and "--card DIR" in out
+    first, _, rest = out.partition("\n")
+    assert code == 0 and first in ("Usage: pwoa export [OPTIONS] MODEL...",  # typer 0.26.0 has no dots
+                                   "Usage: pwoa export [OPTIONS] MODEL") and "--card DIR" in rest
