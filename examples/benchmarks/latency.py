@@ -10,7 +10,7 @@ depend on which stay. Calls in turn, warmed up; milliseconds are medians, times 
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -18,10 +18,9 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-import pwoa_cli
-from pwoa_cli.checkpoints.model import answer
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.exports import slim
-from pwoa_cli.exports.runtimes import RUNTIMES, Unavailable
+from pwoa_cli.exports.runtimes import RUNTIMES, Unavailable, synced
 from pwoa_cli.files import sparse
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
@@ -31,7 +30,9 @@ from pwoa_cli.networks.build import Normalized
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import companion_masks, kept, masks, scores_by_layer
+from pwoa_cli.reports.tables import markdown_table
 from pwoa_cli.training.masks import apply_masks
+from pwoa_cli.workflows.images import image_shape
 from pwoa_cli.workflows.prune_weights import counted, groups_of
 
 DENSE = "dense"
@@ -49,29 +50,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = device_named(args.device)
-    model = pwoa_cli.load(args.model).to(device)
-    shape = image_shape(model)
+    loaded = load_model(Source(str(args.model)))
+    model, shape = loaded.model.to(device), image_shape(loaded, hint="Give one of another size.")
     x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     made = dict(variants(model, x, [float(word) for word in args.channels.split(",")]))
     machine = environment(device=str(device), seed=0)
     print(f"{args.model.name}, images {' x '.join(map(str, shape))}, {machine['device']}, {args.threads} "
           f"thread{'s' * (args.threads > 1)}, torch {machine['torch']}\n")
-    print(markdown(("network", "MACs", "parameters", "file"),
-                   [sizes(name, net, x) for name, net in made.items()]))
+    show(("network", "MACs", "parameters", "file"), [sizes(name, net, x) for name, net in made.items()])
     for batch in map(int, args.batch.split(",")):
         images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
         columns = {name: column for name in args.runtimes.split(",")
                    if (column := timed(name, made, images, args.seconds))}
         rows = [[network, *(column[network] for column in columns.values())] for network in made]
-        print(markdown((f"batch {batch}", *columns), rows), flush=True)
-
-
-def image_shape(model: Normalized) -> tuple[int, ...]:
-    """(C, H, W) of images that the network takes."""
-    made = answer(model.net, model.net.state_dict(), channels=None)
-    if isinstance(made, str):
-        raise SystemExit(made)
-    return tuple(made[0].shape[1:])
+        show((f"batch {batch}", *columns), rows)
 
 
 # --- networks ---------------------------------------------------------------------------
@@ -139,21 +131,15 @@ def timed(runtime: str, made: dict[str, nn.Module], x: Tensor, seconds: float) -
     return {name: cell(taken, times[DENSE]) for name, taken in times.items()}
 
 
-def synced(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Done when the device is done."""
-    return call if device.type != "cuda" else lambda: (call(), torch.cuda.synchronize(device))
-
-
 def cell(ours: list[float], dense: list[float]) -> str:
     """Milliseconds, and times as fast as dense."""
     fast = ratios(ours, dense)
     return f"{1000 * spread(ours).median:.3g} ms, {fast.median:.2f} [{fast.low:.2f}, {fast.high:.2f}]"
 
 
-def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def show(head: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Print a table as soon as it is there."""
+    print(*markdown_table(head, rows), "", sep="\n", flush=True)
 
 
 if __name__ == "__main__":

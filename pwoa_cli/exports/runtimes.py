@@ -105,3 +105,15 @@ def two_of_four(model: nn.Module, x: Tensor) -> Ready:
 RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Ready]] = {
     "eager": eager, "channels-last": channels_last, "compile": compiled, "bf16": bf16, "onnx": onnx_runtime,
     "openvino": openvino, "2:4": two_of_four}
+
+
+def synced(call: Ready, device: torch.device) -> Ready:
+    """Done when the device is done."""
+    if device.type != "cuda":
+        return call
+
+    def both() -> None:
+        call()
+        torch.cuda.synchronize(device)
+
+    return both

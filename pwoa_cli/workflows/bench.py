@@ -15,7 +15,7 @@ from torch import nn
 
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.errors import InputError, PwoaError
-from pwoa_cli.exports.runtimes import RUNTIMES, Ready, Unavailable
+from pwoa_cli.exports.runtimes import RUNTIMES, Ready, Unavailable, synced
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.timing import alternating, ratios, spread
@@ -155,7 +155,7 @@ def _timed(request: Request, loaded: Mapping[str, Loaded], shape: tuple[int, ...
             say(f"batch {batch}: preparing {runtime}")
             try:
                 for name, one in loaded.items():
-                    calls[runtime, name] = _synced(RUNTIMES[runtime](one.model, x), device)
+                    calls[runtime, name] = synced(RUNTIMES[runtime](one.model, x), device)
                     with torch.no_grad():
                         calls[runtime, name]()
             except (Unavailable, PwoaError) as why:
@@ -173,18 +173,6 @@ def _timed(request: Request, loaded: Mapping[str, Loaded], shape: tuple[int, ...
             rows.append(_row(runtime, batch, taken))
         progress("bench", len(rows), len(rows), f"batch {batch}")
     return rows, left_out
-
-
-def _synced(call: Ready, device: torch.device) -> Ready:
-    """Done when the device is done."""
-    if device.type != "cuda":
-        return call
-
-    def both() -> None:
-        call()
-        torch.cuda.synchronize(device)
-
-    return both
 
 
 def _row(runtime: str, batch: int, taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
