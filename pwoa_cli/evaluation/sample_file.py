@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pwoa_cli.errors import reading
 from pwoa_cli.evaluation.results import Evaluation
-from pwoa_cli.files.arrays import read_arrays
-from pwoa_cli.files.atomic import atomic
+from pwoa_cli.files.arrays import read_arrays, write_arrays
 
 
 def save(path: Path, found: Mapping[str, Evaluation], *, index: Tensor, labels: Tensor, inputs: bool) -> None:
@@ -32,8 +31,7 @@ def save(path: Path, found: Mapping[str, Evaluation], *, index: Tensor, labels: 
         arrays[f"{who}/broken_by"] = np.array(evaluation.broken_by, dtype=str)
         if inputs and evaluation.inputs is not None:
             arrays[f"{who}/inputs"] = evaluation.inputs.numpy()
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # mypy: one may be named allow_pickle
+    write_arrays(path, arrays, compressed=True)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

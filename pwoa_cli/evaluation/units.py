@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError, PwoaError, reading
 from pwoa_cli.files import locks
-from pwoa_cli.files.arrays import read_arrays
-from pwoa_cli.files.atomic import atomic, sweep
+from pwoa_cli.files.arrays import read_arrays, write_arrays
+from pwoa_cli.files.atomic import sweep
 from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.files.run_folder import LOCK, ROOT, UNFINISHED
 
@@ -121,8 +121,7 @@ class Unfinished:
         arrays = {field: np.asarray(value) for field, value in vars(unit).items() if value is not None}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # another evaluation may have tidied it away
-            with atomic(self._path(name)) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy: one may be named allow_pickle
+            write_arrays(self._path(name), arrays, compressed=False)
         except (OSError, PwoaError) as error:
             return str(error)
         self.made += 1

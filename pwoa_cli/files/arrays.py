@@ -1,11 +1,13 @@
 """The arrays of an .npz file: numbers and text, whose sizes are compared before memory is taken."""
+import io
 import math
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from pwoa_cli.files.atomic import atomic
 from pwoa_cli.machine import memory
 
 KINDS = "biufcSU"  # of dtypes: no objects, which are pickles, and no records
@@ -25,6 +27,18 @@ def read_arrays(path: Path, wanted: Collection[str] | None = None) -> tuple[dict
                   if wanted is None or name in wanted}
         memory.check_room(sum(info.file_size for info in chosen.values()), f"{path}: its arrays")
         return {name: _array(archive, info) for name, info in chosen.items()}, names
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool) -> None:
+    """Write the file whole or not at all. Raises: InputError if it cannot be written.
+
+    The archive is made in memory: np.savez of NumPy 1.26 leaves it open where the disk is full, and zipfile
+    prints a traceback when it is thrown away.
+    """
+    made = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(made, **arrays)  # type: ignore[arg-type]  # allow_pickle
+    with atomic(path) as temporary:
+        temporary.write_bytes(made.getbuffer())
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
