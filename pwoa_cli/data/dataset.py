@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pwoa_cli.data import formats
 from pwoa_cli.data.pictures import Framing, ImageFiles, sides
+from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.progress import Patience, Say
 
 _DECODED_TOGETHER = 64
+_FINGERPRINT = 64  # images of a split
 
 Augment = Literal["none", "crop-flip", "hard"]
 
@@ -104,6 +106,14 @@ class Dataset:
     def probe_name(self) -> str:
         """For people: training images."""
         return "training images" if len(self.train) else "test images"
+
+    def sha256(self) -> str:
+        """Tells data of one name apart: SHA-256 of all labels and of a few images, spread over each split."""
+        parts: dict[str, Tensor] = {}
+        for name, split in (("train", self.train), ("test", self.test)):
+            index = torch.linspace(0, len(split) - 1, min(_FINGERPRINT, len(split))).long()
+            parts |= {f"{name} images": split.images[index], f"{name} labels": split.labels}
+        return state_sha256(parts)
 
     def framed(self, framing: Framing | None, size: tuple[int, int]) -> "Dataset":
         """The same pictures in another size (H, W); framing None: as they are. Of folders that are not

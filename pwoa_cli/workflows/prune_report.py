@@ -25,7 +25,7 @@ def config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
     request, subject, where = job.request, job.subject, origin(job)
     return {"model": where.pop("source"), **where, "mean": subject.loaded.mean, "std": subject.loaded.std,
             "data": subject.dataset.name, "data_where": short_path(subject.dataset.where),
-            "norm": subject.norm,
+            "data_sha256": subject.dataset.sha256(), "norm": subject.norm,
             "eps": subject.eps, **_goal(job), "structure": request.structure,
             "attacks": request.attacks,
             "n": request.n, "seed": request.seed, "hidden_layers": public_names(job.plan.hidden),

@@ -20,8 +20,8 @@ from pwoa_cli.files.plain import toml, write_toml
 from pwoa_cli.progress import Say
 from pwoa_cli.workflows.prune_job import Job
 
-# paths of files that have a SHA-256 beside them, and what was typed for what is in the table
-NOT_COMPARED = ("model", "teacher", "command", "environment")
+# paths that have a SHA-256 beside them, and what was typed for what is in the table
+NOT_COMPARED = ("model", "teacher", "data_where", "command", "environment")
 # of the environment: what the last bits of a result depend on
 MOVES_BITS = ("torch", "pwoa", "device", "device_name", "threads", "platform")
 
@@ -37,6 +37,9 @@ def keeper_of(job: Job, folder: Path, table: Mapping[str, Any], *, every: float,
         write_toml(folder / run_folder.CONFIG, table)
     elif differing := next(_differences(_compared(there), _compared(here)), None):
         name, was, now = differing
+        if name == "data_sha256":
+            raise InputError(f"{here['data_where']}: other images or labels than the run was begun with.",
+                             hint=f"Say where those are: {run_folder.resume_command(folder)} --data PATH")
         raise InputError(f"{folder} holds an unfinished run with another configuration: {name} is {was} "
                          f"there and {now} here.",
                          hint=f"Go on with it as it was: {run_folder.resume_command(folder)}")

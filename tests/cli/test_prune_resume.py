@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.cli_world import PRUNE, RUN_FILES, in_process, start
 from helpers.processes import on_closing_terminal, wait
@@ -134,6 +135,27 @@ def test_another_configuration_is_refused_with_the_first_difference(here, pwoa, 
         assert code == 2 and not out and said in err.replace("\n", " ")
         assert "pwoa prune --resume --out stopped" in err and "kept in" not in err
     assert before == {path.name: path.read_bytes() for path in Path("stopped").iterdir()}
+
+
+def test_a_run_goes_on_with_the_same_images_wherever_they_are(here, pwoa, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        wish(patch, step=30)
+        assert pwoa(*LONG, "--out", "stopped")[0] == 130
+    Path("elsewhere").mkdir()
+    Path("tiny.npz").rename("elsewhere/tiny.npz")
+    resume = ["prune", "--resume", "--out", "stopped"]
+    code, _, err = pwoa(*resume)
+    assert code == 2 and "tiny.npz" in err
+    with np.load("elsewhere/tiny.npz") as arrays:
+        np.savez("tiny.npz", **{name: array[::-1] for name, array in arrays.items()})
+    code, _, err = pwoa(*resume)
+    assert code == 2 and " other images or labels than the run was begun with" in err.replace("\n", " ")
+    assert f"{shlex.join(resume)} --data PATH" in err
+    code, _, err = pwoa(*resume, "--data", "elsewhere/tiny.npz")
+    assert code == 0 and "goes on from step 30 of 80" in err
+    (report, *rest), (expected, *others) = made("stopped"), whole
+    assert report["data"].pop("where") == "elsewhere/tiny.npz" and expected["data"]["where"] == "tiny.npz"
+    assert rest == others
 
 
 def test_the_newest_unfinished_run_goes_on(here, pwoa, monkeypatch):

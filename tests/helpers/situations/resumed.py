@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pwoa_cli
@@ -61,10 +62,24 @@ def which_run_goes_on(tool):
     assert pwoa_cli.prune("model.pt", 0.9, **made).model.is_file()
 
 
-@prints("workflows/prune_resume.py:keeper_of", "files/keeper.py:kept")
+@prints(
+    "workflows/prune_resume.py:keeper_of: Go",
+    "workflows/prune_resume.py:keeper_of: Say",
+    "files/keeper.py:kept",
+)
 def what_a_run_goes_on_from(tool):
     stopped(tool)
     tool.works(*words_of(tool.refused(*PRUNE, "--seed", "3", "--out", RUN)))
+    stopped(tool, "third run")
+    Path("tiny.npz").rename("moved.npz")
+    with np.load("moved.npz") as arrays:
+        np.savez("tiny.npz", **{name: array[::-1] for name, array in arrays.items()})
+    Path("there").mkdir()
+    Path("moved.npz").rename("there/tiny.npz")
+    hint = tool.refused(*RESUME[:-1], "third run")
+    assert hint.endswith(" --data PATH")
+    tool.works(*words_of(hint.replace("PATH", "there/tiny.npz")))
+    Path("there/tiny.npz").rename("tiny.npz")
     stopped(tool, "other run")
     Path("other run/state.pt").write_bytes(b"")
     hint = tool.refused(*RESUME[:-1], "other run")
