@@ -38,6 +38,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.evaluate import evaluate
 from pwoa_cli.evaluation.intervals import wilson
 from pwoa_cli.losses import distill
+from pwoa_cli.networks import layers
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import read_recipe
 from pwoa_cli.training.state import State
@@ -95,24 +96,29 @@ def planned(args: argparse.Namespace) -> list[Row]:
     lines = [line.strip() for line in args.file.read_text().splitlines()] if args.file else []
     specs = [parse(spec)
              for spec in (*args.recipes, *(line for line in lines if line and not line.startswith("#")))]
-    common, kinds = _found(args) if specs else ({}, None)
+    common, kinds = _found(args) if specs else ({}, {})
     return [common | spec | {"sparsity": sparsity, "seed": seed,
-                             "recipe_sha256": _hash(spec, common["data"], kinds) if sparsity else ""}
+                             "recipe_sha256": (_hash(spec, common["data"], kinds[sparsity]) if sparsity
+                                               else "")}
             for spec in specs for sparsity in ([0.0] if spec["label"] == "teacher" else args.sparsity)
             for seed in args.seeds]
 
 
-def _found(args: argparse.Namespace) -> tuple[Row, Kinds]:
-    """What all rows of this command share, as the workflow finds it, and what chooses the recipe's tables."""
+def _found(args: argparse.Namespace) -> tuple[Row, dict[float, Kinds]]:
+    """What all rows of this command share, as the workflow finds it, and what chooses the recipe's tables at
+    each sparsity."""
     found = open_subject(Source(args.model), data=args.data, norm=args.norm, eps=args.eps,
                                  device=torch.device("cpu"), say=lambda text: None)
     on = {"on": "test", "held_out": 0} if args.test else {"on": "held-out train", "held_out": args.held_out}
+    weights = sum(w.numel() for w in layers.prunable(found.model, None).values())
     return {"model": Path(args.model).name, "sha256": found.loaded.sha256[:DIGITS],
             "data": found.dataset.name, "norm": found.norm, "eps": found.eps,
-            "n": args.n} | on, kinds_of(found.model, found.dataset.train)
+            "n": args.n} | on, {sparsity: kinds_of(found.model, found.dataset.train,
+                                                   kept=round((1 - sparsity) * weights))
+                                for sparsity in args.sparsity}
 
 
-def _hash(spec: Row, data: str, kinds: Kinds | None) -> str:
+def _hash(spec: Row, data: str, kinds: Kinds) -> str:
     """Of all fields of the recipe: a changed default is another recipe."""
     recipe = read_recipe(spec["recipe"], data=data, kinds=kinds, overrides=spec["fields"])
     return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:DIGITS]

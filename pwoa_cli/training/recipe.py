@@ -1,10 +1,10 @@
 """Recipes: every number of a pruning run, read from TOML files shipped with the package or written by the
 user.
 
-A recipe file holds fields of `Recipe` at its top, and tables with the fields that differ: [network.KIND] and
-[images.KIND] for what the network and its images are (kinds.py), [data.NAME] for a data set by name. What is
-nearer to the user wins: default of the field < file < its [network.KIND] < its [images.KIND] < its
-[data.NAME] < command line.
+A recipe file holds fields of `Recipe` at its top, and tables with the fields that differ: [network.KIND],
+[kept.KIND] and [images.KIND] for what the network, its sparsity and its images are (kinds.py), [data.NAME]
+for a data set by name. What is nearer to the user wins: default of the field < file < its [network.KIND] <
+its [kept.KIND] < its [images.KIND] < its [data.NAME] < command line.
 """
 import difflib
 import tomllib
@@ -19,7 +19,7 @@ from pwoa_cli.losses.distill import HIDDEN_LOSSES
 from pwoa_cli.pruning.allocation import ALLOCATIONS
 from pwoa_cli.pruning.criteria import CRITERIA
 from pwoa_cli.training.augmentation import AUGMENTS, NOISES
-from pwoa_cli.training.kinds import IMAGES, NETWORKS, Kinds
+from pwoa_cli.training.kinds import IMAGES, KEPT, NETWORKS, Kinds
 
 CHOICES = {
     "method": ("ramp", "admm"), "optimizer": ("adam", "sgd"),
@@ -150,10 +150,14 @@ def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | No
     """
     with reading(name_or_file, "a TOML file", hint="See a shipped one: pwoa recipe show default"):
         table = tomllib.loads(text_of(name_or_file))
-    nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(kinds.network if kinds else "", {}),
-              _tables(table, "images", name_or_file, names=IMAGES).get(kinds.images if kinds else "", {}),
+    network, images, kept = kinds or ("", "", "")
+    nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(network, {}),
+              _tables(table, "kept", name_or_file, names=KEPT).get(kept, {}),
+              _tables(table, "images", name_or_file, names=IMAGES).get(images, {}),
               _tables(table, "data", name_or_file).get(data or "", {})]
-    values = {"name": Path(name_or_file).stem} | table | nearer[0] | nearer[1] | nearer[2]
+    values = {"name": Path(name_or_file).stem} | table
+    for fields_of_it in nearer:
+        values |= fields_of_it
     recipe = _with(Recipe(), values, where=name_or_file)
     overrides = dict(overrides or {})
     if "epochs" in overrides:  # somebody who names the epochs means just these
@@ -170,7 +174,7 @@ def _tables(table: dict[str, Any], kind: str, where: str, *,
             names: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """The tables [kind.NAME] of a recipe file, taken out of it. Args: names: that there can be; (): any."""
     found = table.pop(kind, {})
-    example = {"network": "plain", "images": "flat", "data": "mnist"}[kind]
+    example = {"network": "plain", "kept": "many", "images": "flat", "data": "mnist"}[kind]
     if not isinstance(found, dict) or not all(isinstance(t, dict) for t in found.values()):
         raise InputError(f"{where}: {kind} is not a table of tables.",
                          hint=f"Fields that differ stand under a heading such as [{kind}.{example}]")

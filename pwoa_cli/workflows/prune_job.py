@@ -146,7 +146,9 @@ def prepare(request: Request, *, say: Say,
             say("finding which channels go together")
         groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
         request = _of_channels(request, weights, groups)
-        kinds = kinds_of(subject.model, subject.dataset.train)
+        total = sum(w.numel() for w in weights.values())
+        kept = 0 if request.max_loss is not None else round((1 - request.sparsity) * total)
+        kinds = kinds_of(subject.model, subject.dataset.train, kept=kept)
         make = partial(_plan, subject=subject, teacher=teacher, weights=weights, groups=groups, x=x[:2],
                        device=device, kinds=kinds)
         if request.max_loss is not None:
@@ -157,7 +159,6 @@ def prepare(request: Request, *, say: Say,
     if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
         say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
             "instructions for it.")
-    total = sum(w.numel() for w in weights.values())
     first = "" if request.max_loss is None else f"first {numbers.percent_of_weights(request.sparsity)}%, "
     say(f"prune {total:,} weights in {len(weights)} layers {_goal(request)} "
         f"({_words(request)}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} "
@@ -182,7 +183,7 @@ def prepare(request: Request, *, say: Say,
 def at_sparsity(job: Job, sparsity: float) -> Job:
     """The job for another sparsity of the same weights. Raises: InputError if it cannot be reached."""
     request = replace(job.request, sparsity=sparsity)
-    kinds = kinds_of(job.subject.model, job.subject.dataset.train)
+    kinds = kinds_of(job.subject.model, job.subject.dataset.train, kept=0)
     x = samples(job.subject.dataset, request.n, seed=request.seed)[:2]
     plan = _plan(request, job.subject, job.teacher, job.counted.weights, job.plan.groups, x, job.device,
                  kinds)

@@ -6,7 +6,7 @@ from torch import nn
 
 from pwoa_cli.data.datasets import Split
 from pwoa_cli.networks.families import make
-from pwoa_cli.training.kinds import Kinds, images_kind, network_kind
+from pwoa_cli.training.kinds import Kinds, images_kind, kinds_of, network_kind
 
 
 class OwnNorm(nn.Module):
@@ -62,8 +62,17 @@ def test_images_are_flat_from_a_quarter_of_black_and_white_on():
     assert images_kind(Split(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(y))) == "photographs"
 
 
+def test_many_weights_stay_in_a_network_with_batch_norms():
+    split = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4))
+    for model, kept, found in ((small.resnet(), 299_999, "few"), (small.resnet(), 300_000, "many"),
+                               (small.lenet(), 300_000, "few")):
+        assert kinds_of(model, split, kept=kept).kept == found
+
+
 @pytest.mark.parametrize(("kinds", "words"), [
     (Kinds("plain", "flat"), "a network with no norms on flat images"),
-    (Kinds("batch-norm", "photographs"), "a network with batch norm on photographs")])
+    (Kinds("batch-norm", "photographs"), "a network with batch norm on photographs"),
+    (Kinds("batch-norm", "flat", "many"),
+     "a network with batch norm and many weights that stay on flat images")])
 def test_kinds_are_said_in_words(kinds, words):
     assert str(kinds) == words

@@ -173,14 +173,19 @@ LENET, RESNET = Kinds("plain", "flat"), Kinds("batch-norm", "photographs")
 # What docs/results.md was measured with; fields that are not named are those of `Recipe`
 MEASURED = {"method": "ramp", "epochs": 10, "stretch": 1, "sparsify": 0.5, "mask_updates": 24,
             "schedule": "warm-cosine", "alpha": 1, "temperature": 4, "kl_reduction": "batchmean",
-            "hidden_weight": 1, "gaussian_scale": 0.15, "noise_scale": 1}
+            "gaussian_scale": 0.15, "noise_scale": 1, "hsic_every": 4}
 MEASURED_LENET = {"allocation": "lamp", "batch_size": 32, "precision": "float32", "optimizer": "adam",
-                  "lr": 1.5e-3, "noise": "blocks", "cutmix": 0}
-MEASURED_RESNET = {"allocation": "auto", "batch_size": 128, "precision": "auto", "optimizer": "sgd",
-                   "lr": 0.05, "noise": "gaussian", "cutmix": 1}
+                  "lr": 1.5e-3, "noise": "blocks", "cutmix": 0, "hidden_weight": 1,
+                  "lambda_x": 2e-4, "lambda_y": 6e-3}
+BATCH_NORM = {"allocation": "auto", "batch_size": 128, "precision": "auto", "optimizer": "sgd", "lr": 0.05,
+              "cutmix": 1, "lambda_x": 5e-5, "lambda_y": 1.5e-3}
+MEASURED_RESNET = BATCH_NORM | {"noise": "gaussian", "hidden_weight": 1}
+MEASURED_RESNET18 = BATCH_NORM | {"noise": "blocks+gaussian", "hidden": "inner", "hidden_weight": 2,
+                                  "regrow": 0.3, "clip": 10}
 
 
-@pytest.mark.parametrize(("kinds", "fields"), [(LENET, MEASURED_LENET), (RESNET, MEASURED_RESNET)])
+@pytest.mark.parametrize(("kinds", "fields"), [(LENET, MEASURED_LENET), (RESNET, MEASURED_RESNET),
+                                               (RESNET._replace(kept="many"), MEASURED_RESNET18)])
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "anything"])
 def test_lenet_and_resnet_keep_every_field_that_was_measured(kinds, fields, data):
     """By what they are: the name of the data set is no reason."""
@@ -196,16 +201,20 @@ def test_networks_without_batch_norm_take_steps_without_a_scale():
 def test_tables_of_kinds_come_before_those_of_data(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("lr = 1\nsigma = 1\nrho = 1\nclip = 1\nalpha = 1\n[network.plain]\nlr = 2\nsigma = 2\n"
-                    "rho = 2\n[images.flat]\nlr = 3\nsigma = 3\n[data.mnist]\nlr = 4\n[network.layer-norm]\n"
+                    "rho = 2\n[kept.many]\nlr = 5\nclip = 5\n"
+                    "[images.flat]\nlr = 3\nsigma = 3\n[data.mnist]\nlr = 4\n[network.layer-norm]\n"
                     "clip = 9\n")
     found = read_recipe(str(file), data="mnist", kinds=LENET)
     assert (found.lr, found.sigma, found.rho, found.clip) == (4, 3, 2, 1)
     found = read_recipe(str(file), data="mnist", kinds=RESNET)
     assert (found.lr, found.sigma, found.rho, found.clip) == (4, 1, 1, 1)
+    found = read_recipe(str(file), data="cifar10", kinds=LENET._replace(kept="many"))
+    assert (found.lr, found.sigma, found.rho, found.clip) == (3, 3, 2, 5)
 
 
 @pytest.mark.parametrize(("text", "message"), [
     ("[network.batchnorm]\nlr = 1", r"\[network.batchnorm\], expected one of batch-norm, layer-norm, plain"),
+    ("[kept.most]\nlr = 1", r"\[kept.most\], expected one of many, few"),
     ("[images.grey]\nlr = 1", r"\[images.grey\], expected one of flat, photographs"),
     ("network = 3", "network is not a table of tables"),
     ("[images.flat]\nlearn = 1", r"\[images.flat\]: no recipe field 'learn'")])

@@ -111,7 +111,8 @@ def names_of_fields(tool):
 
 @prints(AT + "_tables: Fields", AT + "_tables: For")
 def tables_of_kinds(tool):
-    for lines in ("network = 1", "images = 1", "data = 1", "network.deep = {}", "images.round = {}"):
+    for lines in ("network = 1", "images = 1", "data = 1", "network.deep = {}", "kept.most = {}",
+                  "images.round = {}"):
         hint = tool.refused(*with_recipe(lines))
         heading = hint.partition("[")[1] + hint.partition("[")[2]
         tool.works(*with_recipe(f"{heading}, epochs = 0.1"))
