@@ -110,6 +110,8 @@ def prepare(request: Request, *, say: Say) -> Job:
     """Find and check everything before the first attack. Raises: InputError for anything that would fail
     later."""
     attacks.parse(request.attacks)
+    if request.curve is not None:  # its numbers; in a norm that is not known yet, radii may be large
+        security_curve.radii(request.curve, norm=request.norm or "l2", threat=1.0)
     seeds.check(request.seed)
     device = device_named(request.device)
     log_environment(device=str(device))

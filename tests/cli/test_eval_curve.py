@@ -69,6 +69,11 @@ def test_wrong_radii_are_refused_before_anything_is_attacked(here, pwoa, more, w
     assert code == 2 and not out and words in err.replace("\n  ", " ")
 
 
+def test_words_that_are_no_radii_are_refused_before_the_model_is_read(here, pwoa):
+    code, _, err = pwoa("eval", "absent.pt", "--curve", "0.1,abc")
+    assert code == 2 and "eps 'abc' is not a number" in err and "absent" not in err
+
+
 def test_a_dry_run_counts_every_point(here, pwoa):
     one, three = (made(pwoa, *EVAL, *more, "--dry-run") for more in ([], ["--curve", "0.1,0.2"]))
     assert three["seconds_by_attack"].keys() == one["seconds_by_attack"].keys()
