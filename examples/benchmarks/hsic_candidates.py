@@ -120,7 +120,7 @@ class Row:
 
     def compare(self, found: Tensor, want: Tensor) -> None:
         """Note a window's gradient beside the exact one, both (P,)."""
-        found = found.double()
+        found, want = found.detach().double(), want.detach()
         self.errors.append(float((found - want).norm() / want.norm()))
         self.cosines.append(float(F.cosine_similarity(found, want, dim=0)))
 

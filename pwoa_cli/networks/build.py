@@ -49,7 +49,7 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.whole(x)
-        if not isinstance(out, (Mapping, tuple, list)):  # torch.export of 2.6 does not follow A | B
+        if not isinstance(out, Mapping | tuple | list):
             return out  # as torch.export and torch.fx see it: no Python that reads a size
         return self.logits(out, x.shape[0])
 
@@ -64,8 +64,7 @@ class Normalized(nn.Module):
         """The logits (batch, K) in what the network returns; all of it if they are not found there."""
         if isinstance(out, Tensor) or self.num_classes is None:
             return out
-        fitting = [part for _, part in parts(out) if part.shape == (batch, self.num_classes)]
-        return fitting[0] if fitting else out  # torch.export of 2.6 does not follow next(..., out)
+        return next((part for _, part in parts(out) if part.shape == (batch, self.num_classes)), out)
 
 
 def public_name(name: str) -> str:

@@ -81,7 +81,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(tmp_path, ca
 
 
 def test_what_breaks_while_it_is_written_or_opened_is_one_sentence(tmp_path, monkeypatch):
-    """As torch 2.6 does with each onnxscript that was tried."""
+    """As torch 2.7 does with an onnxscript that does not know it."""
     class Program:
         def save(self, path):
             raise TypeError("Expected an int, got a boolean.\nmore")
