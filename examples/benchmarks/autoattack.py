@@ -19,6 +19,7 @@ from pwoa_cli.attacks import autoattack
 from pwoa_cli.attacks.base import contain, frozen, wrong
 from pwoa_cli.attacks.quick import quick
 from pwoa_cli.data import datasets
+from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.memory import keep_freed_memory
 
 
@@ -37,6 +38,8 @@ class Side:
         x, y = self.x[rows], self.y[rows]
         start = time.perf_counter()
         adv = self.attack(name, x.clone(), y) if len(rows) else x
+        if adv.is_cuda:
+            torch.cuda.synchronize(adv.device)
         self.seconds[name] = time.perf_counter() - start
         with torch.no_grad():
             broken = rows[wrong(self.model(contain(adv, x, eps=self.eps, norm="linf")), y)]
@@ -52,14 +55,16 @@ def main() -> None:
     parser.add_argument("--samples", "--n", dest="n", type=int, default=100)
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # for the whole process, so both sides have it
-    model = pwoa_cli.load(args.checkpoint)
-    x, y = datasets.load(args.data).test.batch(torch.arange(args.n))
+    device = device_named(args.device)
+    model = pwoa_cli.load(args.checkpoint).to(device)
+    x, y = (part.to(device) for part in datasets.load(args.data).test.batch(torch.arange(args.n)))
 
     def reference(name, x, y):
-        run = AutoAttack(model, norm="Linf", eps=args.eps, seed=args.seed, version="standard", device="cpu")
+        run = AutoAttack(model, norm="Linf", eps=args.eps, seed=args.seed, version="standard", device=device)
         run.attacks_to_run = [name]
         return run.run_standard_evaluation(x, y, batch_size=250)[0]
 
@@ -88,8 +93,8 @@ def main() -> None:
     same = torch.equal(left.standing, right.standing)
     print(f"flags equal: {'yes' if same else 'NO'} ({args.n} images, {clean} right when clean, "
           f"{int(left.standing.sum())} / {int(right.standing.sum())} robust)")
-    print(f"torch {torch.__version__}, 1 thread of {os.cpu_count()}, float32, linf eps {args.eps:g}, seed "
-          f"{args.seed}, load {os.getloadavg()[0]:.1f} at the end")
+    print(f"torch {torch.__version__}, {device}, 1 thread of {os.cpu_count()}, float32, linf eps "
+          f"{args.eps:g}, seed {args.seed}, load {os.getloadavg()[0]:.1f} at the end")
 
 
 def show(name, theirs, ours, *broken):
