@@ -45,6 +45,7 @@ ELSEWHERE = {
     "pip install 'pwoa-cli[report]'": "the tests have it; without it: tests/cli/test_report_html.py",
     "make ": "CI calls them, or a person; that there is such a target is tried here",
     "--attacks noise,pgd": "needs the plug-in installed: tests/attacks/test_plugins.py",
+    "eval examples/cifar10_resnet18": "needs CIFAR-10; tests/examples/test_released.py loads the network",
     "examples/benchmarks/": "minutes to hours; that it has these options is tried here",
     'python -c "import torch"': "what a figure was compared with",
 }
