@@ -35,6 +35,7 @@ from pwoa_cli.evaluation.results import Evaluation, Finding, Result, result
 from pwoa_cli.evaluation.tally import Known, Line
 from pwoa_cli.evaluation.units import Unfinished, Unit
 from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.machine.devices import plain_float32
 from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
 from pwoa_cli.machine.seeds import block_seed
 from pwoa_cli.progress import Say
@@ -140,7 +141,7 @@ def _clean(run: _Run) -> tuple[Result, str]:
     for first in range(0, n, BLOCK):
         x, y = run.batch(slice(first, first + BLOCK))
         check_range(x)
-        with _float32():
+        with plain_float32():
             logits = run.model(x)
         digest.update(b"".join(part.cpu().contiguous().numpy().tobytes()
                                for part in (x, y, logits.argmax(1))))
@@ -170,7 +171,8 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> tuple[list[Findi
              *checks.of_threat(run.eps, run.norm, pixels=x[0].numel()),
              *checks.of_model(run.model.model, x, y, was_training=was_training,
                               attacks=[attack.name for attack in run.chosen],
-                              batch_size=run.model.batch_size)]
+                              batch_size=run.model.batch_size),
+             *checks.of_mixed(run.model, x, attacks=[attack.name for attack in run.chosen])]
     found, can_run = gradients.without_gradients(found, run.chosen)
     right = clean[:BLOCK].to(x.device)
     return gradients.with_square(found, can_run, run.model, x[right], y[right], eps=run.eps, norm=run.norm,
@@ -266,7 +268,7 @@ def _answer(run: _Run, attack: Attack, part: Attack, block: int, x: Tensor, y: T
     """The attack's adversarial inputs; where memory runs out, again with passes of half the size, from the
     same seed."""
     while True:
-        generator = torch.Generator().manual_seed(block_seed(run.seed, attack.name, block))
+        generator = torch.Generator().manual_seed(block_seed(run.seed, attack.draws or attack.name, block))
         try:
             return part.run(run.model, x, y, eps=run.eps, norm=run.norm, generator=generator).detach()
         except (RuntimeError, MemoryError) as error:
@@ -288,7 +290,7 @@ def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor,
     A minimum-norm attack's distance is that of its answer wherever that lies, so it holds for every eps, or
     of the answer moved into the ball if that is misclassified too.
     """
-    with _float32():
+    with plain_float32():
         counted = contain(adv, x, eps=run.eps, norm=run.norm)
         logits = run.model(counted)
         broken = wrong(logits, y)
@@ -297,20 +299,6 @@ def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor,
             reach = torch.where(adv.isfinite(), adv, x).clamp(0, 1)
             size = torch.where(wrong(run.model(reach), y), distance(reach - x, run.norm).minimum(size), size)
     return counted, broken, torch.where(size.isfinite(), size, torch.nan), _nonfinite(logits)
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """Plain float32 inside: no TensorFloat-32 products on a GPU, no autocast of the caller's."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class _Shares:
