@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.attacks.bounded import Bounded
 from pwoa_cli.attacks.quick import PROBES, REFUSALS, gradient, quick
+from pwoa_cli.attacks.together import Asked
 from pwoa_cli.machine.devices import multiplies_bf16
 
 DTYPE = torch.bfloat16
@@ -47,6 +48,8 @@ def reduced(model: nn.Module, inputs: Tensor) -> nn.Module | None:
     Returns: None where the device has no instructions for bfloat16, where the network cannot be copied or
     not run so, and where the copy's logits or gradients are others: then float32 is what there is.
     """
+    if isinstance(model, Asked):
+        return model.copied("reduced", lambda whole: reduced(whole, inputs))
     if isinstance(model, Bounded):
         inner = reduced(model.model, inputs[:model.batch_size])
         return inner and Bounded(inner, model.batch_size, model.meter)
