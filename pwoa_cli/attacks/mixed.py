@@ -40,11 +40,11 @@ def part(model: nn.Module, inputs: Tensor, labels: Tensor, *, name: str, eps: fl
     autoattack.check((name,), model, inputs, norm=norm)
     with plain_float32():
         return answer(name, inputs, labels, model=model, copied=reduced(model, inputs), eps=eps, norm=norm,
-                       seed=drawn_seed(generator), steps=steps, queries=queries)
+                      seed=drawn_seed(generator), steps=steps, queries=queries)
 
 
 def answer(name: str, x: Tensor, y: Tensor, *, model: nn.Module, copied: nn.Module | None, eps: float,
-            norm: str, seed: int, steps: int, queries: int) -> Tensor:
+           norm: str, seed: int, steps: int, queries: int) -> Tensor:
     """Of a component on the copy, on the model where there is none; `closing` on the model, where there is
     one."""
     if name == "closing" and copied is None:
