@@ -74,8 +74,8 @@ def ours(name: str, case: Case) -> Tensor:
 
 def pyautoattack(name: str, case: Case) -> Tensor:
     """Its own evaluation with its standard settings, restricted to the component; `aa`: all four."""
-    run = AutoAttack(case.model, norm=TITLE[case.norm], eps=case.eps, seed=autoattack._seed(case.generator()),
-                     version="standard")
+    run = AutoAttack(case.model, norm=TITLE[case.norm], eps=case.eps,
+                     seed=autoattack.drawn_seed(case.generator()), version="standard")
     run.attacks_to_run = list(autoattack.STANDARD) if name == "aa" else [name]
     return run.run_standard_evaluation(case.x, case.y, batch_size=250)[0]
 

@@ -72,7 +72,7 @@ def main() -> None:
         nonlocal searched
         # once for all components, as `aa` does; its seconds are in the first
         searched = searched or quick(model, x)
-        return autoattack._component(name, searched, x, y, eps=args.eps, norm="linf", seed=args.seed,
+        return autoattack.component(name, x, y, model=searched, eps=args.eps, norm="linf", seed=args.seed,
                                      steps=autoattack.STEPS, queries=autoattack.QUERIES)
 
     searched = None

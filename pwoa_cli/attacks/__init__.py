@@ -4,8 +4,9 @@ adversarial inputs.
 Names: fgsm; pgd-K, pgd-K-rR (restarts), pgd-K-sS (step size, unit of the inputs), both as pgd-K-rR-sS, and
 the same for cw (PGD on the margin loss); fmn (100 steps), fmn-K and cw-l2 (smallest perturbation of each
 sample); apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and aa-fast (apgd-ce,
-then apgd-t). `pgd` is pgd-20 and `cw` has 20 steps. The step size is eps/8 for any number of steps unless -s
-gives it. A name that is none of these is looked for among the plug-ins of installed packages (plugins.py).
+then apgd-t); aa-mixed (aa by a search in bfloat16, closed in float32). `pgd` is pgd-20 and `cw` has 20 steps.
+The step size is eps/8 for any number of steps unless -s gives it. A name that is none of these is looked for
+among the plug-ins of installed packages (plugins.py).
 
 It may import networks and machine.
 """
@@ -13,13 +14,13 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 
 from torch import Tensor
 
-from pwoa_cli.attacks import autoattack, gradient, minimum_norm, plugins
+from pwoa_cli.attacks import autoattack, gradient, minimum_norm, mixed, plugins
 from pwoa_cli.attacks.base import NORMS
 from pwoa_cli.errors import InputError
 
@@ -27,7 +28,7 @@ DEFAULT_STEPS = 20
 FMN_STEPS = 100
 KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "fmn", "fmn-K", "cw-l2", "apgd-ce",
          "apgd-t", "fab-t",
-         "square", "aa", "aa-fast")
+         "square", "aa", "aa-fast", "aa-mixed")
 _LOSS = {"pgd": "ce", "cw": "margin"}
 _ITERATIVE = re.compile(r"(pgd|cw)(?:-(\d+))?(?:-r(\d+))?(?:-s(\d*\.?\d+(?:e-?\d+)?(?:/\d+)?))?")
 _FMN = re.compile(r"fmn-(\d+)")
@@ -42,7 +43,8 @@ class Attack:
     every eps. cost: passes that a sample takes, backwards ones counted twice, for the order of attacks and
     the time that is left. cascade: goes on only with what cheaper attacks left; the others' figures are their
     own. parts: names of the attacks that it runs one after the other, from one seed; an evaluation runs them
-    instead of `run`, which does the same in one call. needs_gradients: False where it may work without.
+    instead of `run`, which does the same in one call. draws: name whose random numbers it draws, its own if
+    "". needs_gradients: False where it may work without.
     version: of a plug-in.
     """
 
@@ -54,6 +56,7 @@ class Attack:
     cost: int = 1
     cascade: bool = False
     parts: tuple[str, ...] = ()
+    draws: str = ""
     needs_gradients: bool = True
     version: str = ""
 
@@ -69,13 +72,20 @@ FIXED = {a.name: a for a in (
     Attack("aa", autoattack.aa, min_classes=4, cost=12000, cascade=True, parts=autoattack.STANDARD),
     Attack("aa-fast", partial(autoattack.aa, components=autoattack.FAST), min_classes=4, cost=3000,
            cascade=True, parts=autoattack.FAST),
+    Attack("aa-mixed", mixed.aa_mixed, min_classes=4, cost=11875, cascade=True, parts=mixed.PARTS,
+           draws="aa"),
 )}
+MIXED = {name: replace(FIXED[name], run=partial(mixed.part, name=name)) for name in autoattack.STANDARD} | {
+    # squares are fewer than queries; so the whole costs less than aa, which goes on with what it leaves
+    "square": replace(FIXED["square"], run=partial(mixed.part, name="square"), cost=4200),
+    "closing": Attack("closing", partial(mixed.part, name="closing"), min_classes=4, cost=675, cascade=True)}
 UNKNOWN_COST = 1000  # of a plug-in
 
 
 def stages(attack: Attack) -> tuple[Attack, ...]:
     """The attacks that an attack consists of, in order: itself, unless it has parts."""
-    return tuple(FIXED[name] for name in attack.parts) or (attack,)
+    known = MIXED if attack.name == "aa-mixed" else FIXED
+    return tuple(known[name] for name in attack.parts) or (attack,)
 
 
 def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:

@@ -8,7 +8,8 @@ seed drawn from ours. In linf they search on a `quick` copy of the model with th
 known answers; who is broken is asked of the model itself.
 """
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def apgd_ce(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, nor
     Returns: (B,C,H,W); samples that hold out come back clean. Raises: ModuleNotFoundError without
     pyautoattack.
     """
-    return _run("apgd-ce", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
+    return _run("apgd-ce", model, inputs, labels, eps=eps, norm=norm, seed=drawn_seed(generator), steps=steps)
 
 
 def apgd_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
@@ -50,14 +51,14 @@ def apgd_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm
     Raises: InputError with fewer than 4 classes: the loss divides by the gap to the third and fourth largest
     logit.
     """
-    return _run("apgd-t", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
+    return _run("apgd-t", model, inputs, labels, eps=eps, norm=norm, seed=drawn_seed(generator), steps=steps)
 
 
 def fab_t(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
           steps: int = STEPS) -> Tensor:
     """Targeted FAB (Croce & Hein 2020b): the smallest perturbation to min(9, K-1) classes, kept where it fits
     in eps."""
-    return _run("fab-t", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), steps=steps)
+    return _run("fab-t", model, inputs, labels, eps=eps, norm=norm, seed=drawn_seed(generator), steps=steps)
 
 
 def square(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
@@ -67,7 +68,8 @@ def square(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm
     Raises: InputError for l2 and l1 on images less than 5 pixels high or wide (it starts from a 5 x 5 grid of
     tiles).
     """
-    return _run("square", model, inputs, labels, eps=eps, norm=norm, seed=_seed(generator), queries=queries)
+    return _run("square", model, inputs, labels, eps=eps, norm=norm, seed=drawn_seed(generator),
+                queries=queries)
 
 
 def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
@@ -79,16 +81,26 @@ def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: st
     fail.
     Raises: InputError with fewer than 4 classes (apgd-t).
     """
-    _check(components, model, inputs, norm=norm)
-    seed, adv = _seed(generator), inputs.clone()
-    standing = torch.arange(len(inputs), device=inputs.device)
-    searched = _searched(model, inputs, norm)
-    for name in components:
+    check(components, model, inputs, norm=norm)
+    search = partial(component, model=searched(model, inputs, norm), eps=eps, norm=norm,
+                     seed=drawn_seed(generator), steps=steps, queries=queries)
+    return in_turn([partial(search, name) for name in components], model, inputs, labels, eps=eps, norm=norm)
+
+
+def in_turn(searches: Sequence[Callable[[Tensor, Tensor], Tensor]], model: nn.Module, inputs: Tensor,
+            labels: Tensor, *, eps: float, norm: str) -> Tensor:
+    """Each search (inputs, labels) -> adversarial inputs on the samples that the model holds against the ones
+    before.
+
+    Returns: (B,C,H,W): the first answer that breaks the model, in [0,1] and in the ball; the clean input
+    where all fail.
+    """
+    adv, standing = inputs.clone(), torch.arange(len(inputs), device=inputs.device)
+    for search in searches:
         if not len(standing):
             break
         x, y = inputs[standing], labels[standing]
-        found = _component(name, searched, x, y, eps=eps, norm=norm, seed=seed, steps=steps, queries=queries)
-        found = contain(found, x, eps=eps, norm=norm)
+        found = contain(search(x, y), x, eps=eps, norm=norm)
         with torch.no_grad(), frozen(model):
             broken = wrong(model(found), y)
         adv[standing[broken]] = found[broken]
@@ -99,13 +111,12 @@ def aa(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: st
 def _run(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int,
          steps: int = STEPS, queries: int = QUERIES) -> Tensor:
     """One component on all inputs, searching on a quick copy of the model."""
-    _check((name,), model, inputs, norm=norm)
-    searched = _searched(model, inputs, norm)
-    return _component(name, searched, inputs, labels, eps=eps, norm=norm, seed=seed, steps=steps,
-                      queries=queries)
+    check((name,), model, inputs, norm=norm)
+    return component(name, inputs, labels, model=searched(model, inputs, norm), eps=eps, norm=norm, seed=seed,
+                     steps=steps, queries=queries)
 
 
-def _searched(model: nn.Module, inputs: Tensor, norm: str) -> nn.Module:
+def searched(model: nn.Module, inputs: Tensor, norm: str) -> nn.Module:
     """The quick copy for linf, the model itself for l2 and l1.
 
     There a search answers rounding with another path: of 10 digits on the LeNet5, Square in l2 and APGD-T in
@@ -115,19 +126,18 @@ def _searched(model: nn.Module, inputs: Tensor, norm: str) -> nn.Module:
     return quick(model, inputs) if norm == "linf" else model
 
 
-def _component(name: str, model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str,
-               seed: int,
-               steps: int, queries: int) -> Tensor:
+def component(name: str, inputs: Tensor, labels: Tensor, *, model: nn.Module, eps: float, norm: str,
+              seed: int, steps: int, queries: int, targets: int = MAX_TARGETS) -> Tensor:
     """The answer of pyautoattack; torch's global generators (CPU, CUDA) are left as they were."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
         classes = model(inputs[:1]).shape[1]
         common = {"eps": eps, "norm": _NAMES[norm], "seed": seed, "device": inputs.device, "verbose": False}
-        attack = _BUILDERS[name](model, classes - 1, steps, queries, common)
+        attack = _BUILDERS[name](model, min(targets, classes - 1), steps, queries, common)
         return attack.perturb(inputs.contiguous(), labels).detach()
 
 
-def _check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: str) -> None:
+def check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: str) -> None:
     """Refuse components that cannot run on the model or on images of this size."""
     with torch.no_grad(), frozen(model):
         classes = model(inputs[:1]).shape[1]
@@ -176,5 +186,14 @@ _BUILDERS: dict[str, Callable[..., Any]] = {"apgd-ce": _build_apgd_ce, "apgd-t":
                                             "square": _build_square}
 
 
-def _seed(generator: Generator) -> int:
+def windowed(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether Square answers by windows on this model and so many inputs."""
+    from pwoa_cli.attacks.square import Windowed
+
+    with torch.no_grad(), frozen(model):
+        return Windowed.of(model, inputs) is not None
+
+
+def drawn_seed(generator: Generator) -> int:
+    """The seed of the components, the next number of ours."""
     return int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))

@@ -60,14 +60,14 @@ def _of_bounded(model: Bounded, inputs: Tensor) -> nn.Module:
     return model.copies[model.batch_size]
 
 
-def steady(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether the logits of an image are the same in every call and beside any others, and no random number
-    is drawn."""
+def steady(model: nn.Module, inputs: Tensor, *, rounding: float = TOLERANCE) -> bool:
+    """Whether the logits of an image are the same in every call and beside any others (up to `rounding` of
+    the largest), and no random number is drawn."""
     with torch.no_grad(), torch.random.fork_rng(()):
         before = torch.get_rng_state()
         once, again, alone = model(inputs), model(inputs), model(inputs[:1])
         drawn = not torch.equal(before, torch.get_rng_state())
-    return not drawn and torch.equal(once, again) and _close(alone, once[:1])
+    return not drawn and torch.equal(once, again) and _close(alone, once[:1], rounding)
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
@@ -121,19 +121,19 @@ def _agree(ready: nn.Module, model: nn.Module, inputs: Tensor) -> bool:
         with torch.no_grad():
             if not all(_close(ready(x), model(x)) for x in (inputs, inputs[:1], noise)):
                 return False
-        ours, theirs = _gradient(ready, noise), _gradient(model, noise)
+        ours, theirs = gradient(ready, noise), gradient(model, noise)
     except REFUSALS:  # a shape that the trace froze, or no gradient at all
         return False
     return bool((ours - theirs).norm() <= GRADIENT_TOLERANCE * theirs.norm())
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def _close(one: Tensor, other: Tensor, rounding: float = TOLERANCE) -> bool:
     """Equal up to rounding; never where a value is NaN."""
-    return one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
+    return one.shape == other.shape and bool((one - other).abs().max() <= rounding * other.abs().max())
 
 
 @torch.enable_grad()
-def _gradient(model: nn.Module, x: Tensor) -> Tensor:
+def gradient(model: nn.Module, x: Tensor) -> Tensor:
     """Gradient of z_0 - z_last, summed over the batch, for x."""
     x = x.clone().requires_grad_()
     logits = model(x)
@@ -173,6 +173,7 @@ class _InputGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """dL/dx[c, i + a - p, j + b - p] += sum_o w[o, c, a, b] dL/dz[o, i, j]."""
         (weight,), (up, left), (batch, channels, height, width) = ctx.saved_tensors, ctx.padding, ctx.shape
+        gradient = gradient.to(weight.dtype)  # bfloat16 in a `reduced` copy
         filters, _, tall, wide = weight.shape
         rows, columns = gradient.shape[2:]
         taps = weight.reshape(filters, -1).t() @ gradient.permute(0, 2, 3, 1).reshape(-1, filters).t()

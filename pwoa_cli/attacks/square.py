@@ -14,7 +14,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, fx, nn
 
 from pwoa_cli.attacks.bounded import Bounded, Meter
-from pwoa_cli.attacks.quick import PROBES, hooked, plain, steady
+from pwoa_cli.attacks.quick import PROBES, TOLERANCE, hooked, plain, steady
+from pwoa_cli.attacks.reduced import ROUNDING, Reduced
 from pwoa_cli.networks.build import Normalized
 
 Span = tuple[int, int]  # first index, and one past the last
@@ -38,10 +39,15 @@ class Square(SquareAttack):
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One restart. Returns: queries (B,) that were paid for, and the best point of every sample
         (B,C,H,W)."""
-        if self.norm != "Linf" or x.device.type != "cpu" or not steady(self.predict, x[:PROBES]):
+        if self.norm != "Linf" or x.device.type != "cpu" or not self._steady(x[:PROBES]):
             return super().attack_single_run(x, y)
         with torch.no_grad():
             return self._search(x, y)
+
+    def _steady(self, x: Tensor) -> bool:
+        """Whether an answer once given holds, up to what the model rounds."""
+        inner = self.predict.model if isinstance(self.predict, Bounded) else self.predict
+        return steady(self.predict, x, rounding=ROUNDING if isinstance(inner, Reduced) else TOLERANCE)
 
     def _search(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         low, high = (x - self.eps).clamp(0, 1), (x + self.eps).clamp(0, 1)

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.attacks.base import SLACK, frozen, wrong
+from pwoa_cli.attacks.mixed import CLOSING_STEPS
+from pwoa_cli.attacks.reduced import reduced
 from pwoa_cli.evaluation import gradients
 from pwoa_cli.evaluation.intervals import near_chance
 from pwoa_cli.evaluation.results import Finding
 from pwoa_cli.evaluation.rounding import COARSE_DTYPES, gap, precision, rounding
 from pwoa_cli.evaluation.words import first_line, percent, share
+from pwoa_cli.machine.devices import multiplies_bf16
 from pwoa_cli.machine.memory import is_out_of_memory
 
 PROBE = 32  # samples whose gradients are looked at, and most in one pass
@@ -24,7 +27,7 @@ COMPANY = 8  # samples for repeated passes
 PASSES = 4  # on the same samples: a model that draws one of two forms stays hidden in 1 of 8 runs
 ONE = 1e-3  # probabilities sum to 1 up to this
 TARGETS = 9  # of the targeted attacks, where there are as many other classes
-TARGETED = ("apgd-t", "fab-t", "aa", "aa-fast")
+TARGETED = ("apgd-t", "fab-t", "aa", "aa-fast", "aa-mixed")
 COMMON_255 = (1, 2, 4, 8, 16)  # radii of the literature in 255ths
 SAME_EPS = 1e-3  # relative: 0.0314 is 8/255 for every figure that is measured
 # relative: 0.031 is off by 1.2%, 0.016 by 2.0%; 0.03 by 4.4%: a radius of its own, as papers use it
@@ -61,6 +64,22 @@ def of_model(model: nn.Module, inputs: Tensor, labels: Tensor, *, was_training: 
                  _probabilities(logits), unsteady]
         found += gradients.of_gradients(model, x, y, attacks=attacks, steady=not unsteady)
     return [finding for finding in found if finding]
+
+
+def of_mixed(model: nn.Module, inputs: Tensor, *, attacks: Collection[str]) -> list[Finding]:
+    """What aa-mixed, if it is among the attacks, does with this model on the device of the inputs
+    (B,C,H,W)."""
+    if "aa-mixed" not in attacks:
+        return []
+    if reduced(model, inputs) is not None:
+        return [Finding("mixed-precision",
+                        "aa-mixed searched in bfloat16: what it broke is broken in float32; what held went "
+                        f"through apgd-t with {CLOSING_STEPS} steps to each target in float32, and a few "
+                        "that aa breaks may be left.", False)]
+    why = (f"has no instructions for bfloat16 ({inputs.device.type})" if not multiplies_bf16(inputs.device)
+           else "would answer otherwise in bfloat16, or cannot run in it")
+    who = "this device" if why.startswith("has") else "the model"
+    return [Finding("mixed-precision", f"{who} {why}: aa-mixed searched in float32 and is aa.", False)]
 
 
 def of_randomness(model: nn.Module, inputs: Tensor) -> Finding | None:

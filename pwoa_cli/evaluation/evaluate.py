@@ -4,14 +4,16 @@ may be wrong.
 Samples (n) are cut into fixed blocks of BLOCK; (seed, attack, block) seeds the attack on a block, so the
 random numbers behind the flags depend neither on the batch size nor on the device nor on an interruption.
 Cheap attacks come first. Only samples that are right when clean are attacked; those of the AutoAttack family,
-which take nearly all the time, go on only with what no cheaper attack broke. A sample counts as broken when a
-finite adversarial input, in [0,1] and in the eps-ball, is misclassified in a last float32 pass.
+which take nearly all the time (on a GPU WIDE blocks share passes, each searched as if alone), go on only with
+what no cheaper attack broke. A sample counts as broken when a finite adversarial input, in [0,1] and in the
+eps-ball, is misclassified in a last float32 pass.
 """
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from pwoa_cli.attacks import Attack, check_norm, parse, stages
 from pwoa_cli.attacks.base import contain, distance, frozen, outside, wrong
 from pwoa_cli.attacks.bounded import Bounded, Meter, OutOfTime
+from pwoa_cli.attacks.together import together
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import checks, gradients, result_checks
 from pwoa_cli.evaluation.inputs import (
@@ -32,15 +35,17 @@ from pwoa_cli.evaluation.inputs import (
     left_as_they_were,
 )
 from pwoa_cli.evaluation.results import Evaluation, Finding, Result, result
+from pwoa_cli.evaluation.shares import Progress, Shares
 from pwoa_cli.evaluation.tally import Known, Line
 from pwoa_cli.evaluation.units import Unfinished, Unit
 from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.machine.devices import plain_float32
 from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
 from pwoa_cli.machine.seeds import block_seed
 from pwoa_cli.progress import Say
 
 BLOCK = 200  # samples that share a seed; changing it changes the random starts of every published figure
-Progress = Callable[[str, float], None]  # what is under way, share of the whole that is done
+WIDE = 5  # blocks of the AutoAttack family that share passes on a GPU; each keeps its own random numbers
 
 
 def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, seconds: float | None = None,
@@ -86,7 +91,8 @@ def evaluating(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str
     with frozen(model):
         net, changed = left_as_they_were(model, _part(inputs, slice(0, checks.COMPANY), model))
         first = _part(inputs, slice(0, 2), model)
-        bounded = Bounded(net, batch_size or gradients.fitting(net, first, most=BLOCK), Meter())
+        bounded = Bounded(net, batch_size or gradients.fitting(net, first, most=BLOCK * wide(first)),
+                          Meter())
         run = _Run(bounded, inputs, labels.cpu(), chosen, norm, eps, seed, keep_inputs, progress, say)
         clean, sha256 = _clean(run)
         run = replace(run, kept=unfinished(sha256) if unfinished and chosen else None)
@@ -95,16 +101,21 @@ def evaluating(model: nn.Module, inputs: Images, labels: Tensor, *, attacks: str
 
 
 def attack_all(evaluations: Mapping[str, "Evaluating"], *, end: float | None) -> None:
-    """The first attack on the first block of samples of each model, then the next one, then the next block:
+    """The first attack on the first `wide` blocks of each model, then the next one, then the next blocks:
     what time suffices for is of the same samples, and cheap attacks are not kept waiting by dear ones.
 
     Args: of the same samples under the same attacks. end: of the time, by `time.monotonic`; None: enough.
     """
     first = next(iter(evaluations.values()))
     with suppress(OutOfTime):
-        for block, turn in product(range(first.blocks), range(first.turns)):
+        for start, turn in product(range(0, first.blocks, first.wide), range(first.turns)):
             for under in evaluations.values():
-                under.attack(block, turn, end=end)
+                under.attack(range(start, min(start + first.wide, first.blocks)), turn, end=end)
+
+
+def wide(x: Tensor) -> int:
+    """How many blocks go together on the device of x: small passes leave a GPU idle."""
+    return WIDE if x.device.type == "cuda" else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +151,7 @@ def _clean(run: _Run) -> tuple[Result, str]:
     for first in range(0, n, BLOCK):
         x, y = run.batch(slice(first, first + BLOCK))
         check_range(x)
-        with _float32():
+        with plain_float32():
             logits = run.model(x)
         digest.update(b"".join(part.cpu().contiguous().numpy().tobytes()
                                for part in (x, y, logits.argmax(1))))
@@ -170,7 +181,8 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> tuple[list[Findi
              *checks.of_threat(run.eps, run.norm, pixels=x[0].numel()),
              *checks.of_model(run.model.model, x, y, was_training=was_training,
                               attacks=[attack.name for attack in run.chosen],
-                              batch_size=run.model.batch_size)]
+                              batch_size=run.model.batch_size),
+             *checks.of_mixed(run.model, x, attacks=[attack.name for attack in run.chosen])]
     found, can_run = gradients.without_gradients(found, run.chosen)
     right = clean[:BLOCK].to(x.device)
     return gradients.with_square(found, can_run, run.model, x[right], y[right], eps=run.eps, norm=run.norm,
@@ -180,22 +192,25 @@ def _before(run: _Run, clean: Tensor, *, was_training: bool) -> tuple[list[Findi
 # --- attacks ---------------------------------------------------------------
 
 class Evaluating:
-    """One model under attack, block by block. blocks: how many of BLOCK samples there are; turns: attacks."""
+    """One model under attack, block by block. blocks: how many of BLOCK samples there are; wide: how many go
+    together; turns: attacks."""
 
     def __init__(self, run: _Run, clean: Result, findings: Sequence[Finding], *, asked: Sequence[Attack]):
         self._run, self._clean, self._findings, self._asked = run, clean, findings, asked
         self._found = Known(clean.correct, run.inputs if run.keep_inputs else None)
         self._lines = [Line(attack, len(run.labels)) for attack in run.chosen]
         self.blocks, self.turns = -(-len(run.labels) // BLOCK), len(asked)
-        self._share = _Shares(run, self.blocks)
+        self.wide = wide(run.batch(slice(0, 1))[0])
+        self._share = Shares(run.chosen, self.blocks, run.model.meter, run.progress)
 
-    def attack(self, block: int, turn: int, *, end: float | None = None) -> None:
-        """One of the attacks that were asked for, in their order, on a block; nothing if it cannot be run.
+    def attack(self, blocks: Sequence[int], turn: int, *, end: float | None = None) -> None:
+        """One of the attacks that were asked for, in their order, on blocks; nothing if it cannot be run.
         Raises: OutOfTime at `end`; what was finished stays."""
         self._run.model.meter.deadline = end
         for line in self._lines:
             if line.attack.name == self._asked[turn].name:
-                _under(self._run, line, block, self._found, self._clean, self._share)
+                for some in [blocks] if line.attack.cascade else [[block] for block in blocks]:
+                    _under(self._run, line, some, self._found, self._clean, self._share)
 
     def evaluation(self) -> Evaluation:
         """The figures of what is finished, what is not, and what may be wrong with them."""
@@ -222,55 +237,84 @@ def _of_copies(run: _Run) -> list[Finding]:
             if (finding := checks.same_function(copy.model, run.model.model, x))]
 
 
-def _under(run: _Run, line: Line, block: int, known: Known, clean: Result, share: "_Shares") -> None:
-    """One attack on a block; it counts for the attack when all of its components are done."""
-    attack, parts, first = line.attack, stages(line.attack), block * BLOCK
-    whole, found = slice(first, first + BLOCK), []
-    todo = (known.standing if attack.cascade else clean.correct)[whole].clone()
-    rows = first + todo.nonzero().flatten()
+def _under(run: _Run, line: Line, blocks: Sequence[int], known: Known, clean: Result,
+           share: Shares) -> None:
+    """One attack on blocks, together; it counts for the attack when all of its components are done."""
+    attack, parts = line.attack, stages(line.attack)
+    whole = {block: slice(block * BLOCK, (block + 1) * BLOCK) for block in blocks}
+    todo = {block: (known.standing if attack.cascade else clean.correct)[rows].clone()
+            for block, rows in whole.items()}
+    left = {block: block * BLOCK + flags.nonzero().flatten() for block, flags in todo.items()}
+    found: dict[int, list[tuple[str, Unit]]] = {block: [] for block in blocks}
     for part in parts:
-        if len(rows):
-            unit = _unit(run, attack, part, block, rows, share)
+        left = {block: rows for block, rows in left.items() if len(rows)}
+        for block, unit in _units(run, attack, part, left, share).items():
             known.add(unit, f"{attack.name}: {part.name}" if len(parts) > 1 else attack.name)
-            found.append((part.name, unit))
-            rows = rows[~unit.broken]
-    line.take(whole, todo, found)
-    share.add(attack, block)
+            found[block].append((part.name, unit))
+            left[block] = left[block][~unit.broken]
+    for block in blocks:
+        line.take(whole[block], todo[block], found[block])
+        share.add(attack)
 
 
-def _unit(run: _Run, attack: Attack, part: Attack, block: int, rows: Tensor, share: "_Shares") -> Unit:
-    """One attack, or one component of it, on the samples `rows` of a block; taken from disk if it is
-    there."""
-    # cheaper attacks decide on the rows
+def _units(run: _Run, attack: Attack, part: Attack, rows: Mapping[int, Tensor],
+           share: Shares) -> dict[int, Unit]:
+    """One attack, or one component of it, on the samples `rows` of each block; from disk if it is there."""
+    names = {block: _name(attack, part, block, some) for block, some in rows.items()}
+    units = {block: unit for block, some in rows.items()
+             if run.kept and (unit := run.kept.get(names[block], some, inputs=run.keep_inputs))}
+    new = {block: some for block, some in rows.items() if block not in units}
+    if new:
+        units |= zip(new, _made(run, attack, part, new, share), strict=True)
+    for block in new:
+        if run.kept and (why := run.kept.put(names[block], units[block])):
+            run.say(f"warning: {names[block]} could not be kept, --resume would make it again: {why}")
+    return dict(sorted(units.items()))
+
+
+def _name(attack: Attack, part: Attack, block: int, rows: Tensor) -> str:
+    """Of a unit on disk; cheaper attacks decide on the rows."""
     given = hashlib.sha256(attack.version.encode() + rows.numpy().tobytes()).hexdigest()[:12]
-    name = f"{attack.name}.{part.name}.{block}.{given}"
-    known = run.kept.get(name, rows, inputs=run.keep_inputs) if run.kept else None
-    if known is not None:
-        return known
+    return f"{attack.name}.{part.name}.{block}.{given}"
+
+
+def _made(run: _Run, attack: Attack, part: Attack, rows: Mapping[int, Tensor],
+          share: Shares) -> Iterator[Unit]:
+    """Units of blocks that are searched together; passes and seconds are shared by their samples."""
     meter, start = run.model.meter, time.perf_counter()
     before = meter.forwards, meter.backwards
-    x, y = run.batch(rows)
-    with share.watched(part, block, len(rows)):
-        adv = _answer(run, attack, part, block, x, y)
-    counted, broken, size, nonfinite = _verified(run, part, adv, x, y)
-    far = 0 if part.minimum_norm else int(outside(adv, x, eps=run.eps, norm=run.norm).sum())
-    unit = Unit(rows, broken.cpu(), size.cpu(), far, nonfinite, meter.forwards - before[0],
-                meter.backwards - before[1],
-                time.perf_counter() - start, counted[broken].cpu() if run.keep_inputs else None)
-    if run.kept and (why := run.kept.put(name, unit)):
-        run.say(f"warning: {name} could not be kept, --resume would make it again: {why}")
-    return unit
+    given = {block: run.batch(some) for block, some in rows.items()}
+    with share.watched(part, list(rows), sum(map(len, rows.values()))):
+        answers = _answers(run, attack, part, given)
+    judged = [_verified(run, part, adv, x, y) for adv, (x, y) in zip(answers, given.values(), strict=True)]
+    spent, seconds = (meter.forwards - before[0], meter.backwards - before[1]), time.perf_counter() - start
+    begin, n = 0, sum(map(len, rows.values()))
+    for adv, (x, _), some, (counted, broken, size, nonfinite) in zip(answers, given.values(), rows.values(),
+                                                                     judged, strict=True):
+        end = begin + len(some)
+        forwards, backwards = (total * end // n - total * begin // n for total in spent)
+        far = 0 if part.minimum_norm else int(outside(adv, x, eps=run.eps, norm=run.norm).sum())
+        yield Unit(some, broken.cpu(), size.cpu(), far, nonfinite, forwards, backwards,
+                   seconds * len(some) / n, counted[broken].cpu() if run.keep_inputs else None)
+        begin = end
 
 
-def _answer(run: _Run, attack: Attack, part: Attack, block: int, x: Tensor, y: Tensor) -> Tensor:
-    """The attack's adversarial inputs; where memory runs out, again with passes of half the size, from the
-    same seed."""
+def _answers(run: _Run, attack: Attack, part: Attack,
+             given: Mapping[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The attack's adversarial inputs for the samples and labels of each block; where memory runs out, again
+    with passes of half the size, from the same seeds."""
+    def search(block: int, model: nn.Module) -> Tensor:
+        generator = torch.Generator().manual_seed(block_seed(run.seed, attack.draws or attack.name, block))
+        return part.run(model, *given[block], eps=run.eps, norm=run.norm, generator=generator).detach()
+
+    n = sum(len(x) for x, _ in given.values())
     while True:
-        generator = torch.Generator().manual_seed(block_seed(run.seed, attack.name, block))
         try:
-            return part.run(run.model, x, y, eps=run.eps, norm=run.norm, generator=generator).detach()
+            # of the AutoAttack family in float32 on a GPU too, where torch would take TensorFloat-32
+            with plain_float32() if attack.cascade else nullcontext():
+                return together(run.model, [partial(search, block) for block in given])
         except (RuntimeError, MemoryError) as error:
-            size = min(run.model.batch_size, len(x))
+            size = min(run.model.batch_size, n)
             if not is_out_of_memory(error) or size < 2:
                 raise
         # outside the handler: the traceback holds on to what filled the memory
@@ -288,7 +332,7 @@ def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor,
     A minimum-norm attack's distance is that of its answer wherever that lies, so it holds for every eps, or
     of the answer moved into the ball if that is misclassified too.
     """
-    with _float32():
+    with plain_float32():
         counted = contain(adv, x, eps=run.eps, norm=run.norm)
         logits = run.model(counted)
         broken = wrong(logits, y)
@@ -297,58 +341,6 @@ def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor,
             reach = torch.where(adv.isfinite(), adv, x).clamp(0, 1)
             size = torch.where(wrong(run.model(reach), y), distance(reach - x, run.norm).minimum(size), size)
     return counted, broken, torch.where(size.isfinite(), size, torch.nan), _nonfinite(logits)
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """Plain float32 inside: no TensorFloat-32 products on a GPU, no autocast of the caller's."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
-class _Shares:
-    """Which share of the evaluation is done, by the passes that each attack is known to need."""
-
-    def __init__(self, run: _Run, blocks: int):
-        self.run, self.done, self.blocks = run, 0.0, blocks
-        self.costs = {attack.name: attack.cost for attack in run.chosen}
-
-    @property
-    def total(self) -> int:
-        """Of all attacks on all blocks."""
-        return sum(self.costs.values()) * self.blocks
-
-    def add(self, attack: Attack, block: int) -> None:
-        """An attack is over on a block."""
-        names = list(self.costs)
-        before = [self.costs[name] for name in names[:names.index(attack.name) + 1]]
-        self.done = sum(self.costs.values()) * block + sum(before)
-        self.run.progress(attack.name, self.done / self.total)
-
-    @contextmanager
-    def watched(self, part: Attack, block: int, rows: int) -> Iterator[None]:
-        """Inside, every pass moves the share on, up to what the part is expected to need."""
-        meter = self.run.model.meter
-        start = meter.forwards + 2 * meter.backwards
-
-        def beat() -> None:
-            inside = min(1.0, (meter.forwards + 2 * meter.backwards - start) / (part.cost * rows))
-            self.run.progress(f"{part.name} block {block + 1}/{self.blocks}",
-                              (self.done + part.cost * inside) / self.total)
-
-        meter.beat = beat
-        try:
-            yield
-        finally:
-            meter.beat = lambda: None
-            self.done += part.cost
 
 
 def _worst(found: Known, clean: Result) -> Result:
@@ -369,8 +361,4 @@ def _part(inputs: Images, rows: slice | Tensor, model: nn.Module) -> Tensor:
                    else rows]
     parameter = next(model.parameters(), found)
     return found.to(parameter.device, torch.float32)
-
-
-# --- what is refused ---------------------------------------------------------------
-
 

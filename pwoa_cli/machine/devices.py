@@ -1,4 +1,7 @@
 """Devices: by the name that a user gives, and what they can do."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from pwoa_cli.errors import InputError
@@ -26,3 +29,17 @@ def device_named(text: str) -> torch.device:
         raise InputError(f"--device {text} is not on this machine, which has {', '.join(here)}.",
                          hint="Leave it out, or: --device auto")
     return torch.device(text)
+
+
+@contextmanager
+def plain_float32() -> Iterator[None]:
+    """Plain float32 inside: no TensorFloat-32 products on a GPU, no autocast of the caller's."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -9,6 +9,7 @@ from pwoa_cli.errors import InputError
     ("pgd", "pgd-20"), ("cw", "cw"), ("cw-20", "cw"), ("cw-40", "cw-40"), ("PGD-10", "pgd-10"),
     ("pgd-40-r5", "pgd-40-r5"), ("pgd-40-r1", "pgd-40"), ("pgd-40-s0.01", "pgd-40-s0.01"),
     ("pgd-40-r5-s2/255", "pgd-40-r5-s2/255"), ("cw-r5", "cw-20-r5"), (" aa ", "aa"), ("aa-fast", "aa-fast"),
+    ("AA-mixed", "aa-mixed"),
     ("pgd,pgd-20, cw ,cw", "pgd-20,cw"), ("clean, fgsm", "fgsm"), ("clean", "")])
 def test_names_resolve(given, resolved):
     assert ",".join(a.name for a in attacks.parse(given)) == resolved
@@ -40,7 +41,7 @@ def test_wrong_names_are_refused(name, says):
 
 
 def test_norms_that_an_attack_does_not_know_are_refused():
-    attacks.check_norm(attacks.parse("fgsm,pgd,cw,fmn,apgd-ce,apgd-t,fab-t,square,aa,aa-fast"), "l1")
+    attacks.check_norm(attacks.parse("fgsm,pgd,cw,fmn,apgd-ce,apgd-t,fab-t,square,aa,aa-fast,aa-mixed"), "l1")
     for norm in ("linf", "l1"):
         with pytest.raises(InputError, match=f"cw-l2 attacks in l2, the norm asked for is {norm}") as caught:
             attacks.check_norm(attacks.parse("pgd,cw-l2"), norm)

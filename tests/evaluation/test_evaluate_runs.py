@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers.problems import Breaks, batch, centred, linear, right_on
 
-from pwoa_cli.attacks import Attack, autoattack, bounded, parse, stages
+from pwoa_cli.attacks import FIXED, Attack, autoattack, bounded, parse, reduced, stages
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.data import datasets
 from pwoa_cli.data.samples import View
+from pwoa_cli.evaluation import evaluate as evaluation
 from pwoa_cli.evaluation.evaluate import BLOCK, attack_all, evaluate, evaluating
 from pwoa_cli.evaluation.results import unfinished_json
 from pwoa_cli.evaluation.units import Unfinished
@@ -45,6 +46,65 @@ def test_aa_in_the_evaluation_is_the_pure_function():
     assert [s.name for s in stages(chosen)] == list(found.parts) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert torch.equal(sum(flags.int() for flags in found.parts.values()), found.broken.int())
     assert found.broken.sum() == 12 - found.correct.sum() and found.forwards > 12 * 100
+
+
+def short(name, steps=6):
+    """A component with fewer steps, aa-mixed with fewer parts."""
+    parts = {"parts": ("apgd-ce", "closing")} if name == "aa-mixed" else {}
+    return (replace(FIXED[name], **parts) if parts
+            else replace(FIXED[name], run=partial(FIXED[name].run, steps=steps)))
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "aa-mixed"])
+def test_blocks_that_share_passes_have_the_flags_that_they_have_alone(name, monkeypatch):
+    monkeypatch.setattr(reduced, "multiplies_bf16", lambda device: True)
+    model, x, y = right_on(430)
+    options = {"attacks": ["pgd-2", short(name)], "norm": "linf", "eps": 0.06, "seed": 1}
+    alone = evaluate(model, x, y, **options)
+    passes = []
+    model.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    monkeypatch.setattr(evaluation, "wide", lambda x: 5)
+    ours = evaluate(model, x, y, **options)
+    assert max(passes) > BLOCK or name == "aa-mixed"  # its copy has no hook
+    for attack in ("pgd-2", name, "worst case"):
+        assert torch.equal(ours[attack].correct, alone[attack].correct)
+    assert 0 < ours[name].correct.sum() < ours[name].attacked.sum() and ours.broken_by == alone.broken_by
+    assert list(ours[name].parts) == list(alone[name].parts) and ours[name].backwards > 0
+
+
+def test_blocks_that_share_passes_go_on_from_units_of_one_and_the_other_way(tmp_path, monkeypatch):
+    model, x, y = right_on(430)
+    options = {"attacks": [short("apgd-ce")], "norm": "linf", "eps": 0.06, "keep_inputs": True}
+    widths, founds = [1, 5, 1], []
+    for width in widths:
+        monkeypatch.setattr(evaluation, "wide", lambda x, width=width: width)
+        kept = Unfinished(tmp_path, reuse=width == 5)
+        founds.append(evaluate(model, x, y, unfinished=lambda _, kept=kept: kept, **options))
+        assert (kept.taken, kept.made) == ((3, 0) if width == 5 else (0, 3))
+        if width == 5:
+            next(tmp_path.glob("apgd-ce.apgd-ce.1.*")).unlink()
+            kept = Unfinished(tmp_path, reuse=True)
+            founds.append(evaluate(model, x, y, unfinished=lambda _, kept=kept: kept, **options))
+            assert (kept.taken, kept.made) == (2, 1)
+    assert all(torch.equal(found["apgd-ce"].correct, founds[0]["apgd-ce"].correct) for found in founds)
+
+
+def test_memory_that_runs_out_under_several_blocks_halves_their_passes(monkeypatch):
+    model, x, y = right_on(430)
+    options = {"attacks": [short("apgd-ce")], "norm": "linf", "eps": 0.06}
+    whole, said = evaluate(model, x, y, **options)["apgd-ce"].correct, []
+    monkeypatch.setattr(evaluation, "wide", lambda x: 5)
+
+    def full(_, args):
+        if len(args[0]) > 150:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with evaluating(model, x, y, say=said.append, **options) as under:
+        model.register_forward_pre_hook(full)
+        attack_all({"": under}, end=None)
+        assert torch.equal(under.evaluation()["apgd-ce"].correct, whole)
+    assert said == [f"warning: out of memory in apgd-ce: now {b} samples in a pass instead of {a}"
+                    for a, b in ((430, 215), (215, 108))]
 
 
 def test_passes_are_counted():

@@ -145,6 +145,7 @@ MOVES_NO_FLAG = {  # modules that an evaluation loads and `units.code` leaves ou
     "evaluation/gradients.py": "speaks of the model, runs Square on a count and a seed of its own; which "
                                "attacks cannot be run is in what the model predicts",
     "evaluation/intervals.py": "statistics of flags",
+    "evaluation/shares.py": "says how much is done",
     "evaluation/result_checks.py": "speaks of flags",
     "evaluation/results.py": "adds flags up",
     "evaluation/rounding.py": "how far answers differ, for checks",
