@@ -55,7 +55,8 @@ def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: s
     """Projected gradient ascent: adv <- project(adv + alpha * direction(grad loss)), Madry et al. 2018.
 
     Starts uniformly in the ball. A sample leaves the run at its first misclassified iterate, which is
-    returned; a sample that never breaks comes back as its last iterate (of the last restart).
+    returned; a sample that never breaks comes back as its last iterate (of the last restart), found sooner
+    where its iterates repeat, as those of a model that is no random one may.
     Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps > 0; step_size: unit of inputs, default eps / 8;
         loss: "ce" or "margin"; random_start: False starts at x, then restarts repeat the same run; targets:
         (B,) classes to reach instead: a sample leaves at its first iterate that is given its target;
@@ -109,9 +110,15 @@ def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float
             steps: int,
             loss: str, targeted: bool, every_step: bool) -> tuple[Tensor, Tensor]:
     """One run from `start`: the first iterate of each sample that succeeds, or the last one, and who
-    succeeded."""
+    succeeded.
+
+    A step is a map of the iterate alone, so one that comes again brings all that followed it again, and none
+    of that succeeded: such a sample leaves on the point of its cycle that it would end on. Sign steps do end
+    in cycles (docs/benchmarks.md). One earlier iterate is kept to compare with, in the manner of Brent 1980.
+    """
     result, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     adv, rows, judge = start, torch.arange(len(x), device=x.device), reached if targeted else wrong
+    kept, kept_at, ends = adv, 0, torch.full_like(rows, steps)  # ends: the step at which a sample leaves
     # the forward pass of step k judges iterate k; the last one needs no gradient
     for step in range(steps + 1):
         if step < steps:
@@ -120,8 +127,14 @@ def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float
             grad, logits = adv, _logits(model, adv)
         fooled = judge(logits, y)
         result[rows], broken[rows] = adv, fooled
-        if fooled.any() and not every_step:
-            rows, adv, x, y, grad = (t[~fooled] for t in (rows, adv, x, y, grad))
+        if step > kept_at:
+            again = (adv == kept).flatten(1).all(1)
+            ends = torch.where(again, step + (steps - step) % (step - kept_at), ends)
+        if step >= kept_at * 5 // 4 + 16:  # a longer and longer way, for longer and longer cycles
+            kept, kept_at = adv, step
+        over = fooled | (step >= ends)
+        if over.any() and not every_step:
+            rows, adv, x, y, grad, kept, ends = (t[~over] for t in (rows, adv, x, y, grad, kept, ends))
         if step == steps or not len(rows):
             break
         adv = project(_step(adv, grad, size=alpha, norm=norm), x, eps=eps, norm=norm)
