@@ -151,8 +151,8 @@ def _fmn(name: str, steps: int) -> Attack:
 
 def typed(text: str) -> dict[str, str]:
     """The name in a report of each attack as it was typed, and of each such name: {"pgd": "pgd-20", ...}."""
-    found = {part.strip(): parse(part)[-1].name for part in text.split(",")}
-    return found | {name: name for name in found.values()}
+    found = {part.strip(): one[-1].name for part in text.split(",") if (one := parse(part))}
+    return found | {attack.name: attack.name for attack in parse(text)}
 
 
 def _iterative(name: str, family: str, steps: str | None, restarts: str | None, step: str | None) -> Attack:
