@@ -105,6 +105,53 @@ def test_directions_by_rank_are_those_of_the_classes():
     assert torch.equal(strong._by_class(w, ranks), torch.tensor([[0.5, 0.1, -0.9], [-0.8, 0.2, 0.4]]))
 
 
+def test_what_a_round_learns_and_is_given(monkeypatch):
+    """Rounds whose outcome is written down: what helped, who goes on, how many steps, which target."""
+    outcomes = [([-3.0, -2.0, 0.5], [False, False, True]), ([-2.5, -1.0], [False, False]), ([-4.0], [False])]
+    given, drawn, directions = [], [], strong._directions
+
+    def climb(model, start, x, y, w, targets, *, eps, norm, steps):
+        best, broken = (torch.tensor(part) for part in outcomes[len(given)])
+        given.append((x[:, 0, 0, 0].tolist(), targets, steps))
+        return start, broken, best
+
+    def draw(count, learnt, generator):
+        drawn.append((learnt, directions(count, learnt, generator)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(strong, "_climb", climb)
+    monkeypatch.setattr(strong, "_directions", draw)
+    model, x = linear(classes=4), samples(3)
+    y = model(x).argmax(1)
+    pixels, likeliest = x[:, 0, 0, 0].tolist(), model(x).argsort(1, descending=True)[:, 1]
+    restarts(model, x, y, eps=0.1, rounds=3, steps=20)
+    nearest_first = [pixels[1], pixels[0]]
+    assert [part[0] for part in given] == [pixels, nearest_first, [pixels[0]]]  # all, 62.5% and 25% of two
+    assert [part[2] for part in given] == [20, 32, 80]
+    assert given[0][1] is None and given[2][1] is None
+    assert given[1][1].tolist() == [int(likeliest[1]), int(likeliest[0])]
+    (none, first), (broke, second), (nearer, _) = drawn
+    assert not len(none) and torch.equal(broke, first[2:])
+    assert torch.equal(nearer, torch.cat([first[2:], second[1:]]))  # -2.5 is no nearer than -2
+
+
+def test_a_start_goes_along_its_direction():
+    """The first points that the network sees: steps of size eps up <w, z>."""
+    model, x, w, seen = linear(classes=3), samples(1), torch.tensor([[0.0, -1.0, 0.5]]), []
+    y = model(x).argmax(1)
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach())
+            return model(x) + 100 * torch.eye(3)[y]  # holds out
+
+    strong._climb(Watched(), x, x, y, w, None, eps=0.1, norm="linf", steps=1)
+    up = (w @ model[1].weight).view_as(x).sign()
+    for point in seen[1:strong.STARTING + 1]:
+        torch.testing.assert_close(point, x + 0.1 * up)
+    assert len(seen) == strong.STARTING + 2 and not torch.equal(seen[-1], seen[-2])
+
+
 def test_classes_are_ranked_label_first_then_by_logit():
     logits = nn.Sequential(nn.Flatten())
     z = torch.tensor([[0.3, 0.9, 0.1, 0.5]]).view(1, 1, 2, 2)
