@@ -4,9 +4,10 @@ adversarial inputs.
 Names: fgsm; pgd-K, pgd-K-rR (restarts), pgd-K-sS (step size, unit of the inputs), both as pgd-K-rR-sS, and
 the same for cw (PGD on the margin loss); fmn (100 steps), fmn-K and cw-l2 (smallest perturbation of each
 sample); apgd-ce, apgd-t, fab-t, square; aa (those four in order, standard AutoAttack) and aa-fast (apgd-ce,
-then apgd-t); aa-mixed (aa by a search in bfloat16, closed in float32). `pgd` is pgd-20 and `cw` has 20 steps.
-The step size is eps/8 for any number of steps unless -s gives it. A name that is none of these is looked for
-among the plug-ins of installed packages (plugins.py).
+then apgd-t); aa-mixed (aa by a search in bfloat16, closed in float32); restarts (after A3) and strong
+(restarts on what aa leaves, each with its own figure). `pgd` is pgd-20 and `cw` has 20 steps. The step size
+is eps/8 for any number of steps unless -s gives it. A name that is none of these is looked for among the
+plug-ins of installed packages (plugins.py).
 
 It may import networks and machine.
 """
@@ -20,7 +21,7 @@ from functools import partial
 
 from torch import Tensor
 
-from pwoa_cli.attacks import autoattack, gradient, minimum_norm, mixed, plugins
+from pwoa_cli.attacks import autoattack, gradient, minimum_norm, mixed, plugins, strong
 from pwoa_cli.attacks.base import NORMS
 from pwoa_cli.errors import InputError
 
@@ -28,7 +29,7 @@ DEFAULT_STEPS = 20
 FMN_STEPS = 100
 KNOWN = ("fgsm", "pgd", "pgd-K", "pgd-K-rR", "pgd-K-sS", "cw", "cw-K", "fmn", "fmn-K", "cw-l2", "apgd-ce",
          "apgd-t", "fab-t",
-         "square", "aa", "aa-fast", "aa-mixed")
+         "square", "aa", "aa-fast", "aa-mixed", "restarts", "strong")
 _LOSS = {"pgd": "ce", "cw": "margin"}
 _ITERATIVE = re.compile(r"(pgd|cw)(?:-(\d+))?(?:-r(\d+))?(?:-s(\d*\.?\d+(?:e-?\d+)?(?:/\d+)?))?")
 _FMN = re.compile(r"fmn-(\d+)")
@@ -43,8 +44,9 @@ class Attack:
     every eps. cost: passes that a sample takes, backwards ones counted twice, for the order of attacks and
     the time that is left. cascade: goes on only with what cheaper attacks left; the others' figures are their
     own. parts: names of the attacks that it runs one after the other, from one seed; an evaluation runs them
-    instead of `run`, which does the same in one call. draws: name whose random numbers it draws, its own if
-    "". needs_gradients: False where it may work without.
+    instead of `run`, which does the same in one call. after: names of attacks that an evaluation runs before
+    it, under their own names. draws: name whose random numbers it draws, its own if "". needs_gradients:
+    False where it may work without.
     version: of a plug-in.
     """
 
@@ -56,6 +58,7 @@ class Attack:
     cost: int = 1
     cascade: bool = False
     parts: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     draws: str = ""
     needs_gradients: bool = True
     version: str = ""
@@ -74,6 +77,10 @@ FIXED = {a.name: a for a in (
            cascade=True, parts=autoattack.FAST),
     Attack("aa-mixed", mixed.aa_mixed, min_classes=4, cost=11875, cascade=True, parts=mixed.PARTS,
            draws="aa"),
+    Attack("restarts", strong.restarts, cost=2000, cascade=True),
+    # of the cost of both, so that it comes after aa
+    Attack("strong", strong.restarts, min_classes=4, cost=14000, cascade=True, parts=("restarts",),
+           after=("aa",)),
 )}
 MIXED = {name: replace(FIXED[name], run=partial(mixed.part, name=name)) for name in autoattack.STANDARD} | {
     # squares are fewer than queries; so the whole costs less than aa, which goes on with what it leaves
@@ -91,8 +98,8 @@ def stages(attack: Attack) -> tuple[Attack, ...]:
 def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
     """Attacks from "pgd,cw,aa" or a list of names: resolved ("pgd" is pgd-20), in order, duplicates removed.
 
-    "clean" is dropped (always measured); an Attack passes through. Raises: InputError on an unknown name or
-    no name.
+    "clean" is dropped (always measured); an Attack passes through; "strong" brings "aa" along. Raises:
+    InputError on an unknown name or no name.
     """
     if isinstance(names, str) and not names.strip():
         raise InputError("No attack is named.", hint=f"Known: {', '.join(KNOWN)}")
@@ -102,7 +109,8 @@ def parse(names: str | Sequence[str | Attack]) -> tuple[Attack, ...]:
                          hint="One comma between two names: --attacks pgd,cw,aa")
     wanted = [n if isinstance(n, Attack) else n.strip() for n in listed]
     attacks = [n if isinstance(n, Attack) else _resolve(n) for n in wanted if n != "clean"]
-    return tuple({a.name: a for a in attacks}.values())
+    in_order = [part for attack in attacks for part in (*map(_resolve, attack.after), attack)]
+    return tuple({a.name: a for a in in_order}.values())
 
 
 def check_norm(chosen: Sequence[Attack], norm: str) -> None:
@@ -153,8 +161,8 @@ def _fmn(name: str, steps: int) -> Attack:
 
 def typed(text: str) -> dict[str, str]:
     """The name in a report of each attack as it was typed, and of each such name: {"pgd": "pgd-20", ...}."""
-    found = {part.strip(): parse(part)[0].name for part in text.split(",")}
-    return found | {name: name for name in found.values()}
+    found = {part.strip(): one[-1].name for part in text.split(",") if (one := parse(part))}
+    return found | {attack.name: attack.name for attack in parse(text)}
 
 
 def _iterative(name: str, family: str, steps: str | None, restarts: str | None, step: str | None) -> Attack:

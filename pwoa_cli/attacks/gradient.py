@@ -6,6 +6,7 @@ in PwoA. x clean inputs (B,C,H,W) in [0,1], y labels (B,), t targets (B,), adv i
 (B,K), norm "linf", "l2" or "l1". Untargeted attacks climb the loss of y; targeted ones descend the loss of t,
 and succeed where t wins.
 """
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -46,7 +47,7 @@ def fgsm(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: 
     """
     grad, _, _ = ascent(model, inputs, labels if targets is None else targets, loss="ce",
                         targeted=targets is not None)
-    return project(_step(inputs, grad, size=eps, norm=norm), inputs, eps=eps, norm=norm)
+    return project(stepped(inputs, grad, size=eps, norm=norm), inputs, eps=eps, norm=norm)
 
 
 def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
@@ -55,7 +56,8 @@ def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: s
     """Projected gradient ascent: adv <- project(adv + alpha * direction(grad loss)), Madry et al. 2018.
 
     Starts uniformly in the ball. A sample leaves the run at its first misclassified iterate, which is
-    returned; a sample that never breaks comes back as its last iterate (of the last restart).
+    returned; a sample that never breaks comes back as its last iterate (of the last restart), found sooner
+    where its iterates repeat, as those of a model that is no random one may.
     Args: inputs: (B,C,H,W) in [0,1]; labels: (B,); eps > 0; step_size: unit of inputs, default eps / 8;
         loss: "ce" or "margin"; random_start: False starts at x, then restarts repeat the same run; targets:
         (B,) classes to reach instead: a sample leaves at its first iterate that is given its target;
@@ -72,7 +74,7 @@ def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: s
         if not len(standing):
             break
         x, y = inputs[standing], classes[standing]
-        start = _random_start(x, eps=eps, norm=norm, generator=generator) if random_start else x
+        start = uniform_start(x, eps=eps, norm=norm, generator=generator) if random_start else x
         result[standing], broken = run(start, x, y)
         standing = standing[~broken]
     return result
@@ -80,7 +82,16 @@ def pgd(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: s
 
 def ascent(model: nn.Module, adv: Tensor, classes: Tensor, *, loss: str,
            targeted: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """What an attack climbs: the loss of the labels, or minus the loss of the targets.
+    """What an attack climbs: the loss of the labels, or minus the loss of the targets. Returns: as
+    `slope`."""
+    def value(logits: Tensor) -> Tensor:
+        return -LOSSES[loss](logits, classes) if targeted else LOSSES[loss](logits, classes)
+
+    return slope(model, adv, value)
+
+
+def slope(model: nn.Module, adv: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The steepest way up of a function of the logits (B,K) that gives (B,).
 
     Returns: its gradient with respect to the inputs alone (B,C,H,W), not finite entries as 0; its value (B,);
     logits (B,K).
@@ -89,11 +100,9 @@ def ascent(model: nn.Module, adv: Tensor, classes: Tensor, *, loss: str,
     with torch.enable_grad():
         logits = model(adv)
         # half-precision logits tie too often
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        value = LOSSES[loss](wide, classes)
-        value = -value if targeted else value
-    grad, = torch.autograd.grad(value.sum(), adv)
-    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0), value.detach(), logits.detach()
+        height = value(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    grad, = torch.autograd.grad(height.sum(), adv)
+    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0), height.detach(), logits.detach()
 
 
 def direction(grad: Tensor, norm: str) -> Tensor:
@@ -109,9 +118,15 @@ def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float
             steps: int,
             loss: str, targeted: bool, every_step: bool) -> tuple[Tensor, Tensor]:
     """One run from `start`: the first iterate of each sample that succeeds, or the last one, and who
-    succeeded."""
+    succeeded.
+
+    A step is a map of the iterate alone, so one that comes again brings all that followed it again, and none
+    of that succeeded: such a sample leaves on the point of its cycle that it would end on. Sign steps do end
+    in cycles (docs/benchmarks.md). One earlier iterate is kept to compare with, in the manner of Brent 1980.
+    """
     result, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     adv, rows, judge = start, torch.arange(len(x), device=x.device), reached if targeted else wrong
+    kept, kept_at, ends = adv, 0, torch.full_like(rows, steps)  # ends: the step at which a sample leaves
     # the forward pass of step k judges iterate k; the last one needs no gradient
     for step in range(steps + 1):
         if step < steps:
@@ -120,11 +135,17 @@ def _ascend(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, *, eps: float
             grad, logits = adv, _logits(model, adv)
         fooled = judge(logits, y)
         result[rows], broken[rows] = adv, fooled
-        if fooled.any() and not every_step:
-            rows, adv, x, y, grad = (t[~fooled] for t in (rows, adv, x, y, grad))
+        if step > kept_at:
+            again = (adv == kept).flatten(1).all(1)
+            ends = torch.where(again, step + (steps - step) % (step - kept_at), ends)
+        if step >= kept_at * 5 // 4 + 16:  # a longer and longer way, for longer and longer cycles
+            kept, kept_at = adv, step
+        over = fooled | (step >= ends)
+        if over.any() and not every_step:
+            rows, adv, x, y, grad, kept, ends = (t[~over] for t in (rows, adv, x, y, grad, kept, ends))
         if step == steps or not len(rows):
             break
-        adv = project(_step(adv, grad, size=alpha, norm=norm), x, eps=eps, norm=norm)
+        adv = project(stepped(adv, grad, size=alpha, norm=norm), x, eps=eps, norm=norm)
     return result, broken
 
 
@@ -133,7 +154,7 @@ def _logits(model: nn.Module, adv: Tensor) -> Tensor:
     return model(adv)
 
 
-def _step(adv: Tensor, grad: Tensor, *, size: float, norm: str) -> Tensor:
+def stepped(adv: Tensor, grad: Tensor, *, size: float, norm: str) -> Tensor:
     """adv moved by `size` along the steepest ascent; in l1 that depends on how far each pixel may still
     move."""
     return adv + (_l1_step(adv, grad, size) if norm == "l1" else size * direction(grad, norm))
@@ -153,7 +174,7 @@ def _l1_step(adv: Tensor, grad: Tensor, size: float) -> Tensor:
     return (flat.sign() * torch.zeros_like(room).scatter(1, order, taken)).view_as(adv)
 
 
-def _random_start(x: Tensor, *, eps: float, norm: str, generator: Generator) -> Tensor:
+def uniform_start(x: Tensor, *, eps: float, norm: str, generator: Generator) -> Tensor:
     """Uniform in the eps-ball around x, clipped to [0,1]; l2 and l1: a Gaussian or Laplace direction times
     eps * u^(1/d)."""
     device = generator.device  # a CPU generator gives the same start on every device

@@ -191,8 +191,9 @@ Eps = Annotated[str | None, _option(
 ReportAttacks = Annotated[str, _option("--attacks", DATA, "Attacks of the report.", metavar="A,B")]
 Attacks = Annotated[str, _option(
     "--attacks", DATA,
-    "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa, aa-fast, aa-mixed, fmn, cw-l2, "
-    "or a plug-in.", metavar="A,B")]
+    "fgsm, pgd, pgd-K, cw, cw-K, apgd-ce, apgd-t, fab-t, square, aa (AutoAttack), aa-fast (its first two: an "
+    "upper bound), aa-mixed (searched in bfloat16), strong (aa, then restarts), restarts, fmn, cw-l2, or a "
+    "plug-in.", metavar="A,B")]
 N = Annotated[int, typer.Option("--samples", "--n", rich_help_panel=DATA, metavar="N",
                                 help="Test samples, stratified by class.", parser=_whole("--samples", 1))]
 PassBatch = Annotated[int | None, _option(

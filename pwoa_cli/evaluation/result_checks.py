@@ -22,7 +22,7 @@ TOLERATED_WEAK = 0.05
 # of the tests of counts: one false alarm in 100 evaluations at the very edge of what is tolerated
 LEVEL = 0.01
 SUMMARIES = ("clean", WORST)  # results that are no attack
-_SEARCHES = re.compile(r"apgd-.*|fab-t|fmn.*|cw-l2")
+_SEARCHES = re.compile(r"apgd-.*|fab-t|fmn.*|cw-l2|restarts|strong")
 
 
 def of_results(results: Mapping[str, Any]) -> list[Finding]:

@@ -230,7 +230,7 @@ def _before(attacked: Measurement) -> list[str]:
     clean, score = attacked.scores.get("clean"), attacked.scores["aa"]
     if clean is None or score.get("attacked", 0) >= round(clean["accuracy"] * clean["n"]):
         return []
-    return [name for name in attacked.scores if name not in ("clean", "aa", WORST)]
+    return [name for name in attacked.scores if name not in ("clean", "aa", "strong", WORST)]
 
 
 def _of_robustbench(model: Model) -> list[str]:

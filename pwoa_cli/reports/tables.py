@@ -159,7 +159,13 @@ def caption(report: Mapping[str, Any]) -> str:
     norm, eps = report["threat"]["norm"], report["threat"]["eps"]
     threat = "" if eps is None else f"; attacks within {norm} eps {radius(eps)}"
     return (f"Accuracy in % [Wilson 95% interval]{drop}. n = {common}{f' ({others})' if others else ''} "
-            f"test samples of {report['data']['name']}{threat}.")
+            f"test samples of {report['data']['name']}{threat}.{_bound(report)}")
+
+
+def _bound(report: Mapping[str, Any]) -> str:
+    """That aa-fast is no AutoAttack, wherever its figure is shown."""
+    words = " aa-fast is an upper bound: AutoAttack without FAB-T and Square."
+    return words if "aa-fast" in attack_names(report) else ""
 
 
 def _against(report: Mapping[str, Any]) -> str:

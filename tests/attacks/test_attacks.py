@@ -22,6 +22,14 @@ def test_names_carry_their_settings():
     assert attacks.parse("cw")[0].run.keywords == expected
 
 
+@pytest.mark.parametrize("text,names", [
+    ("pgd,cw-20", {"pgd": "pgd-20", "cw-20": "cw", "pgd-20": "pgd-20", "cw": "cw"}),
+    ("clean, fgsm", {"fgsm": "fgsm"}), ("clean", {})])
+def test_what_may_be_typed_for_each_attack(text, names):
+    """`clean` is no attack, and is always measured."""
+    assert attacks.typed(text) == names
+
+
 @pytest.mark.parametrize("given,steps", [("fmn", 100), ("fmn-100", 100), ("fmn-30", 30)])
 def test_fmn_takes_its_steps_from_its_name(given, steps):
     attack, = attacks.parse(given)

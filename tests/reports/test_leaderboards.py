@@ -107,7 +107,8 @@ def test_imagenet_is_robustbenchs_by_its_name():
 
 @pytest.mark.parametrize(("attacked", "told"), [(8334, False), (5000, True)])
 def test_autoattack_behind_cheaper_attacks_says_so(attacked, told):
-    scores = {"eval": WHOLE["eval"] | {"aa": score(0.45, attacked=attacked)}}
+    """`strong` comes after it."""
+    scores = {"eval": WHOLE["eval"] | {"aa": score(0.45, attacked=attacked), "strong": score(0.44)}}
     said = [one for one in leaderboards.notes([model(scores)], ALL) if "counts what fmn broke" in one]
     assert bool(said) == told
 

@@ -65,6 +65,14 @@ def test_evaluation_shows_in_the_same_style():
             and evaluation(teacher=TEACHER).keys() >= {"teacher", "student", "drop"})
 
 
+@pytest.mark.parametrize("names,said", [(["aa-fast"], True), (["aa"], False), (["aa-fast", "aa"], True)])
+def test_a_figure_of_aa_fast_is_called_an_upper_bound_where_it_stands(names, said):
+    shown = evaluation(results={"clean": STUDENT["clean"]} | dict.fromkeys(names, STUDENT["aa"]))
+    bound = "aa-fast is an upper bound: AutoAttack without FAB-T and Square."
+    for text in (tables.markdown(shown), " ".join(rendered(shown).split())):
+        assert (bound in text) is said
+
+
 def test_headline_of_a_run_names_its_folder():
     of_run = {"model": {"source": "pwoa-runs/lenet-0.9/model.safetensors"}}
     assert tables.headline(of_run) == "lenet-0.9 under attack"
