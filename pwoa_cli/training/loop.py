@@ -25,9 +25,9 @@ from pwoa_cli.progress import Say
 from pwoa_cli.pruning import admm
 from pwoa_cli.pruning.curves import Curve
 from pwoa_cli.training import averaging, force, inputs, masks, objective, schedule
-from pwoa_cli.training.masks import apply_masks, sparsity_at
+from pwoa_cli.training.masks import hold, sparsity_at
 from pwoa_cli.training.recipe import Recipe
-from pwoa_cli.training.state import Plan, State, from_dict, on, optimizer_for, to_dict, weights_of
+from pwoa_cli.training.state import Plan, State, from_dict, masked, on, optimizer_for, to_dict, weights_of
 
 # A loss has exploded if it is not finite, or so many times that of a student that answers all images alike:
 # with half of the weights no pruning makes it so large, with fewer the steps after a mask move may come near.
@@ -163,7 +163,9 @@ def _run(plan: Plan, state: State, trail: _Trail, *, report: Callable[[State, di
 
 def _sound(plan: Plan, state: State, trail: _Trail, *, every: int, blind: float) -> dict[str, float]:
     """Mean losses of the steps since the last report. Raises: _Explosion if nothing can come of them."""
-    means = {name: torch.stack(values).mean().item() for name, values in trail.seen.items()}
+    # the device is waited for once
+    found = torch.stack([torch.stack(values).mean() for values in trail.seen.values()]).tolist()
+    means = dict(zip(trail.seen, found, strict=True))
     if bad := [name for name, value in means.items() if not math.isfinite(value)]:
         at_once = state.step - trail.start <= every and not math.isfinite(trail.seen["loss"][0].item())
         raise _Explosion(", ".join(bad), state.step, at_once=at_once)
@@ -216,8 +218,9 @@ def _dead(plan: Plan, state: State) -> bool:
 
 def _sparsity(plan: Plan, state: State) -> float:
     """Of the masks that there are."""
-    kept = [int(mask.sum()) for name, mask in state.masks.items() if name in plan.weights]
-    return 1 - sum(kept) / sum(groups.weights for groups in plan.groups.values()) if kept else 0.0
+    kept = [mask.sum() for name, mask in state.masks.items() if name in plan.weights]
+    total = sum(groups.weights for groups in plan.groups.values())
+    return 1 - int(torch.stack(kept).sum()) / total if kept else 0.0
 
 
 def _enter(plan: Plan, state: State) -> State:
@@ -235,7 +238,7 @@ def _enter(plan: Plan, state: State) -> State:
     due = now <= plan.sparsify_steps and (not now or sparsity_at(plan, now) != sparsity_at(plan, now - 1))
     if hard_prune or (recipe.method == "ramp" and due):
         sparsity = plan.sparsity if hard_prune else sparsity_at(plan, now)
-        state = replace(state, masks=masks.moved(plan, state, sparsity, slopes))
+        state = masked(state, masks.moved(plan, state, sparsity, slopes))
     return state
 
 
@@ -324,4 +327,4 @@ def _descend(plan: Plan, state: State, loss: Tensor) -> None:
         nn.utils.clip_grad_norm_([p for group in state.optimizer.param_groups for p in group["params"]],
                                  plan.recipe.clip)
     state.optimizer.step()
-    apply_masks(state.student, state.masks)
+    hold(state.student, state.factors)
