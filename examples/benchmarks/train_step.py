@@ -7,13 +7,13 @@ an answer, milliseconds.
 Counted on whatever device there is, after a first step, in plain steps: no move of the masks, no line of
 metrics.jsonl. A launch is an operation below autograd that is no view; one over a list of tensors is one, as
 it is a few kernels on a GPU and a loop on a CPU. A stop is an operation that needs a tensor's value on the
-host. Where they come from is told by the functions of `training/` that are running. --compile on: what is
-left outside of the compiled part, which is one entry.
+host. Draws of the host's own generators are stops only where the device is the host.
 """
 import argparse
 import statistics
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.machine.memory import keep_freed_memory
-from pwoa_cli.training import averaging, inputs, loop, objective
+from pwoa_cli.training import averaging, inputs, loop
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.workflows import prune
 from pwoa_cli.workflows.prune_job import Request, prepare
@@ -60,15 +60,16 @@ class Count(TorchDispatchMode):
 def counts(plan: Plan, state: State) -> tuple[State, Count]:
     """The state after one more step, and what that asked for."""
     count = Count()
-    places = [("batch", inputs, "batch"), ("forward and loss", objective, "terms"),
-              ("backward", torch.Tensor, "backward"), ("optimiser", type(state.optimizer), "step"),
-              ("masks", loop, "hold"), ("average", averaging, "moved")]
+    counted = replace(plan, terms=count.within("forward and loss", plan.terms))
+    places = [("batch", inputs, "batch"), ("backward", torch.Tensor, "backward"),
+              ("optimiser", type(state.optimizer), "step"), ("masks", loop, "hold"),
+              ("average", averaging, "moved")]
     were = [getattr(owner, name) for _, owner, name in places]
     for part, owner, name in places:
         setattr(owner, name, count.within(part, getattr(owner, name)))
     try:
         with count:
-            state, _ = loop.step(plan, state)
+            state, _ = loop.step(counted, state)
     finally:
         for (_, owner, name), was in zip(places, were, strict=True):
             setattr(owner, name, was)

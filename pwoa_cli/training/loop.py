@@ -44,7 +44,7 @@ def begin(plan: Plan, student: nn.Module, *, curves: dict[str, Curve] | None = N
     none are given."""
     state = State(student, optimizer_for(plan.recipe, student, plan.recipe.lr), masks={}, admm=None, step=0,
                   curves=curves)
-    slopes = partial(_gradients, plan, state)
+    slopes = partial(gradients, plan, state)
     if plan.recipe.allocation == "sensitivity" and curves is None:
         state = replace(state, curves=masks.damage_curves(plan, student, slopes))
     if plan.recipe.method == "admm":
@@ -230,7 +230,7 @@ def _enter(plan: Plan, state: State) -> State:
     if hard_prune or (recipe.finetune_lr and now == plan.sparsify_steps):
         fresh = optimizer_for(recipe, state.student, recipe.finetune_lr or recipe.lr)
         state = replace(state, optimizer=fresh, admm=None)
-    slopes = partial(_gradients, plan, state)
+    slopes = partial(gradients, plan, state)
     if state.admm is not None and now and now % plan.steps_per_epoch == 0:
         lost = masks.quotas(plan, state, plan.sparsity, slopes)
         again = admm.begin_epoch(state.admm, weights_of(plan, state.student), plan.groups, lost)
@@ -242,7 +242,7 @@ def _enter(plan: Plan, state: State) -> State:
     return state
 
 
-def _gradients(plan: Plan, state: State) -> dict[str, Tensor]:
+def gradients(plan: Plan, state: State) -> dict[str, Tensor]:
     """Gradient of this step's loss with respect to the weights, pruned ones included; the student stays as it
     is."""
     weights = weights_of(plan, state.student)
@@ -260,7 +260,7 @@ def _admm_update(plan: Plan, state: State, splitting: admm.Admm) -> admm.Admm:
     period = plan.recipe.admm_every * plan.steps_per_epoch
     if state.step == 0 or state.step % period:
         return splitting
-    lost = masks.quotas(plan, state, plan.sparsity, partial(_gradients, plan, state))
+    lost = masks.quotas(plan, state, plan.sparsity, partial(gradients, plan, state))
     return admm.update(splitting, weights_of(plan, state.student), plan.groups, lost,
                        growth=plan.recipe.rho_growth, rho_max=plan.recipe.rho_max)
 
@@ -283,9 +283,10 @@ def _forward(plan: Plan, state: State) -> dict[str, Tensor]:
     batch = inputs.attacked(plan, state.student, inputs.batch(plan, state.step), state.step)
     _train_mode(plan.recipe, state.student)
     torch.manual_seed(number(plan.seed, "dropout", state.step))
-    return objective.terms(objective.at_step(plan.recipe, state.step), student=state.student,
-                           teacher=plan.teacher, hidden=plan.hidden, batch=batch,
-                           num_classes=plan.num_classes)
+    # a look goes twice through its graph, which a compiled one does not allow
+    terms = objective.terms if force.looks(plan, state.step) else plan.terms
+    return terms(objective.at_step(plan.recipe, state.step), student=state.student, teacher=plan.teacher,
+                 hidden=plan.hidden, batch=batch, num_classes=plan.num_classes)
 
 
 def _weighted(plan: Plan, state: State, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What a training run is: `Plan`, which stays the same, and `State`, all that changes."""
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from pwoa_cli.data import datasets
 from pwoa_cli.pruning import admm
 from pwoa_cli.pruning.curves import Curve
 from pwoa_cli.pruning.groups import Groups
+from pwoa_cli.training import objective
 from pwoa_cli.training.recipe import EFFORT, Recipe
 
 FUSED = ("cpu", "cuda")  # devices; others take torch's own choice
@@ -22,7 +23,7 @@ class Plan:
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
     off. begun: sparsity from which the ramp grows, that of a student that was pruned before. sparsity: a
-    fraction of `budget`, weights or groups.
+    fraction of `budget`, weights or groups. terms: `objective.terms`, or what computes the same.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Plan:
     steps: int
     begun: float = 0.0
     budget: str = "weights"
+    terms: Callable[..., dict[str, Tensor]] = objective.terms
 
     @property
     def weights(self) -> tuple[str, ...]:
