@@ -61,9 +61,10 @@ class _Graph:
               batch: objective.Batch, num_classes: int) -> dict[str, Tensor]:
         """As `objective.terms`; from where the graph fails on it is that, which is said."""
         if self._whole:
-            try:
-                return self.exact(recipe, student=student, teacher=teacher, hidden=hidden, batch=batch,
-                                  num_classes=num_classes)
+            try:  # a further graph would cost its minutes in silence; those of others are left alone
+                with torch._dynamo.config.patch(error_on_recompile=True):
+                    return self.exact(recipe, student=student, teacher=teacher, hidden=hidden, batch=batch,
+                                      num_classes=num_classes)
             except Exception as error:  # of a compiler, of torch's tracer
                 if is_out_of_memory(error):
                     raise
@@ -106,8 +107,6 @@ def compiled(plan: Plan, student: nn.Module, *, say: Say, unable: Say) -> Iterat
             yield plan
             return
         say(f"compiled in {time.perf_counter() - start:.0f} s")
-        # a further graph would cost its minutes in silence
-        stack.enter_context(torch._dynamo.config.patch(error_on_recompile=True))
         yield other
 
 

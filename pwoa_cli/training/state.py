@@ -124,7 +124,7 @@ def _restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None
     optimizer.load_state_dict({**saved, "param_groups": groups})
     for parameter, found in optimizer.state.items():
         for name, sums in found.items():
-            if isinstance(sums, Tensor) and sums.shape == parameter.shape:
+            if name != "step" and isinstance(sums, Tensor) and sums.shape == parameter.shape:
                 found[name] = torch.empty_like(parameter, dtype=sums.dtype).copy_(sums)
 
 

@@ -160,6 +160,14 @@ def test_no_graph_is_made_in_the_middle_of_a_training():
     assert len(said) == 1 and losses["loss"].isfinite()
 
 
+def test_graphs_of_others_may_be_made_while_a_training_runs():
+    plan, student = make_plan()
+    theirs = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    with compilation.compiled(plan, student, say=silent, unable=refused) as other:
+        stepped(other, student, 2)
+        assert [theirs(torch.ones(n)).sum() for n in (1, 2, 3)] == [2, 4, 6]
+
+
 def test_stages_of_a_search_share_their_graphs():
     """One teacher and student after another, of one architecture; their number has no bound."""
     for _ in range(10):
