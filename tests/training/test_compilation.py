@@ -149,6 +149,24 @@ def test_a_graph_that_computes_something_else_is_not_used(monkeypatch):
         assert other is plan and len(said) == 1
 
 
+def test_a_student_that_is_its_teacher_has_a_graph_too(monkeypatch):
+    """Its gradient is rounding alone, which no two ways share: the LeNet5's graph was refused for that."""
+    def rounding(graph, _):
+        return lambda *args: graph(*[t * (1 + 1e-6) if t.requires_grad else t for t in args])
+
+    monkeypatch.setattr(compilation, "BACKEND", rounding)
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    plan = plan_for(student, teacher=copy.deepcopy(student).requires_grad_(False), hidden=("1",),
+                    recipe=Recipe(batch_size=8, epochs=1, hidden_weight=1.0), sparsity=0.5, num_classes=3,
+                    split=datasets.Split(torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8),
+                                         torch.arange(16) % 3), weights=("0.weight", "3.weight"))
+    before = copy.deepcopy(student.state_dict())
+    with compilation.compiled(plan, student, say=silent, unable=refused) as other:
+        assert other is not plan
+        assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
+
+
 def test_no_graph_is_made_in_the_middle_of_a_training():
     """Minutes without a word: the step goes on as it is, and that is said."""
     plan, student = make_plan()
