@@ -42,7 +42,7 @@ def check(mode: str) -> None:
 
 
 def pays(mode: str, device: torch.device, steps: int) -> bool:
-    """Whether a training is compiled. Of "auto": on CUDA where it is long; on a CPU the graph was 1.6 to 7
+    """Whether a training is compiled. Of "auto": on CUDA where it is long; on a CPU the graph was 1.6 to 8
     times as slow (docs/benchmarks.md). A number of steps, not a time, so that a run that is stopped goes on
     in the way that it was begun."""
     return mode == "on" or mode == "auto" and device.type == "cuda" and steps >= WORTH
