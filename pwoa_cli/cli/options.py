@@ -216,6 +216,9 @@ Resume = Annotated[bool, _option("--resume", RUN, "Go on from what an earlier ru
 Seed = Annotated[int, _option("--seed", RUN, "Seed of everything random.", metavar="N",
                               parser=_whole("--seed", 0, 0, most=10**18 - 1))]
 Device = Annotated[str, _option("--device", RUN, "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME")]
+Compile = Annotated[str, _option(
+    "--compile", RUN, "auto, on, off: training steps by torch.compile. auto: long trainings on CUDA.",
+    metavar="MODE")]
 Deterministic = Annotated[bool, _option(
     "--deterministic", RUN, "The same bytes from the same command: one thread, deterministic algorithms.")]
 RunFolder = Annotated[Path | None,

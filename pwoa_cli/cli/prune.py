@@ -36,6 +36,7 @@ def prune(
     norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.ReportAttacks = "fgsm,pgd-10,pgd-20,cw", n: options.N = 1000,
     gate: GateOptions, seed: options.Seed = 0, device: options.Device = "auto",
+    compile: options.Compile = "auto",
     deterministic: options.Deterministic = False, config: Config = None,
     resume: Unfinished = False, checkpoint_every: options.CheckpointEvery = 60,
     out: options.RunFolder = None,
@@ -66,7 +67,7 @@ def prune(
             structure=structure, recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
             data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device, gates=gates, strict=gate.strict, command=said(context),
-            sha256=expected(context, config), channels=share), say=console.say)
+            sha256=expected(context, config), channels=share, compile=compile), say=console.say)
         if dry_run:
             guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"

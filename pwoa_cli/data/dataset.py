@@ -35,12 +35,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def home(self) -> torch.device:
+        """Where images are picked from: the device, or the CPU if they are too many or files."""
+        return self.images.device if isinstance(self.images, Tensor) else torch.device("cpu")
+
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images float32 in [0, 1] (B, C, H, W) and labels int64 (B,) at `index` (B,) int64, which may be on
         any device."""
         device = self.labels.device
-        home = self.images.device if isinstance(self.images, Tensor) else "cpu"
-        x = self.images[index.to(home)].to(device)
+        x = self.images[index.to(self.home)].to(device)
         return x if x.is_floating_point() else x.float() / 255, self.labels[index.to(device)]
 
     def part(self, index: Tensor) -> "Split":
@@ -49,8 +53,7 @@ class Split:
             chosen = tuple(self.images.paths[i] for i in index.tolist())
             images: formats.Images = replace(self.images, paths=chosen)
         else:
-            home = self.images.device if isinstance(self.images, Tensor) else "cpu"
-            images = self.images[index.to(home)]
+            images = self.images[index.to(self.home)]
         return Split(images, self.labels[index.to(self.labels.device)])
 
 

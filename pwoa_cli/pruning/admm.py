@@ -7,9 +7,11 @@ The published code starts every epoch again from z = project(w) and keeps u; it 
 """
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import Groups, kept, masks, scores_by_layer
@@ -48,9 +50,26 @@ def update(state: Admm, weights: Weights, groups: Layers, lost: Mapping[str, int
 
 def penalty(state: Admm, weights: Weights) -> Tensor:
     """sum over layers of rho/2 |w - z + u|^2: scalar, differentiable in the weights."""
-    total = sum(state.rho / 2 * (w - state.z[n] + state.u[n]).square().sum() for n, w in weights.items())
-    assert isinstance(total, Tensor)  # there are weights
+    total: Tensor = _Penalty.apply(state.rho, [state.z[n] for n in weights], [state.u[n] for n in weights],
+                                   *weights.values())
     return total
+
+
+class _Penalty(torch.autograd.Function):
+    """Written out because torch differentiates operations over lists layer by layer: the gradient is
+    rho (w - z + u)."""
+
+    @staticmethod
+    def forward(ctx: Any, rho: float, z: list[Tensor], u: list[Tensor], *weights: Tensor) -> Tensor:
+        apart = torch._foreach_add(torch._foreach_sub(weights, z), u)
+        ctx.save_for_backward(*apart)
+        ctx.rho = rho
+        return rho / 2 * torch.stack(torch._foreach_norm(apart)).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *torch._foreach_mul(list(ctx.saved_tensors), ctx.rho * grad)
 
 
 def project(weights: Weights, groups: Layers, lost: Mapping[str, int]) -> dict[str, Tensor]:

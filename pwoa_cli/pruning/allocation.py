@@ -140,8 +140,8 @@ def _cheapest(groups: Layers, scores: Mapping[str, Tensor], target: int) -> dict
                 flags[i] = True
                 target -= cost[i]
         chosen = torch.tensor(flags)
-    counts = [int(part.sum()) for part in chosen.split([len(s) for s in scores.values()])]
-    return dict(zip(scores, counts, strict=True))
+    counts = torch.stack([part.sum() for part in chosen.split([len(s) for s in scores.values()])])
+    return dict(zip(scores, counts.tolist(), strict=True))
 
 
 def _lamp(strength: Tensor) -> Tensor:

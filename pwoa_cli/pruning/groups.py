@@ -227,9 +227,8 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     scores = scores.nan_to_num(-math.inf, math.inf, -math.inf)
     threshold = scores.kthvalue(min(count, len(scores))).values
     chosen = scores < threshold
-    ties = (scores == threshold).nonzero().flatten()
-    chosen[ties[: count - int(chosen.sum())]] = True
-    return chosen
+    ties = scores == threshold
+    return chosen | ties & (ties.cumsum(0) <= count - chosen.sum())  # no count comes to the host
 
 
 def kept(groups: Mapping[str, Groups], scores: Mapping[str, Tensor],

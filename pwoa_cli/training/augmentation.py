@@ -32,8 +32,16 @@ def _sign(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, x.shape, generator=generator, device=x.device).mul(2).sub(1) * scale
 
 
+def _side(low: int, high: int, generator: torch.Generator) -> int:
+    """2^low .. 2^(high - 1). Shapes depend on it, so the host would wait for a GPU: there it draws by itself,
+    from the same seed."""
+    here = generator.device.type == "cpu"
+    host = generator if here else torch.Generator().manual_seed(generator.initial_seed())
+    return 2 ** int(torch.randint(low, high, (), generator=host))
+
+
 def _blocks(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    side = 2 ** int(torch.randint(0, 3, (), generator=generator, device=x.device))
+    side = _side(0, 3, generator)
     coarse = torch.randint(0, 2, (*x.shape[:2], *(-(-n // side) for n in x.shape[2:])), generator=generator,
                            device=x.device)
     fine = coarse.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., : x.shape[2], : x.shape[3]]
@@ -41,7 +49,7 @@ def _blocks(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
 
 
 def _lowpass(x: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    side = 2 ** int(torch.randint(2, 5, (), generator=generator, device=x.device))
+    side = _side(2, 5, generator)
     points = [-(-(n - 1) // side) + 1 for n in x.shape[2:]]
     coarse = torch.randn((*x.shape[:2], *points), generator=generator, device=x.device)
     fine = F.interpolate(coarse, size=x.shape[2:], mode="bilinear", align_corners=True)

@@ -22,8 +22,10 @@ def moved(average: Mapping[str, Tensor], model: nn.Module, *, decay: float, coun
     state = {name: t.detach() for name, t in model.state_dict().items()}
     if count == 1:
         return {name: t.clone() for name, t in state.items()}
-    return {name: average[name].lerp(t, share) if t.is_floating_point() else t.clone()
-            for name, t in state.items()}
+    moving = [name for name, t in state.items() if t.is_floating_point()]
+    sums = torch._foreach_lerp([average[name] for name in moving], [state[name] for name in moving], share)
+    found = {name: t.clone() for name, t in state.items() if not t.is_floating_point()}
+    return found | dict(zip(moving, sums, strict=True))
 
 
 def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -26,11 +26,16 @@ def _looks(steps: int, every: int) -> frozenset[int]:
     return frozenset(int((i + 0.5) * steps / count) // every * every for i in range(count))
 
 
+def looks(plan: Plan, now: int) -> bool:
+    """Whether the step `now` is looked at, if it has HSIC terms."""
+    return now in _looks(plan.steps, plan.recipe.hsic_every)
+
+
 def share(plan: Plan, state: State, weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """{"hsic_share": scalar} in a step that is looked at, else {}; also where nothing can be told: a gradient
     that is zero or not finite. Args: weighted: the step's terms times their weights, with their graph."""
     every, there = plan.recipe.hsic_every, [weighted[name] for name in BOTTLENECK if name in weighted]
-    if not there or state.step not in _looks(plan.steps, every):
+    if not there or not looks(plan, state.step):
         return {}
     pull, whole = (_gradient(state, torch.stack(terms).sum()) for terms in (there, list(weighted.values())))
     norm = (whole - (1 - 1 / every) * pull).norm()

@@ -27,15 +27,16 @@ def calibration(plan: Plan) -> list[Tensor]:
 
 
 @lru_cache(maxsize=2)
-def _order(images: int, seed: int, epoch: int) -> Tensor:
-    return epoch_order(images, seed=seed, epoch=epoch)
+def _order(images: int, seed: int, epoch: int, home: torch.device) -> Tensor:
+    return epoch_order(images, seed=seed, epoch=epoch).to(home)  # once an epoch: the host waits for it
 
 
 def images(plan: Plan, now: int) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) and labels (B,) of this step as they are in the data set."""
     epoch, batch = divmod(now, plan.steps_per_epoch)
     first, size = batch * plan.recipe.batch_size, plan.recipe.batch_size
-    return plan.split.batch(_order(len(plan.split), plan.seed, epoch)[first:first + size])
+    order = _order(len(plan.split), plan.seed, epoch, plan.split.home)
+    return plan.split.batch(order[first:first + size])
 
 
 def batch(plan: Plan, now: int) -> objective.Batch:

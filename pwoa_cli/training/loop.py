@@ -25,9 +25,9 @@ from pwoa_cli.progress import Say
 from pwoa_cli.pruning import admm
 from pwoa_cli.pruning.curves import Curve
 from pwoa_cli.training import averaging, force, inputs, masks, objective, schedule
-from pwoa_cli.training.masks import apply_masks, sparsity_at
+from pwoa_cli.training.masks import hold, sparsity_at
 from pwoa_cli.training.recipe import Recipe
-from pwoa_cli.training.state import Plan, State, from_dict, on, optimizer_for, to_dict, weights_of
+from pwoa_cli.training.state import Plan, State, from_dict, masked, on, optimizer_for, to_dict, weights_of
 
 # A loss has exploded if it is not finite, or so many times that of a student that answers all images alike:
 # with half of the weights no pruning makes it so large, with fewer the steps after a mask move may come near.
@@ -44,7 +44,7 @@ def begin(plan: Plan, student: nn.Module, *, curves: dict[str, Curve] | None = N
     none are given."""
     state = State(student, optimizer_for(plan.recipe, student, plan.recipe.lr), masks={}, admm=None, step=0,
                   curves=curves)
-    slopes = partial(_gradients, plan, state)
+    slopes = partial(gradients, plan, state)
     if plan.recipe.allocation == "sensitivity" and curves is None:
         state = replace(state, curves=masks.damage_curves(plan, student, slopes))
     if plan.recipe.method == "admm":
@@ -163,7 +163,9 @@ def _run(plan: Plan, state: State, trail: _Trail, *, report: Callable[[State, di
 
 def _sound(plan: Plan, state: State, trail: _Trail, *, every: int, blind: float) -> dict[str, float]:
     """Mean losses of the steps since the last report. Raises: _Explosion if nothing can come of them."""
-    means = {name: torch.stack(values).mean().item() for name, values in trail.seen.items()}
+    # the device is waited for once
+    found = torch.stack([torch.stack(values).mean() for values in trail.seen.values()]).tolist()
+    means = dict(zip(trail.seen, found, strict=True))
     if bad := [name for name, value in means.items() if not math.isfinite(value)]:
         at_once = state.step - trail.start <= every and not math.isfinite(trail.seen["loss"][0].item())
         raise _Explosion(", ".join(bad), state.step, at_once=at_once)
@@ -216,8 +218,9 @@ def _dead(plan: Plan, state: State) -> bool:
 
 def _sparsity(plan: Plan, state: State) -> float:
     """Of the masks that there are."""
-    kept = [int(mask.sum()) for name, mask in state.masks.items() if name in plan.weights]
-    return 1 - sum(kept) / sum(groups.weights for groups in plan.groups.values()) if kept else 0.0
+    kept = [mask.sum() for name, mask in state.masks.items() if name in plan.weights]
+    total = sum(groups.weights for groups in plan.groups.values())
+    return 1 - int(torch.stack(kept).sum()) / total if kept else 0.0
 
 
 def _enter(plan: Plan, state: State) -> State:
@@ -227,7 +230,7 @@ def _enter(plan: Plan, state: State) -> State:
     if hard_prune or (recipe.finetune_lr and now == plan.sparsify_steps):
         fresh = optimizer_for(recipe, state.student, recipe.finetune_lr or recipe.lr)
         state = replace(state, optimizer=fresh, admm=None)
-    slopes = partial(_gradients, plan, state)
+    slopes = partial(gradients, plan, state)
     if state.admm is not None and now and now % plan.steps_per_epoch == 0:
         lost = masks.quotas(plan, state, plan.sparsity, slopes)
         again = admm.begin_epoch(state.admm, weights_of(plan, state.student), plan.groups, lost)
@@ -235,11 +238,11 @@ def _enter(plan: Plan, state: State) -> State:
     due = now <= plan.sparsify_steps and (not now or sparsity_at(plan, now) != sparsity_at(plan, now - 1))
     if hard_prune or (recipe.method == "ramp" and due):
         sparsity = plan.sparsity if hard_prune else sparsity_at(plan, now)
-        state = replace(state, masks=masks.moved(plan, state, sparsity, slopes))
+        state = masked(state, masks.moved(plan, state, sparsity, slopes))
     return state
 
 
-def _gradients(plan: Plan, state: State) -> dict[str, Tensor]:
+def gradients(plan: Plan, state: State) -> dict[str, Tensor]:
     """Gradient of this step's loss with respect to the weights, pruned ones included; the student stays as it
     is."""
     weights = weights_of(plan, state.student)
@@ -257,7 +260,7 @@ def _admm_update(plan: Plan, state: State, splitting: admm.Admm) -> admm.Admm:
     period = plan.recipe.admm_every * plan.steps_per_epoch
     if state.step == 0 or state.step % period:
         return splitting
-    lost = masks.quotas(plan, state, plan.sparsity, partial(_gradients, plan, state))
+    lost = masks.quotas(plan, state, plan.sparsity, partial(gradients, plan, state))
     return admm.update(splitting, weights_of(plan, state.student), plan.groups, lost,
                        growth=plan.recipe.rho_growth, rho_max=plan.recipe.rho_max)
 
@@ -280,9 +283,10 @@ def _forward(plan: Plan, state: State) -> dict[str, Tensor]:
     batch = inputs.attacked(plan, state.student, inputs.batch(plan, state.step), state.step)
     _train_mode(plan.recipe, state.student)
     torch.manual_seed(number(plan.seed, "dropout", state.step))
-    return objective.terms(objective.at_step(plan.recipe, state.step), student=state.student,
-                           teacher=plan.teacher, hidden=plan.hidden, batch=batch,
-                           num_classes=plan.num_classes)
+    # a look goes twice through its graph, which a compiled one does not allow
+    terms = objective.terms if force.looks(plan, state.step) else plan.terms
+    return terms(objective.at_step(plan.recipe, state.step), student=state.student, teacher=plan.teacher,
+                 hidden=plan.hidden, batch=batch, num_classes=plan.num_classes)
 
 
 def _weighted(plan: Plan, state: State, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -324,4 +328,4 @@ def _descend(plan: Plan, state: State, loss: Tensor) -> None:
         nn.utils.clip_grad_norm_([p for group in state.optimizer.param_groups for p in group["params"]],
                                  plan.recipe.clip)
     state.optimizer.step()
-    apply_masks(state.student, state.masks)
+    hold(state.student, state.factors)

@@ -89,3 +89,13 @@ def apply_masks(model: nn.Module, found: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, keep in found.items():
             parameters[name].masked_fill_(~keep, 0.0)
+
+
+def hold(model: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """`apply_masks` between two moves, of all parameters at once: what is finite and masked becomes +0.0.
+    Args: factors: of the state."""
+    if factors:
+        parameters = dict(model.named_parameters())
+        held = [parameters[name].detach() for name in factors]
+        torch._foreach_mul_(held, list(factors.values()))
+        torch._foreach_add_(held, 0.0)  # -0.0, which products leave, becomes +0.0

@@ -72,13 +72,43 @@ def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Seq
     the noisy images alone.
     Args: hidden: names of the layers whose outputs count, in both models.
     """
-    count = len(batch.x)
-    x = torch.cat([batch.x, batch.clean]) if (recipe.alpha
-                                              and recipe.clean_weight) or recipe.neighbour_weight else batch.x
-    asked = hidden if recipe.hidden_weight or recipe.explain_weight else ()
-    told = _ask_teacher(teacher, x, asked, mapped=count if recipe.explain_weight else 0,
+    labels = batch.labels if batch.soft is None else batch.soft
+    with heard(recipe, student=student, teacher=teacher, hidden=hidden) as ears:
+        return of_passes(recipe, student=student, teacher=teacher, ears=ears, x=images(recipe, batch),
+                         labels=labels, num_classes=num_classes)
+
+
+class Ears(NamedTuple):
+    """Hidden layers of teacher and student in their last pass, as `capture` fills them."""
+
+    told: list[Tensor]
+    made: list[Tensor]
+
+
+@contextmanager
+def heard(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Sequence[str]) -> Iterator[Ears]:
+    """Inside the block the layers that a recipe's terms want are listened to."""
+    matched = recipe.hidden_weight or recipe.explain_weight
+    wanted = matched or recipe.lambda_x or recipe.lambda_y
+    with (_rooted(teacher, hidden if recipe.explain_weight else ()),
+          capture(teacher, hidden if matched else ()) as told,
+          capture(student, hidden if wanted else ()) as made):
+        yield Ears(told, made)
+
+
+def images(recipe: Recipe, batch: Batch) -> Tensor:
+    """What goes through both models: (B, C, H, W), or with the clean copies behind (2B, C, H, W)."""
+    copies = (recipe.alpha and recipe.clean_weight) or recipe.neighbour_weight
+    return torch.cat([batch.x, batch.clean]) if copies else batch.x
+
+
+def of_passes(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, ears: Ears, x: Tensor,
+              labels: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """`terms` of `images` x, with layers that are listened to already. labels: (B,) int64, or soft (B, K)."""
+    count = len(labels)
+    told = _ask_teacher(teacher, x, ears.told, mapped=count if recipe.explain_weight else 0,
                         bf16=recipe.precision == "bf16")
-    made = _ask_student(recipe, student, x, hidden, told, mapped=count)
+    made = _ask_student(recipe, student, x, ears.made, told, mapped=count)
     z = [layer[:count] for layer in made.hidden] if len(x) > count else made.hidden
     found = _answers(recipe, made.logits, told.logits, count)
     if recipe.hidden_weight:
@@ -88,8 +118,7 @@ def terms(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, hidden: Seq
         found["explain"] = distill.map_error(made.maps, told.maps)
     bottleneck = {"hsic_x": recipe.lambda_x, "hsic_y": recipe.lambda_y}
     if any(bottleneck.values()):
-        labels = batch.labels if batch.soft is None else batch.soft
-        sums = hsic.bottleneck(batch.x, labels, z, num_classes=num_classes, sigma=recipe.sigma)
+        sums = hsic.bottleneck(x[:count], labels, z, num_classes=num_classes, sigma=recipe.sigma)
         found |= {name: value.sum() for (name, weight), value in zip(bottleneck.items(), sums, strict=True)
                   if weight}
     return found
@@ -101,8 +130,8 @@ def of_constant(recipe: Recipe, *, teacher: nn.Module, hidden: Sequence[str], ba
 
     Class maps and HSIC are left out, and terms of further images.
     """
-    asked = hidden if recipe.hidden_weight else ()
-    told = _ask_teacher(teacher, batch.x, asked, mapped=0, bf16=recipe.precision == "bf16")
+    with capture(teacher, hidden if recipe.hidden_weight else ()) as outputs:
+        told = _ask_teacher(teacher, batch.x, outputs, mapped=0, bf16=recipe.precision == "bf16")
     soft = recipe.temperature
     answer = soft * (told.logits / soft).softmax(1).mean(0, keepdim=True).clamp_min(1e-30).log()
     few = replace(recipe, clean_weight=0.0, neighbour_weight=0.0)
@@ -138,11 +167,10 @@ def _answers(recipe: Recipe, student_BC: Tensor, teacher_BC: Tensor, count: int)
     return found
 
 
-def _ask_teacher(teacher: nn.Module, x: Tensor, names: Sequence[str], *, mapped: int, bf16: bool) -> _Seen:
-    """Constants: nothing of the teacher's graph survives. mapped: of so many images, the first ones, also the
-    maps of the classes that it predicts."""
-    with (torch.set_grad_enabled(mapped > 0), _rooted(teacher, names if mapped else ()),
-          capture(teacher, names) as outputs):
+def _ask_teacher(teacher: nn.Module, x: Tensor, outputs: list[Tensor], *, mapped: int, bf16: bool) -> _Seen:
+    """Constants: nothing of the teacher's graph survives. outputs: where its layers are heard. mapped: of so
+    many images, the first ones, also the maps of the classes that it predicts."""
+    with torch.set_grad_enabled(mapped > 0):
         with _precision(x, bf16):
             logits = teacher(x)
         logits, hidden = logits.float(), list(outputs)
@@ -151,15 +179,13 @@ def _ask_teacher(teacher: nn.Module, x: Tensor, names: Sequence[str], *, mapped:
                  None if maps is None else maps.detach().float())
 
 
-def _ask_student(recipe: Recipe, student: nn.Module, x: Tensor, hidden: Sequence[str], told: _Seen, *,
+def _ask_student(recipe: Recipe, student: nn.Module, x: Tensor, outputs: list[Tensor], told: _Seen, *,
                  mapped: int) -> _Seen:
-    """Logits, hidden layers where a term wants them, and of the first `mapped` images maps of the teacher's
-    classes."""
-    wanted = recipe.hidden_weight or recipe.explain_weight or recipe.lambda_x or recipe.lambda_y
-    with capture(student, hidden if wanted else ()) as outputs:
-        with _precision(x, recipe.precision == "bf16"):
-            logits = student(x)
-        logits, z = logits.float(), list(outputs)
+    """Logits, the hidden layers that are heard in outputs, and of the first `mapped` images maps of the
+    teacher's classes."""
+    with _precision(x, recipe.precision == "bf16"):
+        logits = student(x)
+    logits, z = logits.float(), list(outputs)
     maps = _maps(logits, z, told.logits, mapped, differentiable=True) if recipe.explain_weight else None
     # losses need more digits
     return _Seen(logits, [layer.float() for layer in z], None if maps is None else maps.float())

@@ -1,7 +1,7 @@
 """What a training run is: `Plan`, which stays the same, and `State`, all that changes."""
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from pwoa_cli.data import datasets
 from pwoa_cli.pruning import admm
 from pwoa_cli.pruning.curves import Curve
 from pwoa_cli.pruning.groups import Groups
+from pwoa_cli.training import objective
 from pwoa_cli.training.recipe import EFFORT, Recipe
+
+FUSED = ("cpu", "cuda")  # devices; others take torch's own choice
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Plan:
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
     off. begun: sparsity from which the ramp grows, that of a student that was pruned before. sparsity: a
-    fraction of `budget`, weights or groups.
+    fraction of `budget`, weights or groups. terms: `objective.terms`, or what computes the same.
     """
 
     recipe: Recipe
@@ -40,6 +43,7 @@ class Plan:
     steps: int
     begun: float = 0.0
     budget: str = "weights"
+    terms: Callable[..., dict[str, Tensor]] = objective.terms
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -59,7 +63,8 @@ class State:
 
     masks: {parameter name: bool, True = kept}; admm: None outside the paper's first phase; step: steps done;
     curves: what allocation by sensitivity measured at the start; average: of the student's state since the
-    masks are fixed; lr_scale: of the recipe's learning rates, lowered where the loss exploded.
+    masks are fixed; lr_scale: of the recipe's learning rates, lowered where the loss exploded. factors: the
+    masks as numbers, 1 = kept, in the parameters' type, for one product over all of them; see `masked`.
     """
 
     student: nn.Module
@@ -70,6 +75,15 @@ class State:
     curves: dict[str, Curve] | None = None
     average: dict[str, Tensor] | None = None
     lr_scale: float = 1.0
+    factors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def masked(state: State, masks: dict[str, Tensor]) -> State:
+    """The state with these masks."""
+    parameters = dict(state.student.named_parameters())
+    return replace(state, masks=masks,
+                   factors={name: torch.empty_like(parameters[name].detach()).copy_(mask)
+                            for name, mask in masks.items()})
 
 
 def plan_steps(recipe: Recipe, images: int, sparsity: float) -> tuple[int, int, int]:
@@ -94,11 +108,24 @@ def from_dict(plan: Plan, student: nn.Module, saved: Mapping[str, Any]) -> State
     on its device, wherever what was saved lies: best on the CPU, as an optimiser counts its steps there."""
     student.load_state_dict(saved["student"])
     optimizer = optimizer_for(plan.recipe, student, plan.recipe.lr)
-    optimizer.load_state_dict(saved["optimizer"])
+    _restore(optimizer, saved["optimizer"])
     device = next(student.parameters()).device
     splitting = None if saved["admm"] is None else admm.Admm(**on(device, saved["admm"]))
-    return State(student, optimizer, on(device, saved["masks"]), splitting, saved["step"], saved["curves"],
-                 on(device, saved["average"]), saved["lr_scale"])
+    state = State(student, optimizer, {}, splitting, saved["step"], saved["curves"],
+                  on(device, saved["average"]), saved["lr_scale"])
+    return masked(state, on(device, saved["masks"]))
+
+
+def _restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """What an optimiser added up, to be gone on with in the way that this one computes in: another device's
+    may be another, and so may the layout of the sums there, which a fused step takes for the parameters'."""
+    ways = [{way: group[way] for way in ("fused", "foreach")} for group in optimizer.param_groups]
+    groups = [old | way for old, way in zip(saved["param_groups"], ways, strict=True)]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    for parameter, found in optimizer.state.items():
+        for name, sums in found.items():
+            if name != "step" and isinstance(sums, Tensor) and sums.shape == parameter.shape:
+                found[name] = torch.empty_like(parameter, dtype=sums.dtype).copy_(sums)
 
 
 def on(device: torch.device, value: Any) -> Any:
@@ -117,8 +144,17 @@ def weights_of(plan: Plan, student: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def optimizer_for(recipe: Recipe, student: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The recipe's optimiser over all that a student trains."""
+    """The recipe's optimiser over all that a student trains, as one kernel where the device has it."""
     parameters = [p for p in student.parameters() if p.requires_grad]
+    fused = all(p.device.type in FUSED and _dense(p) for p in parameters) or None
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+                           fused=fused)
+
+
+def _dense(parameter: Tensor) -> bool:
+    """Whether its entries lie in memory without gaps: a fused step on a CPU walks through memory, and steps
+    wrong, without a word, over those of a parameter with gaps (torch 2.14)."""
+    reach = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    return parameter.is_floating_point() and reach + 1 == parameter.numel()

@@ -97,7 +97,8 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
           eps: float | str | None = None, attacks: str = "fgsm,pgd-10,pgd-20,cw", samples: int = 1000,
-          seed: int = 0, device: str = "auto", progress: Progress = _nothing, say: Say = _nothing) -> Pruned:
+          seed: int = 0, device: str = "auto", compile: str = "auto", progress: Progress = _nothing,
+          say: Say = _nothing) -> Pruned:
     """What `pwoa prune` does: distil a pruned copy, save it, measure both under attack.
 
     Args: model, teacher: a checkpoint or a run's folder. sparsity: fraction of zeros, in (0, 1). out: a new
@@ -125,7 +126,7 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
                           data=None if data is None else str(data), norm=norm, eps=_eps(eps),
-                          attacks=attacks, n=samples, seed=seed, device=device)
+                          attacks=attacks, n=samples, seed=seed, device=device, compile=compile)
         report = pruning.execute(prepare(request, say=say), folder, say=say, progress=progress,
                                  created=created)
         pruning.keep(folder, report)

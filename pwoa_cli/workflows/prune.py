@@ -2,7 +2,8 @@
 measure -> report."""
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from pwoa_cli.reports import numbers, schema
 from pwoa_cli.reports.escapes import visible
 from pwoa_cli.reports.gates import judged
 from pwoa_cli.reports.write import write
-from pwoa_cli.training import duration, loop
+from pwoa_cli.training import compilation, duration, loop
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.version import __version__
 from pwoa_cli.workflows import prune_search
@@ -129,14 +130,15 @@ def _student(job: Job, folder: Path, keeper: Keeper, earlier: Mapping[str, Any],
 
 def fit(job: Job, *, note: Callable[[State, dict[str, float]], None], restarted: Say = lambda text: None,
         keep: loop.Keep = lambda step, position: None,
-        earlier: Mapping[str, Any] | None = None) -> nn.Module:
+        earlier: Mapping[str, Any] | None = None, say: Say = lambda text: None,
+        unable: Say = lambda text: None) -> nn.Module:
     """Run both phases; returns the pruned model in eval mode and plain memory layout. The subject stays as it
-    was; `restarted` gets a sentence where a rate is lowered.
+    was; `restarted` gets a sentence where a rate is lowered, `unable` one where the step cannot be compiled.
 
     Args: keep, earlier: as of `loop.run`.
     """
-    plan, student = _copies(job)
-    with torch.random.fork_rng():  # training seeds the global generator for dropout
+    # training seeds the global generator for dropout
+    with torch.random.fork_rng(), _ready(job, say=say, unable=unable) as (plan, student):
         state = loop.begin(plan, student, curves=earlier["state"]["curves"] if earlier else None)
         state = loop.run(plan, state, report=note, restarted=restarted, keep=keep, earlier=earlier)
     return state.student.to(memory_format=torch.contiguous_format).eval()
@@ -144,9 +146,9 @@ def fit(job: Job, *, note: Callable[[State, dict[str, float]], None], restarted:
 
 def time_to_fit(job: Job, *, say: Say = lambda text: None) -> duration.Estimate:
     """How long `fit` will take, from a few of its steps on copies."""
-    say("timing a few steps of the training")
-    with torch.random.fork_rng():
-        return duration.measure(*_copies(job))
+    with torch.random.fork_rng(), _ready(job, say=say, unable=say) as (plan, student):
+        say("timing a few steps of the training")
+        return duration.measure(plan, student)
 
 
 def estimate(job: Job, *, say: Say = lambda text: None) -> dict[str, Any]:
@@ -160,6 +162,17 @@ def estimate(job: Job, *, say: Say = lambda text: None) -> dict[str, Any]:
         found["text"] = prune_search.words(found["search"])
     return found | {"seconds_per_step": one.seconds_per_step,
                     "seconds_per_million_weights_and_image": one.seconds_per_step / one.work}
+
+
+@contextmanager
+def _ready(job: Job, *, say: Say, unable: Say) -> Iterator[tuple[Plan, nn.Module]]:
+    """Inside the block, copies to train with, compiled where the job is."""
+    plan, student = _copies(job)
+    if not job.compiled:
+        yield plan, student
+        return
+    with compilation.compiled(plan, student, say=say, unable=unable) as other:
+        yield other, student
 
 
 def _copies(job: Job) -> tuple[Plan, nn.Module]:
@@ -188,7 +201,8 @@ def _logged_fit(job: Job, folder: Path, earlier: Mapping[str, Any], *, say: Say,
     with MetricsLog(folder / METRICS, lost=say, size=earlier.get("metrics", 0)) as log:
         record = _Record(job, log, keeper, earlier, told or {}, say=say, progress=progress)
         progress("prune", done, job.plan.steps, f"epoch {record.epoch(done + 1)}")
-        student = fit(job, note=record.note, restarted=record.restarted, keep=record.keep, earlier=position)
+        student = fit(job, note=record.note, restarted=record.restarted, keep=record.keep, earlier=position,
+                      say=say, unable=record.unable)
         return student, record.lowered
 
 
@@ -213,6 +227,12 @@ class _Record:
         """Once more from the start, at a lower rate."""
         self.lowered.append(text[0].upper() + text[1:])
         self._say(f"warning: {text}")
+
+    def unable(self, text: str) -> None:
+        """The step is not compiled, which was to be; said once more by a run that goes on."""
+        self._say(f"warning: {text}")
+        if (sentence := text[0].upper() + text[1:]) not in self.lowered:
+            self.lowered.append(sentence)
 
     def keep(self, step: int, position: Callable[[], dict[str, Any]]) -> None:
         """After each step: keep the state where it is time to. Raises: KeyboardInterrupt if the process is to

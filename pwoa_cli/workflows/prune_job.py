@@ -27,7 +27,7 @@ from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, nonzero, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import Gate, resolved
-from pwoa_cli.training import footing, layout, objective
+from pwoa_cli.training import compilation, footing, layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe, without_hsic
 from pwoa_cli.training.state import Plan, plan_steps
@@ -56,7 +56,7 @@ class Request:
     with channels, the fraction of channels to remove, it is what comes of that; with max_loss, points of the
     worst case that may be lost, the one that is tried. held_out: training images that judge that. eps as
     typed ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's
-    must be, None for any."""
+    must be, None for any. compile: auto, on or off."""
 
     source: Source
     sparsity: float
@@ -79,6 +79,7 @@ class Request:
     max_loss: float | None = None
     held_out: int | None = None
     channels: float | None = None
+    compile: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Job:
     layout: torch.memory_format
     seconds: dict[str, float]
     held_out: View | None = None
+    compiled: bool = False  # whether its steps are
 
 
 def prepare(request: Request, *, say: Say,
@@ -106,8 +108,8 @@ def prepare(request: Request, *, say: Say,
     """
     seconds: dict[str, float] = {}
     seeds.check(request.seed)
-    checked = resolved(request.gates, attacks.typed(request.attacks), compared=True)
-    request = replace(request, gates=checked)
+    compilation.check(request.compile)
+    request = replace(request, gates=resolved(request.gates, attacks.typed(request.attacks), compared=True))
     if request.structure not in STRUCTURES:
         raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
                          hint="For example: --structure filter")
@@ -177,7 +179,8 @@ def prepare(request: Request, *, say: Say,
         say(LOGITS_ALONE)
     if found.left_out:
         say(found.sentence())
-    return Job(request, subject, teacher, plan, device, found, memory, seconds, held_out)
+    fast = compilation.pays(request.compile, device, plan.steps)
+    return Job(request, subject, teacher, plan, device, found, memory, seconds, held_out, fast)
 
 
 def at_sparsity(job: Job, sparsity: float) -> Job:

@@ -31,7 +31,7 @@ def config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
             "n": request.n, "seed": request.seed, "hidden_layers": public_names(job.plan.hidden),
             "weights": public_names(job.plan.weights), "eval_block": BLOCK,
             "command": dict(request.command), "recipe": asdict(job.plan.recipe),
-            "environment": dict(environment)}
+            "environment": dict(environment)} | ({"compiled": True} if job.compiled else {})
 
 
 def _goal(job: Job) -> dict[str, Any]:
