@@ -216,7 +216,7 @@ def test_a_full_disk_at_the_end_does_not_cost_the_figures(here, pwoa, monkeypatc
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_evaluating(here, stop):
-    process = start("eval", "model.pt", *TINY, "--eps", "1e-6", "--attacks", "pgd-1000000", "--out",
+    process = start("eval", "model.pt", *TINY, "--eps", "1e-6", "--attacks", "fmn-1000000", "--out",
                     "stopped")
     while "evaluate" not in (line := process.stderr.readline()):
         assert line

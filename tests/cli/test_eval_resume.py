@@ -164,7 +164,7 @@ def test_two_evaluations_at_once_in_one_folder(large, pwoa):
 
 def test_parts_that_another_evaluation_is_making_are_not_touched(large, endless, pwoa):
     """Without --resume it makes do without keeping anything, and says so; with it, it would have to wait."""
-    first = start(*SLOW[:-1], "fgsm,pgd-100000")
+    first = start(*SLOW[:-1], "fgsm,fmn-100000")  # PGD would come to its end: its iterates repeat
     wait(first, units)
     code, out, err = pwoa(*SLOW[:-1], "fgsm", "--json")
     assert code == 0 and json.loads(out)["results"] and units() == 1
@@ -178,7 +178,7 @@ def test_parts_that_another_evaluation_is_making_are_not_touched(large, endless,
 
 
 def test_a_report_folder_has_one_writer(large, endless, pwoa):
-    args = [*SLOW[:-1], "fgsm,pgd-100000", "--out", "made"]
+    args = [*SLOW[:-1], "fgsm,fmn-100000", "--out", "made"]
     first = start(*args)
     wait(first, units)
     prune = ["prune", "model.pt", "--sparsity", "0.9", *SLOW[2:6], "--out", "made"]
