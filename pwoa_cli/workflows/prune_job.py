@@ -163,8 +163,8 @@ def prepare(request: Request, *, say: Say,
             "instructions for it.")
     first = "" if request.max_loss is None else f"first {numbers.percent_of_weights(request.sparsity)}%, "
     say(f"prune {total:,} weights in {len(weights)} layers {_goal(request)} "
-        f"({_words(request)}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} "
-        f"epoch{'s' * (plan.epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
+        f"({_words(request)}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} epoch"
+        f"{'s' * (plan.epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
     say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
         f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
     say(epochs_said(plan, asked="epochs" in request.overrides))
