@@ -178,8 +178,8 @@ def toy_plan(structure="unstructured", **fields):
     net = Net().eval()
     split = Split(torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8), torch.arange(64) % 3)
     recipe = read_recipe("default", data="other", overrides={
-        "epochs": 2, "batch_size": 16, "mask_updates": 3, "hidden_weight": 0, "cutmix": 0,
-        "precision": "float32", **fields})
+        "epochs": 2, "batch_size": 16, "mask_updates": 3, "hidden_weight": 0, "lambda_x": 0, "lambda_y": 0,
+        "cutmix": 0, "precision": "float32", **fields})
     return plan_for(net, teacher=net, recipe=recipe, split=split, sparsity=0.5,
                     weights=("conv.weight", "fc.weight"),
                     companions={"conv.weight": ("conv.bias", "bn.weight", "bn.bias")}, structure=structure,
