@@ -88,7 +88,7 @@ STOPS = {
     "last step": lambda patch: wish(patch, step=80),
     "save": lambda patch: raising(patch, sparse, "save", call=1),
     "saved": lambda patch: raising(patch, prune, "measure", call=1),
-    "evaluation": lambda patch: raising(patch, evaluate, "_unit", call=3),
+    "evaluation": lambda patch: raising(patch, evaluate, "_made", call=3),
     "report": lambda patch: raising(patch, writing, "write_json", call=1),
     "reported": lambda patch: raising(patch, prune, "clear", call=1)}
 
@@ -211,7 +211,7 @@ def test_a_run_that_was_stopped_goes_on_from_python_too(here, pwoa, monkeypatch,
                               settings={"epochs": 5, "batch_size": 16, "ema": 0.9}, out="api")
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        raising(patch, evaluate, "_unit", call=3)
+        raising(patch, evaluate, "_made", call=3)
         call()
     assert Path("api/state.pt").is_file() and list(Path("api/parts").glob("*/*.npz"))
     code, _, err = pwoa("prune", "--resume", "--out", "api")

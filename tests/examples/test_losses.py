@@ -9,7 +9,7 @@ SPEC.loader.exec_module(losses)
 
 
 def test_the_curves_are_the_figures_of_the_page():
-    lenet, resnet20, resnet18 = losses.curves((ROOT / "docs/results.md").read_text(encoding="utf-8"))
+    resnet18, lenet, resnet20 = losses.curves((ROOT / "docs/results.md").read_text(encoding="utf-8"))
     assert lenet.lost == {90: 0.5, 97: 1.2, 99: 2.6} and lenet.clean == {90: 0.0, 97: -0.1, 99: 0.4}
     assert resnet20.lost == {50: -0.2, 75: 1.1, 90: 7.0} and resnet20.clean == {50: 0.6, 75: 1.0, 90: 4.0}
     assert resnet18.lost == {90: 0.3, 95: 2.1, 99: 12.8} and resnet18.clean == {90: 0.4, 95: 0.9, 99: 5.1}

@@ -25,8 +25,8 @@ SPARSE = "files/sparse.py:"
 
 
 @prints(
-    "attacks/autoattack.py:_check: Use",
-    "attacks/autoattack.py:_check: Leave",
+    "attacks/autoattack.py:check: Use",
+    "attacks/autoattack.py:check: Leave",
     "attacks/minimum_norm.py:cw_l2",
 )
 def attacks_that_cannot_run(tool):
