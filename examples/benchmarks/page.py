@@ -34,10 +34,13 @@ def sections(args: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     n, on = ["--samples", str(args.samples)], ["--device", args.device]
     yield "AutoAttack against pyautoattack", [
         "autoattack.py", *model, *data, "--eps", str(parse_eps(args.eps)), *n, *on]
+    yield "`aa-mixed` against `aa`", ["mixed.py", *model, *data, "--eps", args.eps, *n, *on]
+    yield "What a step asks of the device", ["train_step.py", *model, *data, *threat, *on]
     yield "Latency: what removing buys, and what zeros do not", [
         "latency.py", *model, "--seconds", str(args.seconds), *on]
     if device_named(args.device).type != "cpu":
         return
+    yield "PGD in cycles", ["cycles.py", *model, *data, "--eps", args.eps, *n]
     yield "One training step with nHSIC", ["hsic_step.py"]
     yield "The bottleneck for less", ["hsic_candidates.py", *model, *data, *threat, "--sparsity", "0.9"]
     yield "Agreement with the references", [

@@ -56,6 +56,7 @@ class Bounded(nn.Module):
         super().__init__()
         self.model, self.batch_size, self.meter = model, batch_size, meter or Meter()
         self.copies: dict[int, Bounded] = {}  # of `quick`, by batch size
+        self.reduced: dict[int, Bounded | None] = {}  # of `reduced`, likewise
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,6 +72,13 @@ def test_a_copy_keeps_bound_and_meter():
     assert copied.batch_size == 3 and copied.meter is model.meter and model.meter.forwards == before + 8
 
 
+def test_a_bounded_model_has_one_copy_for_all_searches():
+    model, x = Bounded(lenet().eval(), 3), images(8, 1, 8, torch.float32)
+    assert reduced.reduced(model, x) is reduced.reduced(model, x.flip(0)) is not None
+    model.batch_size = 2  # memory ran out
+    assert reduced.reduced(model, x).batch_size == 2
+
+
 def test_channels_last_unless_the_network_refuses_it():
     x = images(8, 2, 12, torch.float32)
     torch.manual_seed(0)

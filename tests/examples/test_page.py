@@ -19,7 +19,7 @@ def test_every_benchmark_knows_what_it_is_started_with(device, monkeypatch):
     monkeypatch.setattr(page, "device_named", torch.device)
     args = Namespace(model="m.pt", data="mnist", eps="8/255", samples=3, seconds=1.0, device=device)
     found = dict(page.sections(args))
-    assert len(found) == (5 if device == "cpu" else 2)
+    assert len(found) == (8 if device == "cpu" else 4)
     for script, *words in found.values():
         text = (page.HERE / script).read_text()
         assert all(f'"{word}"' in text for word in words if word.startswith("--"))
