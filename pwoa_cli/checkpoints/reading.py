@@ -25,7 +25,8 @@ class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
     of its batch norms' statistics, first: of the first one's (batch_norms.py), None without batch norms.
     attacked: (n,) bool, which images hold under attack, where nothing else told. tried: each other way, where
-    none was better. losses: (n,), as `tempered` gives them."""
+    none was better. losses: (n,), as `tempered` gives them. logits (n, K), labels (n,) and statistics are
+    what `run` goes on from."""
 
     words: str
     loaded: Loaded
@@ -35,6 +36,9 @@ class Reading:
     attacked: Tensor | None = None
     tried: str = ""
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    labels: Tensor = field(default_factory=lambda: torch.empty(0))
+    statistics: Statistics | None = None
 
     @property
     def accuracy(self) -> float:
@@ -50,13 +54,14 @@ class Reading:
         return f"{self.words} {100 * self.accuracy:.1f}%{fit}{held}"
 
 
-def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1, images: int = PROBE,
-        what: str = "", patience: Patience | None = None) -> Reading:
-    """A reading tried on every `every`-th of so many training images (test images where there are no others)
-    that are spread over the set.
+def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = PROBE, what: str = "",
+        patience: Patience | None = None, after: Reading | None = None) -> Reading:
+    """A reading tried on so many training images (test images where there are no others) that are spread over
+    the set, the first ones of PROBE.
 
-    Args: what: the model's name in errors; default: its source. Raises: InputError if the classes differ, the
-    model cannot take the images, or does not return finite logits.
+    Args: what: the model's name in errors; default: its source. after: the same reading on fewer of them,
+    which are not shown again. Raises: InputError if the classes differ, the model cannot take the images, or
+    does not return finite logits.
     """
     what, classes = what or loaded.source, loaded.num_classes
     if classes != dataset.num_classes:
@@ -65,27 +70,32 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, every: int = 1
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
     keep_freed_memory()  # half of the time of trying large images was the kernel's
-    probe, index = dataset.probe, spread(dataset, images)[::every]
-    right, losses = [], []
-    with Statistics(loaded.model) as statistics:
-        for part in passes(index, dataset):
+    probe, index = dataset.probe, spread(dataset, max(images, PROBE))[:images]
+    if after and len(after.hits) == len(index):
+        return after
+    shown = [(after.logits, after.labels)] if after else []
+    with (after and after.statistics or Statistics(loaded.model)) as statistics:
+        for part in passes(index[len(after.hits) if after else 0:], dataset):
             x, y = probe.batch(part)
             logits = _forward(loaded.model, x, what=what, where=dataset.name)
             _check_logits(logits, (len(x), classes), what)
-            right.append(logits.argmax(1) == y)
-            losses.append((logits, y))
+            shown.append((logits, y))
             if patience:
-                patience.say(f"trying {words}: {sum(map(len, right))} of {len(index)} images")
-    all_logits, labels = map(torch.cat, zip(*losses, strict=True))
-    first = first_misfit(loaded.model, (probe.batch(part)[0]
-                                        for part in passes(spread(dataset), dataset)))
-    return Reading(words, loaded, torch.cat(right).cpu(), statistics.misfit(), first,
-                   losses=tempered(all_logits, labels).cpu())
+                patience.say(f"trying {words}: {sum(len(y) for _, y in shown)} of {len(index)} images")
+    logits, labels = map(torch.cat, zip(*shown, strict=True))
+    first = after.first if after else first_misfit(loaded.model, (
+        probe.batch(part)[0] for part in passes(spread(dataset), dataset)))
+    return Reading(words, loaded, (logits.argmax(1) == labels).cpu(), statistics.misfit(), first,
+                   losses=tempered(logits, labels).cpu(), logits=logits, labels=labels,
+                   statistics=statistics)
 
 
 def spread(dataset: datasets.Dataset, images: int = PROBE) -> Tensor:
-    """The indices of so many images that are spread over those that a model is tried on, (n,) long."""
-    return torch.linspace(0, len(dataset.probe) - 1, min(images, len(dataset.probe))).long()
+    """The indices of so many images that are spread over those that a model is tried on, (n,) long: in an
+    order whose first 25th and first fifth are spread as evenly."""
+    index = torch.linspace(0, len(dataset.probe) - 1, min(images, len(dataset.probe))).long()
+    place = torch.arange(len(index))
+    return index[((place % 25 > 0).int() + (place % 5 > 0).int()).argsort(stable=True)]
 
 
 def passes(index: Tensor, dataset: datasets.Dataset, *, attacked: bool = False) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ images: of all of them where options are open, of the first one where the normal
 instead of the first one only if it is clearly better, and if the other witness does not contradict.
 """
 import logging
+import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,12 +20,12 @@ from pwoa_cli.checkpoints.reading import PROBE, Reading, is_near_chance, run
 from pwoa_cli.checkpoints.witnesses import (
     CLEAR,
     contradicted,
-    holding,
     how_sure,
     is_clearly_better,
     is_clearly_less,
     normalised,
     score,
+    standing_out,
     told_apart,
     under_attack,
 )
@@ -34,7 +35,7 @@ from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.progress import Patience
 
 _LOG = logging.getLogger(__name__)
-SCREEN = 5  # every fifth of the images is shown to every reading
+STAGES = (PROBE // 25, PROBE // 5, PROBE)  # images shown to those that are left; all readings see the first
 SURE = 1 - CLEAR ** 2 / PROBE  # accuracy above which no other reading can be clearly better: 98.2%
 MORE, TIED = 2000, 8  # training images that tell options apart that PROBE does not; how many of them
 LIKELY = 8  # options that are tried with every normalisation
@@ -61,44 +62,36 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     """
     patience = Patience(say)
     loaded = _of_their_size(loaded, dataset)
-    first = run("as read", loaded, dataset, patience=patience)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
-        return first
-    tried, ways = [first], _alternatives(loaded, dataset, together=first.accuracy < SURE)
+        return run("as read", loaded, dataset, patience=patience)
+    first = run("as read", loaded, dataset, images=STAGES[1], patience=patience)
+    ways = _alternatives(loaded, dataset, together=first.accuracy < SURE)
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
-    for words, options, normalisation in ways:
-        other = read_as(loaded, options=options, normalisation=normalisation)
-        with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
-            tried.append(run(words, other, dataset, every=SCREEN, patience=patience))
-    screened = [replace(first, hits=first.hits[::SCREEN]), *tried[1:]]
-    for reading in screened:
-        _LOG.debug("  tried %s of %d images", reading.figures(), len(reading.hits))
-    leading = max(screened, key=score)
-    close = [r for r in screened if not is_clearly_better(leading.hits, r.hits)]
-    least = sorted(map(score, close))[-FINALISTS:][0]
-    finalists = [first if r.words == first.words else run(r.words, r.loaded, dataset, patience=patience)
-                 for r in close if score(r) >= least]
+    tried, finalists = _raced(first, ways, dataset, patience=patience)
     best = max(finalists, key=score)
+    first = next((r for r in finalists if r.words == first.words), first)
     if is_near_chance(best, loaded.num_classes):
-        return replace(first, tried=_listed(tried))
+        return _not_settled(first, tried, dataset)
     even = _of_better_options([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first,
                               dataset, patience=patience)
     left = told_apart(even)
     if len(left) > 1 and all(r.first is None for r in left):
         say(f"attacking {len(left)} readings that accuracy does not tell apart")
-        even = under_attack(left, dataset)
-        left, first = holding(even), next((r for r in even if r.words == first.words), first)
+        even, left = under_attack(left, dataset)
+        first = next((r for r in even if r.words == first.words), first)
     chosen = _chosen(left, first)
     if chosen and not _is_believed(chosen, first):
-        if is_near_chance(first, loaded.num_classes):
-            return replace(first, tried=_listed(tried))
+        unsettled = _not_settled(first, tried, dataset)
+        if is_near_chance(unsettled, loaded.num_classes):
+            return unsettled
         chosen = None
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -score(r)))
-    figures = (f"{how_sure(likeliest, even)}{_listed([*even, *tried], first=likeliest)}, right on "
-               f"{len(first.hits)} {dataset.probe_name} of {dataset.name} (every {SCREEN}th for those far "
-               "behind)")
-    if chosen is None or contradicted(chosen, screened, first):
+    seen = sorted({r.words: len(r.hits) for r in (*tried, *finalists)}.values())
+    on = " to ".join(map(str, dict.fromkeys((seen[0], seen[-1]))))
+    figures = (f"{how_sure(likeliest, tried)}{_listed([*even, *finalists, *tried], first=likeliest)}, right "
+               f"on {on} {dataset.probe_name} of {dataset.name}")
+    if chosen is None or contradicted(chosen, tried, first):
         why = ("its batch norms' statistics fit another reading than the one that is right most often"
                if chosen else "neither accuracy nor its batch norms' statistics tell; likeliest first")
         raise Undecided(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
@@ -113,6 +106,49 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         settled = f"confirmed: {figures}"
     say(settled)
     return replace(chosen, loaded=replace(chosen.loaded, settled=settled))
+
+
+def _raced(first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisation]],
+           dataset: datasets.Dataset, *, patience: Patience) -> tuple[list[Reading], list[Reading]]:
+    """(every reading on the images of the first stages that it came through, those that are left on all):
+    what is clearly behind is shown no more images."""
+    left = [first]
+    for words, options, normalisation in ways:
+        other = read_as(first.loaded, options=options, normalisation=normalisation)
+        with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
+            left.append(run(words, other, dataset, images=STAGES[0], patience=patience))
+    tried = {r.words: r for r in left}
+    for images in STAGES[1:]:
+        left, begun = [], _leading(left)
+        for r in begun:
+            try:
+                left.append(run(r.words, r.loaded, dataset, images=images, patience=patience, after=r))
+            except InputError:
+                if r.words == first.words:
+                    raise
+        if images != PROBE:
+            tried |= {r.words: r for r in left}
+    for reading in tried.values():
+        _LOG.debug("  tried %s of %d images", reading.figures(), len(reading.hits))
+    return list(tried.values()), left
+
+
+def _leading(readings: Sequence[Reading]) -> list[Reading]:
+    """Without those that are clearly less often right than the best on the images that all have seen, and
+    whose batch norms do not speak for them; with the one normalisation that stands out; not more than can be
+    tried."""
+    seen = min(len(r.hits) for r in readings)
+    best = max(readings, key=lambda r: int(r.hits[:seen].sum()))
+    close = standing_out([r for r in readings if not is_clearly_better(best.hits[:seen], r.hits[:seen])
+                          or seen < STAGES[1] and (r.misfit or math.inf) < (best.misfit or 0.0)])
+    least = sorted(int(r.hits[:seen].sum()) for r in close)[-FINALISTS:][0]
+    return [r for r in close if int(r.hits[:seen].sum()) >= least]
+
+
+def _not_settled(first: Reading, tried: Sequence[Reading], dataset: datasets.Dataset) -> Reading:
+    """The first reading on all images, with what else was tried and is no better."""
+    whole = run(first.words, first.loaded, dataset, after=first)
+    return replace(whole, tried=_listed([whole, *tried]))
 
 
 def _of_their_size(loaded: Loaded, dataset: datasets.Dataset) -> Loaded:
