@@ -25,8 +25,8 @@ class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
     of its batch norms' statistics, first: of the first one's (batch_norms.py), None without batch norms.
     attacked: (n,) bool, which images hold under attack, where nothing else told. tried: each other way, where
-    none was better. losses: (n,), as `tempered` gives them. logits (n, K), labels (n,) and statistics are
-    what `run` goes on from."""
+    none was better. losses: (n,), as `tempered` gives them, of a reading tried on more than PROBE. logits
+    (n, K), labels (n,) and statistics are what `run` goes on from."""
 
     words: str
     loaded: Loaded
@@ -86,8 +86,8 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = 
     first = after.first if after else first_misfit(loaded.model, (
         probe.batch(part)[0] for part in passes(spread(dataset), dataset)))
     return Reading(words, loaded, (logits.argmax(1) == labels).cpu(), statistics.misfit(), first,
-                   losses=tempered(logits, labels).cpu(), logits=logits, labels=labels,
-                   statistics=statistics)
+                   losses=tempered(logits, labels).cpu() if images > PROBE else torch.empty(0),
+                   logits=logits, labels=labels, statistics=statistics)
 
 
 def spread(dataset: datasets.Dataset, images: int = PROBE) -> Tensor:
