@@ -76,8 +76,10 @@ def test_a_bar_needs_none(heart, monkeypatch):
 
 
 def test_the_program_beats(tmp_path):
-    """The work is a network of the user's that takes its time to be made."""
-    (tmp_path / "slow.py").write_text("import time\ndef fn():\n    time.sleep(5.8)\n    raise OSError\n")
+    """The work is a network of the user's that takes its time to be made, when it is first tried."""
+    (tmp_path / "slow.py").write_text("import os, time\ndef fn():\n    if not os.path.exists('tried'):\n"
+                                      "        os.mkdir('tried')\n        time.sleep(5.8)\n"
+                                      "    raise OSError\n")
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "model.pt")
     said = start("info", "model.pt", "--arch", "slow.py:fn", cwd=tmp_path).communicate(timeout=60)[1]
     assert "loading torch\nstill working, " in said and " after: loading torch\nerror: " in said
