@@ -3,7 +3,7 @@ errors are `pwoa_cli.errors.InputError` (wrong use or input) and `PwoaError` (a 
 each.
 """
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
@@ -41,12 +41,14 @@ class Score:
 class Result:
     """What was measured. scores: of the pruned model, or of the one that was evaluated, by attack ("clean",
     "pgd-20", ...); teacher: of what it is compared with, {} for nothing. report: report.json, with
-    everything else.
+    everything else. curve: of the model over all attacks by eps, 0.0 for clean, where one was asked for;
+    without the radii that time did not suffice for.
     """
 
     scores: Mapping[str, Score]
     teacher: Mapping[str, Score]
     report: Mapping[str, Any]
+    curve: Mapping[float, Score] = field(default_factory=dict, kw_only=True)
 
     @property
     def worst(self) -> Score | None:
@@ -145,6 +147,7 @@ class Options(TypedDict, total=False):
     norm: str | None
     eps: float | str | None
     attacks: str
+    curve: Sequence[float | str]
     samples: int
     seed: int
     batch_size: int | None
@@ -167,15 +170,16 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
              arch: str | None = None,
              normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
              norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
-             samples: int = 1000, seed: int = 0, batch_size: int | None = None, device: str = "auto",
-             max_seconds: float | None = None, progress: Progress = _nothing,
-             say: Say = _nothing) -> Result | dict[str, Result]:
+             curve: Sequence[float | str] = (), samples: int = 1000, seed: int = 0,
+             batch_size: int | None = None, device: str = "auto", max_seconds: float | None = None,
+             progress: Progress = _nothing, say: Say = _nothing) -> Result | dict[str, Result]:
     """What `pwoa eval` does: accuracy under attack of a checkpoint, or of a run beside its teacher.
 
     Args: model: a checkpoint or a run's folder; several in a list, on the same samples: then the result of
         each by its name in the table, `teacher` being that of the reference. compare: another checkpoint or
-        run, on the same samples. max_seconds: stop then; what is not finished is no figure (`Result.short`).
-        The others as in `prune`. Raises: InputError, PwoaError.
+        run, on the same samples. curve: radii like eps, at which the attacks are run too. max_seconds: stop
+        then; what is not finished is no figure (`Result.short`). The others as in `prune`.
+    Raises: InputError, PwoaError.
     """
     _check(int, "an int", samples=samples, seed=seed)
     _check(int | None, "an int", batch_size=batch_size, num_classes=num_classes)
@@ -187,17 +191,21 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
                for path in paths]
     if not sources:
         raise InputError("evaluate([]) names no model.", hint="For example: evaluate([\"a.pt\", \"b.pt\"])")
+    if not isinstance(curve, list | tuple) or not all(isinstance(one, float | int | str) for one in curve):
+        raise InputError(f"curve={curve!r} is no list of radii.",
+                         hint='For example: curve=["2/255", "8/255"]')
     job = evaluation.prepare(evaluation.Request(
         sources[0], others=sources[1:], attacks=attacks,
         teacher=None if compare is None else Source(run_folder.model_of(str(compare))),
-        data=None if data is None else str(data), norm=norm, eps=_eps(eps), n=samples, seed=seed,
+        data=None if data is None else str(data), norm=norm, eps=_eps(eps),
+        curve=",".join(filter(None, map(_eps, curve))) if curve else None, n=samples, seed=seed,
         batch_size=batch_size, device=device, max_seconds=max_seconds), say=say)
     report = evaluation.execute(job, progress=progress, say=say).result
     if isinstance(model, str | PathLike):
         return _result(report)
     if job.several is None:  # a list of one
         return {several.headings([sources[0].path])[0]: _result(report)}
-    return {who: _result(several.view(report, who)) for who in several.compared(report)}
+    return {who: _result(several.view(report, who), who) for who in several.compared(report)}
 
 
 def export(model: PathText, format: str, out: PathText | None = None, *, dtype: str = "fp32",
@@ -227,9 +235,13 @@ def export(model: PathText, format: str, out: PathText | None = None, *, dtype: 
                     _result(made) if made else None, report)
 
 
-def _result(report: Mapping[str, Any]) -> Result:
+def _result(report: Mapping[str, Any], who: str = "") -> Result:
+    """Args: who: its name among the models of the report, where they are several."""
+    who = who or report.get("headings", ["model"])[-1]
     return Result(_scores(report.get("results", report.get("student", {}))),
-                  _scores(report.get("teacher", {})), report)
+                  _scores(report.get("teacher", {})), report,
+                  curve={point["eps"]: _score(point["scores"][who]) for point in report.get("curve", [])
+                         if who in point["scores"]})
 
 
 def _source(model: PathText, *, arch: str | None, normalize: str | None, num_classes: int | None,
@@ -252,5 +264,9 @@ def _eps(eps: float | str | None) -> str | None:
 
 
 def _scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    return {name: Score(s["accuracy"], s["n"], (s["ci95"][0], s["ci95"][1])) for name, s in found.items()}
+    return {name: _score(score) for name, score in found.items()}
+
+
+def _score(found: Mapping[str, Any]) -> Score:
+    return Score(found["accuracy"], found["n"], (found["ci95"][0], found["ci95"][1]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.cli_world import PRUNE
+from helpers.cli_world import PRUNE, TINY
 
 import pwoa_cli
 from pwoa_cli.errors import InputError
@@ -95,6 +95,30 @@ def test_export_of_a_run_measures_what_was_rounded(here):
     assert made.path == Path(f"{run.name}-sparse.safetensors") and made.largest_difference > 0
     again = pwoa_cli.evaluate(made.path, attacks="fgsm", **SETTINGS)
     assert made.measured.scores == again.scores and made.measured.teacher["clean"].n == 20
+
+
+def test_a_curve_is_that_of_the_command(here, pwoa):
+    made = pwoa_cli.evaluate("model.pt", attacks="fgsm", curve=[0.1, "2/255"], **SETTINGS)
+    alone = pwoa_cli.evaluate("model.pt", attacks="fgsm", **SETTINGS | {"eps": 0.1})
+    assert list(made.curve) == [0.0, 2 / 255, 0.1, 0.5]
+    assert made.curve[0.1] == alone.worst and made.curve[0.5] == made.worst
+    assert made.curve[0.0] == made.scores["clean"] and alone.curve == {}
+    code, out, _ = pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--curve", "0.1,2/255", "--json")
+    assert code == 0 and json.loads(out)["curve"] == made.report["curve"]
+    both = pwoa_cli.evaluate(["model.pt", "pruned.safetensors"], attacks="fgsm", curve=[0.1], **SETTINGS)
+    assert both["model.pt"].curve[0.1] == made.curve[0.1]
+    assert both["pruned.safetensors"].curve[0.5] == both["pruned.safetensors"].worst
+    run = pwoa_cli.evaluate(next(Path("pwoa-runs").glob("model-*")), attacks="fgsm", curve=[0.1], samples=20)
+    assert run.curve[0.5] == run.worst
+
+
+@pytest.mark.parametrize("curve", ["0.1", [0.1, None], [(0.1,)]])
+def test_a_curve_that_is_no_list_of_radii_is_told(here, curve):
+    with pytest.raises(InputError, match="is no list of radii") as caught:
+        pwoa_cli.evaluate("model.pt", curve=curve, **SETTINGS)
+    assert "curve=[" in caught.value.hint
+    with pytest.raises(InputError, match="eps"):
+        pwoa_cli.evaluate("model.pt", curve=["x"], **SETTINGS)
 
 
 def test_wrong_input_is_an_error_of_ours_and_leaves_nothing(here):

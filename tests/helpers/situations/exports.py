@@ -83,9 +83,13 @@ def files_that_give_other_logits(tool):
     assert Path("d.pt").is_file()
 
 
-@prints("workflows/api.py:_check", "workflows/api.py:evaluate: Ten minutes")
+@prints("workflows/api.py:_check", "workflows/api.py:evaluate: Ten minutes",
+        "workflows/api.py:evaluate: For example: curve")
 def numbers_from_python_that_are_none(tool):
     options = {"data": "tiny.npz", "eps": 0.5, "attacks": "fgsm"}
     assert tool.raised(pwoa_cli.evaluate, "model.pt", samples="50", **options) == "For example: samples=50"
     assert tool.raised(pwoa_cli.evaluate, "model.pt", max_seconds=0, **options).endswith("max_seconds=600")
-    assert pwoa_cli.evaluate("model.pt", samples=50, max_seconds=600, **options).worst
+    line = tool.raised(pwoa_cli.evaluate, "model.pt", curve=0.1, **options).removeprefix("For example: ")
+    assert line == 'curve=["2/255", "8/255"]'
+    curve = eval(line.removeprefix("curve="))  # noqa: S307 (the package's own words)
+    assert pwoa_cli.evaluate("model.pt", samples=50, max_seconds=600, curve=curve, **options).worst

@@ -26,7 +26,7 @@ def a_result_that_does_not_arrive(tool):
     tool.works(*EVAL, "--resume")
 
 
-@prints("machine/seeds.py:check", "workflows/api.py:evaluate: For example")
+@prints("machine/seeds.py:check", "workflows/api.py:evaluate: For example: evaluate")
 def calls_from_python(tool):
     assert tool.raised(pwoa_cli.prune, "model.pt", 0.9, seed=-1) == "For example: --seed 0"
     tool.works(*EVAL, "--seed", "0")
