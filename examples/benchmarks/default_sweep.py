@@ -26,7 +26,8 @@ from pwoa_cli.errors import PwoaError
 from pwoa_cli.networks import families
 from pwoa_cli.training.state import State
 from pwoa_cli.workflows import prune
-from pwoa_cli.workflows.prune_job import Job, Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Job, Request
 
 MNIST = Path(__file__).parents[1] / "data"
 

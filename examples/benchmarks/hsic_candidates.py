@@ -36,7 +36,8 @@ from pwoa_cli.training import inputs, loop
 from pwoa_cli.training.objective import Batch
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.workflows import prune
-from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Request
 
 WINDOW = 8
 LAMBDA_X, LAMBDA_Y = 1e-3, 4e-3

@@ -170,7 +170,8 @@ def cost(model: str, data: str | None, normalize: str | None) -> None:
     from pwoa_cli.files.keeper import Keeper
     from pwoa_cli.training import loop
     from pwoa_cli.workflows.prune import _copies
-    from pwoa_cli.workflows.prune_job import Request, prepare
+    from pwoa_cli.workflows.prune_job import prepare
+    from pwoa_cli.workflows.prune_request import Request
 
     mean, std = of_user(normalize, None, None)
     job = prepare(Request(Source(model, mean=mean, std=std), 0.9, data=data, n=10,

@@ -43,7 +43,8 @@ from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import read_recipe
 from pwoa_cli.training.state import State
 from pwoa_cli.workflows import prune
-from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Request
 from pwoa_cli.workflows.setup import open_subject
 
 Row = dict[str, Any]

@@ -24,7 +24,8 @@ from pwoa_cli.machine.memory import keep_freed_memory
 from pwoa_cli.training import averaging, inputs, loop
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.workflows import prune
-from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Request
 
 STOPS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item")
 NO_LAUNCH = ("detach", "empty", "empty_like", "empty_strided", "_unsafe_view")

@@ -58,7 +58,8 @@ def prune(
         from pwoa_cli.machine import determinism
         from pwoa_cli.reports import search, tables
         from pwoa_cli.workflows import prune as workflow
-        from pwoa_cli.workflows.prune_job import Request, epochs_said, prepare
+        from pwoa_cli.workflows.prune_job import prepare
+        from pwoa_cli.workflows.prune_request import Request, epochs_said
 
         if deterministic:
             determinism.fix()

@@ -19,7 +19,8 @@ from pwoa_cli.reports import several, tables
 from pwoa_cli.workflows import evaluate as evaluation
 from pwoa_cli.workflows import export as exporting
 from pwoa_cli.workflows import prune as pruning
-from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Request
 from pwoa_cli.workflows.search import fraction, goal
 
 PathText = str | PathLike[str]

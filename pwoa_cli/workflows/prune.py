@@ -39,8 +39,9 @@ from pwoa_cli.training import compilation, duration, loop
 from pwoa_cli.training.state import Plan, State
 from pwoa_cli.version import __version__
 from pwoa_cli.workflows import prune_search
-from pwoa_cli.workflows.prune_job import Job, timed
+from pwoa_cli.workflows.prune_job import timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin, trained, wanted
+from pwoa_cli.workflows.prune_request import Job
 from pwoa_cli.workflows.prune_resume import clear, keeper_of, parts
 from pwoa_cli.workflows.setup import data_fields, data_notes
 

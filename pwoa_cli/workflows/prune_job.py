@@ -1,39 +1,36 @@
 """A request to prune with everything found, checked and decided, before any epoch and any file."""
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pwoa_cli import attacks
-from pwoa_cli.checkpoints.model import Loaded, Source
+from pwoa_cli.checkpoints.model import Loaded
 from pwoa_cli.data import datasets
-from pwoa_cli.data.choices import Choices
-from pwoa_cli.data.samples import View, samples
+from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import COMPANY
 from pwoa_cli.machine import seeds
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.networks import layers
-from pwoa_cli.networks.build import public_names
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, nonzero, scores_by_layer, single
 from pwoa_cli.reports import numbers
-from pwoa_cli.reports.gates import Gate, resolved
+from pwoa_cli.reports.gates import resolved
 from pwoa_cli.training import compilation, footing, layout, objective
 from pwoa_cli.training.kinds import Kinds, kinds_of
 from pwoa_cli.training.recipe import Recipe, check, read_recipe, without_hsic
 from pwoa_cli.training.state import Plan, plan_steps
 from pwoa_cli.workflows.held_out import divided
+from pwoa_cli.workflows.prune_request import Job, Request, matches_layers, sentences
 from pwoa_cli.workflows.prune_weights import (
-    Counted,
     above,
     check_products,
     check_steady,
@@ -44,61 +41,7 @@ from pwoa_cli.workflows.prune_weights import (
 from pwoa_cli.workflows.search import SHARE, up_to
 from pwoa_cli.workflows.setup import Subject, check_training, open_subject, open_teacher
 
-NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
 _OF_HIDDEN = ("hidden_weight", "explain_weight", "lambda_x", "lambda_y")
-LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers are not those of the "
-                "model, or not asked for.")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1), of weights;
-    with channels, the fraction of channels to remove, it is what comes of that; with max_loss, points of the
-    worst case that may be lost, the one that is tried. held_out: training images that judge that. eps as
-    typed ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's
-    must be, None for any. compile: auto, on or off."""
-
-    source: Source
-    sparsity: float
-    structure: str = "unstructured"
-    recipe: str = "default"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    teacher: Source | None = None
-    data: str | None = None
-    choices: Choices = field(default_factory=Choices)
-    norm: str | None = None
-    eps: str | None = None
-    attacks: str = "fgsm,pgd-10,pgd-20,cw"
-    n: int = 1000
-    seed: int = 0
-    device: str = "auto"
-    gates: Sequence[Gate] = ()
-    strict: bool = False
-    command: Mapping[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
-    max_loss: float | None = None
-    held_out: int | None = None
-    channels: float | None = None
-    compile: str = "auto"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request with everything found, checked and decided; nothing is written yet. layout: of memory, for
-    training. held_out: training images that nothing is trained on, for the search of --max-loss."""
-
-    request: Request
-    subject: Subject
-    teacher: Loaded
-    plan: Plan
-    device: torch.device
-    counted: Counted
-    layout: torch.memory_format
-    seconds: dict[str, float]
-    held_out: View | None = None
-    compiled: bool = False  # whether its steps are
-
-
 def prepare(request: Request, *, say: Say,
             change_data: Callable[[datasets.Dataset], datasets.Dataset] | None = None) -> Job:
     """Load, infer and check everything that a run needs, before its first epoch and its first file.
@@ -107,16 +50,7 @@ def prepare(request: Request, *, say: Say,
     Raises: InputError for anything that would fail later.
     """
     seconds: dict[str, float] = {}
-    seeds.check(request.seed)
-    compilation.check(request.compile)
-    request = replace(request, gates=resolved(request.gates, attacks.typed(request.attacks), compared=True))
-    if request.structure not in STRUCTURES:
-        raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
-                         hint="For example: --structure filter")
-    if request.channels is not None and not STRUCTURES[request.structure].couples:
-        raise InputError(f"--channels is for whole channels; --structure is {request.structure}.",
-                         hint="--structure channel")
-    read_recipe(request.recipe, overrides=request.overrides)
+    request = _checked(request)
     device = device_named(request.device)
     log_environment(device=str(device))
     with timed(seconds, "load"):
@@ -158,28 +92,27 @@ def prepare(request: Request, *, say: Say,
         plan = make(request)
         memory = layout.fastest(plan, subject.model, where=where)
         footing.check(plan, subject.model, where=where)
-    if plan.recipe.precision == "bf16" and multiplies_bf16(device) is False:
-        say(f"warning: precision = bf16 is likely slower than float32 here: {device.type} has no "
-            "instructions for it.")
-    first = "" if request.max_loss is None else f"first {numbers.percent_of_weights(request.sparsity)}%, "
-    say(f"prune {total:,} weights in {len(weights)} layers {_goal(request)} "
-        f"({_words(request)}), recipe {plan.recipe.name}: {first}{plan.steps} steps, {plan.epochs:g} epoch"
-        f"{'s' * (plan.epochs != 1)}; {len(plan.hidden)} hidden layers: {_some(public_names(plan.hidden))}")
-    say(f"settings for {kinds}: {plan.recipe.optimizer} at {plan.recipe.lr:g}, batches of "
-        f"{plan.recipe.batch_size}, {plan.recipe.allocation} allocation, noise {plan.recipe.noise}")
-    say(epochs_said(plan, asked="epochs" in request.overrides))
-    for note in footing.notes(plan):
-        say(f"note: {note}")
-    if memory is not layout.LAYOUTS[0]:
-        say("memory layout: plain, as the networks do not take channels_last, which is faster")
-    if not plan.hidden:
-        say(NO_HIDDEN)
-    elif teacher is not subject.loaded and not matches_layers(plan.recipe):
-        say(LOGITS_ALONE)
-    if found.left_out:
-        say(found.sentence())
-    return Job(request, subject, teacher, plan, device, found, memory, seconds, held_out,
-               compilation.pays(request.compile, device, plan.steps))
+    job = Job(request, subject, teacher, plan, device, found, memory, seconds, held_out,
+              compilation.pays(request.compile, device, plan.steps))
+    for sentence in sentences(job, kinds):
+        say(sentence)
+    return job
+
+
+def _checked(request: Request) -> Request:
+    """The request with its gates resolved. Raises: InputError for what is wrong whatever the model and the
+    data are."""
+    seeds.check(request.seed)
+    compilation.check(request.compile)
+    request = replace(request, gates=resolved(request.gates, attacks.typed(request.attacks), compared=True))
+    if request.structure not in STRUCTURES:
+        raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
+                         hint="For example: --structure filter")
+    if request.channels is not None and not STRUCTURES[request.structure].couples:
+        raise InputError(f"--channels is for whole channels; --structure is {request.structure}.",
+                         hint="--structure channel")
+    read_recipe(request.recipe, overrides=request.overrides)
+    return request
 
 
 def at_sparsity(job: Job, sparsity: float) -> Job:
@@ -206,32 +139,6 @@ def _first(request: Request, begun: float, make: Callable[[Request], Plan]) -> R
             return asked
     assert refused is not None
     raise refused
-
-
-def _goal(request: Request) -> str:
-    if request.max_loss is None:
-        return f"to {numbers.percent_of_weights(request.sparsity)}% zeros"
-    return f"as far as the worst case loses at most {numbers.points(request.max_loss)}"
-
-
-def epochs_said(plan: Plan, *, asked: bool) -> str:
-    """epochs: 20 of 468 steps (the default of recipe default at 99% sparsity; --epochs changes it). Args:
-    asked: they were typed."""
-    recipe = plan.recipe
-    effort = "" if recipe.effort == "default" else f" with effort {recipe.effort}"
-    of = f"at {numbers.percent_of_weights(plan.sparsity)}% sparsity" if recipe.stretch else "at any sparsity"
-    default = f"the default of recipe {recipe.name} {of}{effort}; --epochs changes it"
-    return (f"epochs: {plan.epochs:g} of {plan.steps_per_epoch:,} step{'s' * (plan.steps_per_epoch > 1)} "
-            f"({'as asked' if asked else default})")
-
-
-def _words(request: Request) -> str:
-    return (f"{100 * request.channels:g}% of the channels" if request.channels else request.structure)
-
-
-def _some(names: Sequence[str], most: int = 9) -> str:
-    """All names, or of more than `most` the first four and the last: config.toml has them all."""
-    return ", ".join(names if len(names) <= most else [*names[:4], "...", names[-1]])
 
 
 def _settled(recipe: Recipe, request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups],
@@ -341,11 +248,6 @@ def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
                              else " ".join(f"--set {name}=0" for name in asked)) from None
     without = without_hsic(replace(recipe, hidden_weight=0.0, explain_weight=0.0))
     return check(without, where="recipe for a network without hidden layers"), ()
-
-
-def matches_layers(recipe: Recipe) -> bool:
-    """Whether the loss compares layers of student and teacher, and not their logits alone."""
-    return bool(recipe.hidden_weight or recipe.explain_weight)
 
 
 def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:

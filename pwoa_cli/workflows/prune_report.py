@@ -16,7 +16,7 @@ from pwoa_cli.networks.build import public_names
 from pwoa_cli.pruning.groups import STRUCTURES
 from pwoa_cli.reports import numbers
 from pwoa_cli.training.inputs import ATTACK_STEPS
-from pwoa_cli.workflows.prune_job import LOGITS_ALONE, NO_HIDDEN, Job, matches_layers
+from pwoa_cli.workflows.prune_request import LOGITS_ALONE, NO_HIDDEN, Job, matches_layers
 from pwoa_cli.workflows.setup import short_path
 
 

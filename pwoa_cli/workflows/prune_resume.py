@@ -18,7 +18,7 @@ from pwoa_cli.files import run_folder
 from pwoa_cli.files.keeper import Keeper
 from pwoa_cli.files.plain import toml, write_toml
 from pwoa_cli.progress import Say
-from pwoa_cli.workflows.prune_job import Job
+from pwoa_cli.workflows.prune_request import Job
 
 # paths that have a SHA-256 beside them, and what was typed for what is in the table
 NOT_COMPARED = ("model", "teacher", "data_where", "command", "environment")

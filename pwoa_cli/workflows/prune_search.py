@@ -32,7 +32,8 @@ from pwoa_cli.reports.gates import deciding
 from pwoa_cli.training import duration
 from pwoa_cli.training.recipe import EFFORT
 from pwoa_cli.workflows.held_out import PARTS
-from pwoa_cli.workflows.prune_job import Job, at_sparsity
+from pwoa_cli.workflows.prune_job import at_sparsity
+from pwoa_cli.workflows.prune_request import Job
 from pwoa_cli.workflows.prune_weights import zeros_of
 from pwoa_cli.workflows.search import Search, Stage, next_sparsity, up_to
 

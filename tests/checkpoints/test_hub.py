@@ -17,7 +17,8 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.workflows import evaluate, prune, setup
-from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Request
 
 NAME = "test_resnet.r160_in1k"  # the smallest of timm that has released weights
 

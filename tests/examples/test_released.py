@@ -1,10 +1,12 @@
 """examples/cifar10_resnet18_linf8_90.safetensors, the network that comes with pwoa, is what README says."""
+import hashlib
 import re
 from pathlib import Path
 
 import torch
 
 import pwoa_cli
+from pwoa_cli.reports import schema
 
 ROOT = Path(__file__).parents[2]
 RELEASED = ROOT / "examples/cifar10_resnet18_linf8_90.safetensors"
@@ -24,3 +26,16 @@ def test_the_released_network_is_what_readme_says():
     with torch.inference_mode():
         grey, noise = model(torch.full((1, 3, 32, 32), 0.5)), model(torch.rand(8, 3, 32, 32))
     assert noise.shape == (8, 10) and torch.isfinite(noise).all() and not torch.allclose(grey, noise[:1])
+
+
+def test_the_report_beside_it_is_of_this_very_file_and_says_what_the_pages_say():
+    report = schema.read(RELEASED.with_suffix(".json"))
+    assert report["models"]["model"]["sha256"] == hashlib.sha256(RELEASED.read_bytes()).hexdigest()
+    assert report["threat"] == {"norm": "linf", "eps": 8 / 255} and not report["findings"]
+    worst = [100 * report[who]["worst case"]["accuracy"] for who in ("teacher", "student")]
+    n, drop = report["data"]["n"], report["drop"]["worst case"]
+    assert f"{worst[0]:.1f} -> {worst[1]:.1f}% of {n}" in (ROOT / "README.md").read_text()
+    low, high = drop["ci95"]
+    assert (f"worst of PGD-20 and CW {worst[0]:.1f} -> {worst[1]:.1f}, drop {drop['points']:.1f} "
+            f"[{low:.1f}, {high:.1f}], {drop['lost']} images lost and {drop['won']} won"
+            ) in (ROOT / "docs/results.md").read_text()

@@ -6,7 +6,8 @@ import pytest
 from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.errors import InputError
 from pwoa_cli.workflows import info, prune
-from pwoa_cli.workflows.prune_job import Request, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import Request
 
 FAST = {"epochs": "2", "batch_size": "32"}
 

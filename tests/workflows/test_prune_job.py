@@ -15,7 +15,8 @@ from pwoa_cli.training import objective
 from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import read_recipe
 from pwoa_cli.workflows import evaluate, prune_weights
-from pwoa_cli.workflows.prune_job import NO_HIDDEN, prepare
+from pwoa_cli.workflows.prune_job import prepare
+from pwoa_cli.workflows.prune_request import NO_HIDDEN
 
 
 def test_a_sparsity_that_whole_groups_cannot_reach():

@@ -10,7 +10,7 @@ from helpers.workflow_calls import FAST, run_in
 from pwoa_cli.reports import tables
 from pwoa_cli.training import force
 from pwoa_cli.workflows import prune_report
-from pwoa_cli.workflows.prune_job import LOGITS_ALONE
+from pwoa_cli.workflows.prune_request import LOGITS_ALONE
 
 
 def test_a_teacher_with_other_hidden_layers_teaches_its_logits_and_that_is_said(tmp_path):
@@ -22,7 +22,7 @@ def test_a_teacher_with_other_hidden_layers_teaches_its_logits_and_that_is_said(
 
 def test_the_reading_is_in_report_and_config(tmp_path):
     made, said = run_in(tmp_path / "run", "resnet.pt")
-    settled = [note for note in made["notes"] if note.startswith("confirmed: as read ")]
+    settled = [note for note in made["notes"] if note.startswith("confirmed: ")]
     assert len(settled) == 1 and settled[0] in said and made["model"]["arch_options"]["shortcut"] == "conv"
     assert 'shortcut = "conv"' in (tmp_path / "run/config.toml").read_text()
 
