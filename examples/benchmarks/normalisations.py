@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from pwoa_cli.checkpoints.batch_norms import Statistics, crops, first_misfit
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
-from pwoa_cli.checkpoints.reading import spread
+from pwoa_cli.checkpoints.reading import PROBE
 from pwoa_cli.data import datasets
+from pwoa_cli.data.dataset import drawn
 from pwoa_cli.networks.build import Normalized
 from pwoa_cli.networks.families.resnet import CifarResNet
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
     dataset = datasets.load("cifar10", device=torch.device("cpu"))
-    x, y = dataset.train.batch(spread(dataset))
+    x, y = dataset.train.batch(drawn(len(dataset.train), PROBE))
     print("| trained with | on | " + " | ".join(READINGS) + " |\n|---|---|" + "---:|" * len(READINGS))
     for truth in TRUTHS:
         for crop, eps, images in ((False, 0.0, "natural"), (True, 0.0, "crops"),

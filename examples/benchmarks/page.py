@@ -24,7 +24,8 @@ from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parent
+EXAMPLES = Path(os.path.relpath(HERE.parent))  # a page names no folder of the machine
+ABOUT = ("device", "device_name", "platform", "python", "torch", "torchvision", "timm", "pwoa")
 
 
 def sections(args: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
@@ -54,14 +55,24 @@ def ran(words: list[str], *, threads: int) -> tuple[str, float, bool]:
     done = subprocess.run([sys.executable, str(HERE / words[0]), *words[1:]], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-    said = done.stdout if done.returncode == 0 else f"{done.stdout}\n**Failed** ({done.returncode}): {last}\n"
-    return said.strip("\n"), time.perf_counter() - began, done.returncode == 0
+    said = done.stdout
+    if done.returncode:
+        said += f"\n**Failed** ({done.returncode}): {last}\n"
+    return spaced(said), time.perf_counter() - began, done.returncode == 0
+
+
+def spaced(text: str) -> str:
+    """Text with an empty line between tables and what stands around them, which would be rows of them else."""
+    lines = text.strip("\n").splitlines()
+    edge = [bool(before and line) and before.startswith("|") != line.startswith("|")
+            for before, line in zip(["", *lines], lines, strict=False)]
+    return "\n".join("\n" * between + line for between, line in zip(edge, lines, strict=True))
 
 
 def head(args: argparse.Namespace) -> str:
     """The first lines of the page: machine, versions, threads."""
     here = environment(device=str(device_named(args.device)), seed=0)
-    said = ", ".join(f"{name} {value}" for name, value in here.items() if value not in (None, ""))
+    said = ", ".join(f"{name} {here[name]}" for name in ABOUT if here.get(name))
     return (f"# Benchmarks of this machine\n\n{os.cpu_count()} cores, {args.threads} used, load "
             f"{os.getloadavg()[0]:.1f} at the beginning; {said}.\n")
 

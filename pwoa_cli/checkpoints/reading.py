@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pwoa_cli.checkpoints.batch_norms import Statistics, first_misfit
 from pwoa_cli.checkpoints.model import Loaded
 from pwoa_cli.data import datasets
+from pwoa_cli.data.dataset import drawn
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
@@ -56,8 +57,7 @@ class Reading:
 
 def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = PROBE, what: str = "",
         patience: Patience | None = None, after: Reading | None = None) -> Reading:
-    """A reading tried on so many training images (test images where there are no others) that are spread over
-    the set, the first ones of PROBE.
+    """A reading tried on so many training images (test images where there are no others), `drawn` from all.
 
     Args: what: the model's name in errors; default: its source. after: the same reading on fewer of them,
     which are not shown again. Raises: InputError if the classes differ, the model cannot take the images, or
@@ -70,7 +70,7 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = 
                          hint="Name the data that it was trained on (--data), or the classes that it really "
                               "has (--num-classes).")
     keep_freed_memory()  # half of the time of trying large images was the kernel's
-    probe, index = dataset.probe, spread(dataset, max(images, PROBE))[:images]
+    probe, index = dataset.probe, drawn(len(dataset.probe), images)
     if after and len(after.hits) == len(index):
         return after
     shown = [(after.logits, after.labels)] if after else []
@@ -84,18 +84,10 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = 
                 patience.say(f"trying {words}: {sum(len(y) for _, y in shown)} of {len(index)} images")
     logits, labels = map(torch.cat, zip(*shown, strict=True))
     first = after.first if after else first_misfit(loaded.model, (
-        probe.batch(part)[0] for part in passes(spread(dataset), dataset)))
+        probe.batch(part)[0] for part in passes(drawn(len(probe), PROBE), dataset)))
     return Reading(words, loaded, (logits.argmax(1) == labels).cpu(), statistics.misfit(), first,
                    losses=tempered(logits, labels).cpu() if images > PROBE else torch.empty(0),
                    logits=logits, labels=labels, statistics=statistics)
-
-
-def spread(dataset: datasets.Dataset, images: int = PROBE) -> Tensor:
-    """The indices of so many images that are spread over those that a model is tried on, (n,) long: in an
-    order whose first 25th and first fifth are spread as evenly."""
-    index = torch.linspace(0, len(dataset.probe) - 1, min(images, len(dataset.probe))).long()
-    place = torch.arange(len(index))
-    return index[((place % 25 > 0).int() + (place % 5 > 0).int()).argsort(stable=True)]
 
 
 def passes(index: Tensor, dataset: datasets.Dataset, *, attacked: bool = False) -> tuple[Tensor, ...]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from pwoa_cli.attacks import parse
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.checkpoints.normalisation import Values
-from pwoa_cli.checkpoints.reading import Reading, passes, spread
+from pwoa_cli.checkpoints.reading import PROBE, Reading, passes
 from pwoa_cli.data import datasets
+from pwoa_cli.data.dataset import drawn
 from pwoa_cli.machine.seeds import generator
 
 CLEAR = 3.0  # standard deviations of a paired difference that make one reading better than another
@@ -50,7 +51,7 @@ def under_attack(even: Sequence[Reading], dataset: datasets.Dataset) -> tuple[li
     if threat is None:
         return list(even), list(even)
     tried, draws = {r.words: r for r in even}, {r.words: generator(0, "readings") for r in even}
-    left, index = list(even), spread(dataset)
+    left, index = list(even), drawn(len(dataset.probe), PROBE)
     for some in (index[:len(index) // 5], index[len(index) // 5:]):
         left = [_attacked(r, some, dataset, threat, draws[r.words]) for r in left]
         tried |= {r.words: r for r in left}

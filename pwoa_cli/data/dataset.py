@@ -13,6 +13,7 @@ from torch import Tensor
 from pwoa_cli.data import formats
 from pwoa_cli.data.pictures import Framing, ImageFiles, sides
 from pwoa_cli.files.hashes import state_sha256
+from pwoa_cli.machine.seeds import generator
 from pwoa_cli.progress import Patience, Say
 
 _DECODED_TOGETHER = 64
@@ -91,10 +92,10 @@ class Dataset:
         return self.shown or (self.train if len(self.train) else self.test)
 
     def probed(self, n: int, *, say: Say) -> "Dataset":
-        """With n images of the probe, spread over it, decoded once for many readings; as it is where they are
+        """With n images of the probe, `drawn` from it, decoded once for all readings; as it is where they are
         in memory already, or would need too much of it."""
         split = self.probe
-        index = torch.linspace(0, len(split) - 1, min(n, len(split))).long()
+        index = drawn(len(split), n)
         few = isinstance(split.images, ImageFiles) and math.prod((n, *self.shape)) <= formats.SMALL_BYTES // 4
         if not few:
             return self
@@ -159,3 +160,10 @@ class Dataset:
 
         return replace(self, train=again(self.train), test=again(self.test),
                        shown=self.shown and again(self.shown))
+
+
+def drawn(total: int, n: int) -> Tensor:
+    """Indices of n of so many images, all of them if there are fewer, (n,) long: always the same ones, in an
+    order of chance, so that the first part is a fair sample too. At even distances they would be of few
+    classes where classes take turns."""
+    return torch.randperm(total, generator=generator(0, "images"))[:n]

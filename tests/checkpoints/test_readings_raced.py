@@ -53,17 +53,6 @@ def test_a_reading_that_goes_on_is_the_one_that_saw_all_at_once():
     assert torch.equal(part.labels, whole.labels)
 
 
-@pytest.mark.parametrize("count", [7, 500, 50_000])
-def test_the_first_images_are_spread_as_all_are(count):
-    dataset = replace(levels(n=8), train=range(count))
-    index = reading_of.spread(dataset)
-    n = min(500, count)
-    assert torch.equal(index.sort().values, torch.linspace(0, count - 1, n).long())
-    for part in (25, 5):
-        first = index[:-(-n // part)].sort().values
-        assert torch.equal(first, torch.linspace(0, count - 1, n).long()[::part])
-
-
 def test_what_batch_norms_speak_for_is_shown_the_second_images_too(monkeypatch):
     """Else a small misfit, uncertain after few images, could not contradict what is right more often."""
     def made(words, right, misfit):

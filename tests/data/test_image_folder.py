@@ -10,6 +10,7 @@ from PIL import Image
 
 from pwoa_cli import progress
 from pwoa_cli.data import datasets, formats
+from pwoa_cli.data.dataset import drawn
 from pwoa_cli.data.pictures import standard
 from pwoa_cli.errors import InputError
 
@@ -102,7 +103,7 @@ def test_the_probe_is_decoded_once_and_holds_what_would_be_chosen_of_the_whole(n
     write_folder(nowhere / "pets")
     loaded = datasets.load(str(nowhere / "pets"))
     probed = loaded.probed(4, say=lambda text: None)
-    index = torch.linspace(0, 5, 4).long()
+    index = drawn(6, 4)
     assert isinstance(probed.probe.images, torch.Tensor) and len(probed.train) == 6
     for got, expected in zip(probed.probe.batch(torch.arange(4)), loaded.train.batch(index), strict=True):
         assert torch.equal(got, expected)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from pwoa_cli.data.dataset import Split
+from pwoa_cli.data.dataset import Split, drawn
 from pwoa_cli.data.pictures import ImageFiles
 from pwoa_cli.data.samples import stratified
 from pwoa_cli.errors import InputError
@@ -47,3 +47,20 @@ def test_a_part_of_picture_files_decodes_none():
     files = ImageFiles(tuple(f"absent{i}.png" for i in range(9)), (2, 2), "L")
     part = Split(files, torch.arange(9)).part(torch.tensor([7, 0]))
     assert part.images.paths == ("absent7.png", "absent0.png") and part.labels.tolist() == [7, 0]
+
+
+@pytest.mark.parametrize("classes", [2, 4, 10])
+@pytest.mark.parametrize("count", [500, 600, 1000, 50_000])
+def test_images_that_a_model_is_tried_on_are_of_all_classes_also_where_classes_take_turns(count, classes):
+    """At even distances half of the classes were left out of 500 of 1000, and a reading that always gives one
+    class could be right on the first 20."""
+    index = drawn(count, 500)
+    assert len(index.unique()) == 500 and torch.equal(index[:20], drawn(count, 20))
+    for labels in (torch.arange(count) % classes, torch.arange(count) * classes // count):
+        for first, most in ((20, 1.6 / classes + 0.2), (100, 1.5 / classes + 0.05), (500, 1.3 / classes)):
+            share = labels[index[:first]].bincount(minlength=classes).max().item() / first
+            assert share <= most, (first, share)
+
+
+def test_of_fewer_images_all_are_drawn():
+    assert sorted(drawn(7, 500).tolist()) == list(range(7))

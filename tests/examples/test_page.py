@@ -42,3 +42,11 @@ def test_a_page_keeps_what_it_has_and_names_what_failed(tmp_path, monkeypatch, c
     assert "bad.py 'x y'\n\nbegun\n\n**Failed** (1): no such thing\n" in said and "## One more" in said
     monkeypatch.setattr(sys, "argv", ["page.py", "--out", str(out), "--only", "more", "--eps", "0.1"])
     assert page.main() == 0 and "## One\n" not in out.read_text() and "good.py 0.1\n" in out.read_text()
+
+
+def test_tables_stand_alone_or_what_follows_would_be_a_row(monkeypatch):
+    assert page.spaced("said\n| a |\n|---|\nflags equal\n\n| b |\n") == (
+        "said\n\n| a |\n|---|\n\nflags equal\n\n| b |")
+    monkeypatch.setattr(page, "HERE", ROOT / "examples/benchmarks")
+    words = page.head(Namespace(device="cpu", threads=1))
+    assert str(Path.home()) not in words and "threads 2" not in words and not page.EXAMPLES.is_absolute()
