@@ -62,7 +62,7 @@ def ran(words: list[str], *, threads: int) -> tuple[str, float, bool]:
 
 
 def spaced(text: str) -> str:
-    """Text with an empty line between tables and what stands around them, which would be rows of them else."""
+    """Text with an empty line around tables, as what follows one at once is a row of it."""
     lines = text.strip("\n").splitlines()
     edge = [bool(before and line) and before.startswith("|") != line.startswith("|")
             for before, line in zip(["", *lines], lines, strict=False)]
