@@ -33,6 +33,7 @@ SHORT = {
     "square": Attack("short square", partial(autoattack.square, queries=300), cost=300,
                      needs_gradients=False),
 }
+LONG = 100  # steps of PGD and CW from which many samples leave in cycles (attacks/gradient.py)
 LATER = {"square": 0.7}  # of the time of a pass: squares shrink, more are known to change nothing
 
 
@@ -51,7 +52,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """attacks: about 12m on this machine (6m to 24m): fgsm 0.1s, aa 12m"""
-        each = ", ".join(f"{name} {'unknown' if s is None else duration(s)}"
+        each = ", ".join(f"{name} {'unknown' if s is None else _at_most(name) + duration(s)}"
                          for name, s in self.seconds.items())
         return (f"attacks: about {duration(self.total)} on this machine, {duration(self.total / SPREAD)} to "
                 f"{duration(self.total * SPREAD)}, by short ones on {self.samples} samples: {each}")
@@ -60,7 +61,13 @@ class Estimate:
         """As in the object of `pwoa eval --dry-run --json`."""
         return {"seconds": self.total, "seconds_from": self.total / SPREAD,
                 "seconds_to": self.total * SPREAD, "seconds_by_attack": dict(self.seconds),
-                "timed_on": self.samples}
+                "at_most": [name for name in self.seconds if _at_most(name)], "timed_on": self.samples}
+
+
+def _at_most(name: str) -> str:
+    """Before the time of an attack whose samples leave earlier than can be known."""
+    found = attacks.plan(name)
+    return "at most " if found and found[1] > LONG else ""
 
 
 def estimate(job: Job, *, say: Say) -> Estimate:

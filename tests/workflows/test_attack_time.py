@@ -50,6 +50,13 @@ def test_the_parts_of_autoattack_are_timed_by_their_own_kind(monkeypatch):
     assert found.seconds["aa"] == pytest.approx(20 * pass_seconds * (300 + later))
 
 
+def test_long_pgd_takes_at_most_what_is_said_as_its_samples_leave_in_cycles(monkeypatch):
+    _timed(monkeypatch, accuracy=0.5)
+    found = attack_time.estimate(_job("pgd-100,pgd-1000,cw-200-r2,fgsm"), say=lambda text: None)
+    assert found.to_json()["at_most"] == ["cw-200-r2", "pgd-1000"]
+    assert "pgd-1000 at most " in str(found) and "pgd-100 at most" not in str(found)
+
+
 def test_both_models_count(monkeypatch):
     _timed(monkeypatch, accuracy=0.5)
     one, two = (attack_time.estimate(_job("pgd-5", teacher=teacher), say=lambda text: None)
