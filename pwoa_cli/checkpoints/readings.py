@@ -126,6 +126,7 @@ def _raced(first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisati
             except InputError:
                 if r.words == first.words:
                     raise
+        left = left or [run(first.words, first.loaded, dataset, images=images, after=first)]
         if images != PROBE:
             tried |= {r.words: r for r in left}
     for reading in tried.values():

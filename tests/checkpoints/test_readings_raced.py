@@ -11,6 +11,8 @@ from helpers.levels import levels, nearest_centre, settle
 from pwoa_cli.checkpoints import reading as reading_of
 from pwoa_cli.checkpoints import readings, witnesses
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS, Normalisation
+from pwoa_cli.errors import InputError
+from pwoa_cli.progress import Patience
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,22 @@ def test_what_batch_norms_speak_for_is_shown_the_second_images_too(monkeypatch):
     assert [r.words for r in readings._leading([best, fitting, behind])] == ["a", "b"]
     longer = [replace(r, hits=r.hits.repeat(5)) for r in (best, fitting, behind)]
     assert [r.words for r in readings._leading(longer)] == ["a"]
+
+
+def test_the_first_reading_is_left_where_the_others_break_on_later_images(monkeypatch):
+    run = readings.run
+
+    def breaking(words, loaded, dataset, *, images, after=None, **options):
+        if words != "as read" and images > 20:
+            raise InputError("infinite logits", hint="-")
+        return run(words, loaded, dataset, images=images, after=after, **options)
+
+    loaded = nearest_centre(levels(), "imagenet")
+    monkeypatch.setattr(readings, "run", breaking)
+    tried, left = readings._raced(run("as read", loaded, levels(), images=100),
+                                  readings._alternatives(loaded, levels(), together=True), levels(),
+                                  patience=Patience(lambda text: None))
+    assert [r.words for r in left] == ["as read"] and len(left[0].hits) == 500 and len(tried) > 3
 
 
 @pytest.mark.parametrize(("firsts", "left"), [
