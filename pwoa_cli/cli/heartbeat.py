@@ -31,8 +31,7 @@ class Heartbeat:
         if now >= self._due:
             passed = now - self._since
             self._due = now + pause(passed)
-            short = self._line if len(self._line) <= SHOWN else f"{self._line[:SHOWN - 1]}…"
-            self._write(f"still working, {duration(passed)} after: {short.strip()}")
+            self._write(f"still working, {duration(passed)} after: {_short(self._line).strip()}")
 
     def start(self) -> None:
         """Beat until the program ends."""
@@ -42,3 +41,13 @@ class Heartbeat:
         while True:
             time.sleep(0.5)
             self.beat()
+
+
+def _short(line: str) -> str:
+    """At most SHOWN characters of it; of progress the last part too, which says how long it will take."""
+    if len(line) <= SHOWN:
+        return line
+    bar, last = (" | ", line.rpartition(" | ")[2]) if line.count(" | ") else ("", "")
+    if len(last) > SHOWN // 2:
+        bar = last = ""
+    return f"{line[:SHOWN - 1 - len(bar + last)].rstrip(' |')}…{bar}{last}"

@@ -8,7 +8,7 @@ from helpers.cli_world import start
 
 from pwoa_cli.cli import console
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.heartbeat import Heartbeat
+from pwoa_cli.cli.heartbeat import Heartbeat, _short
 
 
 @pytest.fixture
@@ -41,6 +41,17 @@ def test_what_is_said_puts_the_next_beat_off(heart, capsys):
     heart(1)
     said = capsys.readouterr().err
     assert said.startswith("still working, 5.0s after: second second") and len(said) < 80
+
+
+@pytest.mark.parametrize(("line", "short"), [
+    ("prune 32% | epoch 2/7", "prune 32% | epoch 2/7"), ("x" * 60, "x" * 47 + "…"),
+    ("prune 32% | epoch 2/7 | sparsify | loss 15.5 | eta 2h 54m",
+     "prune 32% | epoch 2/7 | sparsify… | eta 2h 54m"),
+    ("evaluate 28% | compared pgd-20 block 1/2 | eta 6m 20s",
+     "evaluate 28% | compared pgd-20 blo… | eta 6m 20s"),
+    ("a | " + "b" * 60, "a | " + "b" * 43 + "…")])
+def test_of_a_long_line_of_progress_how_long_it_takes_is_kept(line, short):
+    assert _short(line) == short and len(short) <= 48
 
 
 @pytest.mark.parametrize("quiet", [True, False])
