@@ -100,7 +100,7 @@ def _table(entries: Mapping[str, Entry]) -> dict[str, Any]:
         environment=first["environment"], data=first["data"], findings=findings,
         notes=[*_notes(reports), *_sentences(findings)], classes=classes or None,
         attacks=list(dict.fromkeys(name for one in reports.values() for name in one.get("attacks", ()))),
-        unfinished=left)
+        curve=_curve(reports, reference) or None, unfinished=left)
 
 
 def _model(entry: Entry) -> dict[str, Any]:
@@ -162,6 +162,52 @@ def _findings(reports: Mapping[str, Mapping], reference: str | None) -> list[dic
             for (check, unreliable, text), models in found.items()]
 
 
+def _curve(reports: Mapping[str, Mapping], reference: str | None) -> list[dict[str, Any]]:
+    """The points that all curves have, by the names of this table; [] where there is none, or where their
+    attacks differ, as a point is of all of them together."""
+    curves = {name: {point["eps"]: point for point in report["curve"]}
+              for name, report in reports.items() if report.get("curve")}
+    if not curves or len(_attacks_of_curves(reports)) > 1:
+        return []
+    common = [eps for eps in next(iter(curves.values())) if all(eps in points for points in curves.values())]
+    return [_point(eps, {name: points[eps] for name, points in curves.items()},
+                   {name: _named(points, name, reference) for name, points in curves.items()})
+            for eps in common]
+
+
+def _attacks_of_curves(reports: Mapping[str, Mapping]) -> dict[str, list[str]]:
+    """The reports with a curve by the attacks that it is of."""
+    found: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        if report.get("curve"):
+            found.setdefault(", ".join(sorted(report.get("attacks", ()))), []).append(name)
+    return found
+
+
+def _named(points: Mapping[float, Mapping], name: str, reference: str | None) -> dict[str, str]:
+    """The name in this table of each heading in a curve: of the model, which is the last one, and of what it
+    is compared with."""
+    *others, own = points[0.0]["scores"]
+    return ({others[0]: reference} if others and reference else {}) | {own: name}
+
+
+def _point(eps: float, points: Mapping[str, Mapping],
+           named: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """A point of all curves: the scores of each, what they are compared with first."""
+    first: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
+    findings = []
+    for name, point in points.items():
+        for who, heading in named[name].items():
+            if who in point["scores"]:
+                (scores if heading == name else first)[heading] = point["scores"][who]
+        findings += [finding | {"models": [named[name][who] for who in finding["models"] or named[name]
+                                           if who in named[name]]}
+                     for finding in point.get("findings", [])]
+    findings = [finding for finding in findings if finding["models"]]
+    return {"eps": eps, "scores": first | scores} | ({"findings": findings} if findings else {})
+
+
 def _sentences(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{'unreliable: ' * finding['unreliable']}{_and(finding['models'])}: {finding['text']}"
             for finding in findings]
@@ -181,4 +227,7 @@ def _notes(reports: Mapping[str, Mapping]) -> list[str]:
         if len(places) > 1:
             sentences.append(what + "; ".join(f"{_and(names)}: {place}" for place, names in places.items())
                              + ".")
+    if len(curves := _attacks_of_curves(reports)) > 1:
+        sentences.append("Curves are of all attacks together, and not in one table where those differ: "
+                         + "; ".join(f"{_and(names)}: {attacks}" for attacks, names in curves.items()) + ".")
     return sentences

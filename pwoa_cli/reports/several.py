@@ -56,6 +56,8 @@ def view(report: Mapping[str, Any], heading: str) -> dict[str, Any]:
            for name in ("models", "unfinished", "classes") if name in report}
     own["models"] = {who: {key: entry[key] for key in ("source", "sha256", "arch")}
                      for who, entry in own["models"].items()}
+    curve = [point | {"scores": {who: point["scores"][who] for who in shown if who in point["scores"]}}
+             for point in report.get("curve", [])]
     findings = [f for f in report.get("findings", []) if not f["models"] or {*shown} & {*f["models"]}]
     scores: dict[str, Any] = {"results": model["scores"]}
     if len(shown) == 1:
@@ -64,6 +66,8 @@ def view(report: Mapping[str, Any], heading: str) -> dict[str, Any]:
         scores = {"teacher": report["models"][reference]["scores"], "student": model["scores"],
                   "drop": model["drop"], "headings": shown}
     rest = {key: value for key, value in report.items() if key not in ("reference", "gates")}
+    if curve:
+        rest["curve"] = curve
     if "gates" in report:
         rest["gates"] = [verdict for verdict in report["gates"] if verdict["model"] == heading]
     return rest | {"model": {"source": model["source"]}} | scores | own | {"findings": findings}

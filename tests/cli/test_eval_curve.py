@@ -6,6 +6,7 @@ import pytest
 from helpers.cli_world import TINY
 
 from pwoa_cli.evaluation import sample_file
+from pwoa_cli.reports import collection
 
 EVAL = ["eval", "model.pt", *TINY, "--attacks", "fgsm,pgd-2"]
 
@@ -86,3 +87,67 @@ def test_samples_with_inputs_may_lie_in_the_folder_of_the_report(here, pwoa):
     assert "model/inputs" in sample_file.read(Path("measured/samples.npz"))
     code, _, err = pwoa(*EVAL, "--out", "other", "--save-samples", "nowhere/samples.npz")
     assert code == 2 and "cannot be written" in err and not Path("other").exists()
+
+
+def test_curves_of_separate_evaluations_stand_in_one_table_and_one_plot(here, pwoa):
+    """Oracle: the evaluation of both at once."""
+    attack = [*TINY, "--attacks", "fgsm", "--curve"]
+    for model, out, radii in (("model.pt", "one", "0.1,0.2"), ("pruned.safetensors", "two", "0.2,0.3")):
+        assert pwoa("eval", model, *attack, radii, "--out", out)[0] == 0
+    both = made(pwoa, "eval", "model.pt", "pruned.safetensors", *attack, "0.2")["curve"]
+    code, out, err = pwoa("report", "one", "two", "--json")
+    assert code == 0, err
+    (table,) = json.loads(out)["tables"]
+    names = {"model.pt": "one", "pruned.safetensors": "two"}
+    named = [{names[who]: score for who, score in point["scores"].items()} for point in both]
+    assert [point["scores"] for point in table["curve"]] == named
+    assert [point["eps"] for point in table["curve"]] == [0.0, 0.2, 0.5]
+    assert "| eps | one | two |" in pwoa("report", "one", "two")[1]
+    assert pwoa("report", "one", "two", "--html", "page.html")[0] == 0
+    assert "Accuracy over eps" in Path("page.html").read_text()
+    assert pwoa("eval", "pruned.safetensors", *TINY, "--attacks", "pgd-2", "--curve", "0.2", "--out",
+                "three")[0] == 0
+    code, out, _ = pwoa("report", "one", "three", "--json")
+    (table,) = json.loads(out)["tables"]
+    assert code == 0 and "curve" not in table
+    assert any("where those differ: one: fgsm; three: pgd-2." in note for note in table["notes"])
+
+
+def test_the_curve_of_the_teacher_that_two_share_stands_first(here, pwoa):
+    attack = ["--n", "20", "--attacks", "fgsm", "--curve", "0.1"]
+    run = next(Path("pwoa-runs").glob("model-*"))
+    for out in ("one", "two"):
+        assert pwoa("eval", str(run), *attack, "--out", out)[0] == 0
+    (table,) = json.loads(pwoa("report", "one", "two", "--json")[1])["tables"]
+    single = json.loads(Path("one/report.json").read_text())["curve"]
+    for point, alone in zip(table["curve"], single, strict=True):
+        assert list(point["scores"]) == ["teacher", "one", "two"]
+        assert point["scores"]["one"] == point["scores"]["two"] == alone["scores"]["pruned"]
+        assert point["scores"]["teacher"] == alone["scores"]["teacher"]
+
+
+def test_models_of_an_evaluation_of_several_keep_their_own_curve(here, pwoa):
+    assert pwoa("eval", "model.pt", "pruned.safetensors", *TINY, "--attacks", "fgsm", "--curve", "0.1",
+                "--out", "both")[0] == 0
+    whole = json.loads(Path("both/report.json").read_text())["curve"]
+    assert pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--curve", "0.1", "--out", "one")[0] == 0
+    (table,) = json.loads(pwoa("report", "both", "one", "--json")[1])["tables"]
+    for point, of_both in zip(table["curve"], whole, strict=True):
+        assert [*point["scores"]] == ["both/model.pt", "both/pruned.safetensors", "one"]
+        assert point["scores"]["both/pruned.safetensors"] == of_both["scores"]["pruned.safetensors"]
+        assert point["scores"]["both/model.pt"] == point["scores"]["one"] == of_both["scores"]["model.pt"]
+
+
+def test_what_doubts_a_point_goes_with_its_model():
+    doubt = {"check": "curve-rises", "unreliable": True, "text": "it rises"}
+    points = [{"eps": 0.0, "scores": {"model": {}}},
+              {"eps": 0.1, "scores": {"model": {}}, "findings": [doubt | {"models": []}]}]
+    pair = [{"eps": 0.0, "scores": {"teacher": {}, "pruned": {}}},
+            {"eps": 0.1, "scores": {"pruned": {}}, "findings": [doubt | {"models": ["teacher"]}]}]
+    reports = {"a": {"curve": points}, "b": {"curve": pair}}
+    assert collection._curve(reports, None)[1] == {
+        "eps": 0.1, "scores": {"a": {}, "b": {}}, "findings": [doubt | {"models": ["a"]}]}
+    found = collection._curve(reports, "T")
+    assert list(found[0]["scores"]) == ["T", "a", "b"] and found[1]["findings"] == [
+        doubt | {"models": ["a"]}, doubt | {"models": ["T"]}]
+    assert collection._curve({"a": {"attacks": ["fgsm"]}}, None) == []
