@@ -6,7 +6,7 @@ that go on only with what cheaper ones left have as many samples as hold out aga
 """
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli import attacks
-from pwoa_cli.attacks import Attack, autoattack, parse, stages
+from pwoa_cli.attacks import Attack, autoattack, mixed, parse, stages
 from pwoa_cli.data.samples import View, samples
 from pwoa_cli.evaluation.evaluate import BLOCK, evaluate
 from pwoa_cli.evaluation.results import Evaluation
@@ -33,8 +33,14 @@ SHORT = {
     "square": Attack("short square", partial(autoattack.square, queries=300), cost=300,
                      needs_gradients=False),
 }
+_MIXED = {"apgd": partial(mixed.part, name="apgd-ce", steps=10),
+          "fab": partial(mixed.part, name="fab-t", steps=2),
+          "square": partial(mixed.part, name="square", queries=300)}
+SHORT |= {f"mixed {kind}": replace(SHORT[kind], name=f"short mixed {kind}", run=run)
+          for kind, run in _MIXED.items()}
 LONG = 100  # steps of PGD and CW from which many samples leave in cycles (attacks/gradient.py)
-LATER = {"square": 0.7}  # of the time of a pass: squares shrink, more are known to change nothing
+# of the time of a pass: squares shrink, more are known to change nothing
+LATER = dict.fromkeys(("square", "mixed square"), 0.7)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,10 @@ def _of_model(model: nn.Module, x: View, part: int, short: Sequence[Attack], cho
 
 def _kind(attack: Attack) -> str:
     """Which of SHORT an attack is timed by; "" for PGD."""
-    return next((kind for kind in SHORT if attack.name.startswith(kind)), "")
+    if attack.name == "closing":  # APGD in float32
+        return "apgd"
+    kind = next((kind for kind in ("apgd", "fab", "square") if attack.name.startswith(kind)), "")
+    return f"mixed {kind}" if getattr(attack.run, "func", None) is mixed.part else kind
 
 
 def _rate(timed: Evaluation, attack: Attack) -> float:

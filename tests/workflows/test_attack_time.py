@@ -20,8 +20,9 @@ def _job(names, **more):
 def _timed(monkeypatch, *, accuracy, **seconds):
     """Short versions that take so many seconds on the samples that are right, all of which are."""
     def found(model, inputs, labels, **options):
-        n, scale = len(inputs), {attack.name: seconds.get(attack.name.split()[-1], 1.0)
-                                 for attack in options["attacks"]}
+        kinds = {attack.name: attack.name.removeprefix("short ").replace(" ", "_")
+                 for attack in options["attacks"]}
+        n, scale = len(inputs), {name: seconds.get(kind, 1.0) for name, kind in kinds.items()}
         everything = torch.ones(n, dtype=torch.bool)
         one = {name: SimpleNamespace(seconds=n * s, attacked=everything, accuracy=accuracy)
                for name, s in scale.items()}
@@ -57,6 +58,14 @@ def test_long_pgd_takes_at_most_what_is_said_as_its_samples_leave_in_cycles(monk
     assert "pgd-1000 at most " in str(found) and "pgd-100 at most" not in str(found)
 
 
+def test_the_parts_of_aa_mixed_are_timed_in_its_own_arithmetic_and_the_closing_one_in_float32(monkeypatch):
+    _timed(monkeypatch, accuracy=0.0, apgd=3.0, mixed_apgd=1.5, mixed_fab=4.0, mixed_square=15.0)
+    found = attack_time.estimate(_job("aa-mixed"), say=lambda text: None)
+    held = 1 / (found.samples + 2)
+    search = 0.05 * (300 + held * (2700 + 4000 + attack_time.LATER["mixed square"] * 4200))
+    assert found.seconds["aa-mixed"] == pytest.approx(20 * (search + 0.1 * held * 675))
+
+
 def test_both_models_count(monkeypatch):
     _timed(monkeypatch, accuracy=0.5)
     one, two = (attack_time.estimate(_job("pgd-5", teacher=teacher), say=lambda text: None)
@@ -73,7 +82,7 @@ def test_what_is_not_known_of_a_plug_in_is_not_guessed(monkeypatch):
     assert "theirs unknown" in str(found)
 
 
-@pytest.mark.parametrize("names", ["fgsm", "square,fmn", "aa"])
+@pytest.mark.parametrize("names", ["fgsm", "square,fmn", "aa", "aa-mixed"])
 def test_short_versions_are_attacks(names):
     """On a real network; what is said of it is in any case positive, and has its bounds."""
     said = []
