@@ -1,9 +1,11 @@
 """One way to read a checkpoint, tried on labelled images: how often it is right, what its batch norms say."""
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pwoa_cli.checkpoints.batch_norms import Statistics, first_misfit
 from pwoa_cli.checkpoints.model import Loaded
@@ -46,13 +48,15 @@ class Reading:
         """In 0..1."""
         return self.hits.double().mean().item()
 
-    def figures(self) -> str:
-        """For people: normalisation cifar10 84.2% (misfit 0.0002, all layers 0.024)."""
+    def figures(self, *, of: int = 0) -> str:
+        """For people: normalisation cifar10 84.2% (misfit 0.0002, all layers 0.024). Args: of: images that
+        others saw; where these are fewer, that is said: 90.0% of 20."""
         fit = "" if self.misfit is None or self.first is None else (
             f" (misfit {self.first:.2g}, all layers {self.misfit:.2g})")
         held = "" if self.attacked is None else (
             f" ({100 * self.attacked.double().mean().item():.1f}% under attack)")
-        return f"{self.words} {100 * self.accuracy:.1f}%{fit}{held}"
+        few = f" of {len(self.hits)}" if len(self.hits) < of else ""
+        return f"{self.words} {100 * self.accuracy:.1f}%{few}{fit}{held}"
 
 
 def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = PROBE, what: str = "",
@@ -71,20 +75,22 @@ def run(words: str, loaded: Loaded, dataset: datasets.Dataset, *, images: int = 
                               "has (--num-classes).")
     keep_freed_memory()  # half of the time of trying large images was the kernel's
     probe, index = dataset.probe, drawn(len(dataset.probe), images)
-    if after and len(after.hits) == len(index):
+    if after and len(after.hits) >= len(index):
         return after
     shown = [(after.logits, after.labels)] if after else []
     with (after and after.statistics or Statistics(loaded.model)) as statistics:
         for part in passes(index[len(after.hits) if after else 0:], dataset):
             x, y = probe.batch(part)
-            logits = _forward(loaded.model, x, what=what, where=dataset.name)
+            with _taking(what, dataset):
+                logits = loaded.model(x)
             _check_logits(logits, (len(x), classes), what)
             shown.append((logits, y))
             if patience:
                 patience.say(f"trying {words}: {sum(len(y) for _, y in shown)} of {len(index)} images")
     logits, labels = map(torch.cat, zip(*shown, strict=True))
-    first = after.first if after else first_misfit(loaded.model, (
-        probe.batch(part)[0] for part in passes(drawn(len(probe), PROBE), dataset)))
+    with _taking(what, dataset):
+        first = after.first if after else first_misfit(loaded.model, (
+            probe.batch(part)[0] for part in passes(drawn(len(probe), PROBE), dataset)))
     return Reading(words, loaded, (logits.argmax(1) == labels).cpu(), statistics.misfit(), first,
                    losses=tempered(logits, labels).cpu() if images > PROBE else torch.empty(0),
                    logits=logits, labels=labels, statistics=statistics)
@@ -97,14 +103,17 @@ def passes(index: Tensor, dataset: datasets.Dataset, *, attacked: bool = False) 
     return index.split(max(1, min(100, PIXELS // (pixels * (4 if attacked else 1)))))
 
 
-def _forward(model: nn.Module, x: Tensor, *, what: str, where: str) -> Tensor:
+@contextmanager
+def _taking(what: str, dataset: datasets.Dataset) -> Iterator[None]:
+    """Raises: InputError for whatever a network raises in the block, but for want of memory."""
     try:
         with torch.no_grad():
-            return model(x)
+            yield
     except Exception as error:  # what networks raise for a wrong size, and users' own for anything
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{what} cannot take images {tuple(x.shape[1:])} of {where}: {raised(error)}.",
+        raise InputError(f"{what} cannot take images {tuple(dataset.shape)} of {dataset.name}: "
+                         f"{raised(error)}.",
                          hint="Name the data that it was trained on (--data), or its architecture: --arch "
                               "NAME, or --arch file.py:fn for a network that takes a batch of images alone."
                          ) from error

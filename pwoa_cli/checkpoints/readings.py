@@ -65,6 +65,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return run("as read", loaded, dataset, patience=patience)
     first = run("as read", loaded, dataset, images=STAGES[1], patience=patience)
+    if first.accuracy >= SURE:  # of so few it may be by chance
+        first = run(first.words, loaded, dataset, patience=patience, after=first)
     ways = _alternatives(loaded, dataset, together=first.accuracy < SURE)
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
@@ -87,10 +89,8 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
             return unsettled
         chosen = None
     likeliest = chosen or min(left, key=lambda r: (r.first or 0.0, -score(r)))
-    seen = sorted({r.words: len(r.hits) for r in (*tried, *finalists)}.values())
-    on = " to ".join(map(str, dict.fromkeys((seen[0], seen[-1]))))
     figures = (f"{how_sure(likeliest, tried)}{_listed([*even, *finalists, *tried], first=likeliest)}, right "
-               f"on {on} {dataset.probe_name} of {dataset.name}")
+               f"on {len(likeliest.hits)} {dataset.probe_name} of {dataset.name}")
     if chosen is None or contradicted(chosen, tried, first):
         why = ("its batch norms' statistics fit another reading than the one that is right most often"
                if chosen else "neither accuracy nor its batch norms' statistics tell; likeliest first")
@@ -119,7 +119,7 @@ def _raced(first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisati
             left.append(run(words, other, dataset, images=STAGES[0], patience=patience))
     tried = {r.words: r for r in left}
     for images in STAGES[1:]:
-        left, begun = [], _leading(left)
+        left, begun = [], _leading(left, first)
         for r in begun:
             try:
                 left.append(run(r.words, r.loaded, dataset, images=images, patience=patience, after=r))
@@ -134,14 +134,19 @@ def _raced(first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisati
     return list(tried.values()), left
 
 
-def _leading(readings: Sequence[Reading]) -> list[Reading]:
+def _leading(readings: Sequence[Reading], first: Reading) -> list[Reading]:
     """Without those that are clearly less often right than the best on the images that all have seen, and
-    whose batch norms do not speak for them; with the one normalisation that stands out; not more than can be
-    tried."""
+    whose batch norms do not speak for them. Of the others those with the one normalisation that stands out,
+    and the first one, as batch norms may have been frozen under another; after the second images not more
+    than can be tried."""
     seen = min(len(r.hits) for r in readings)
     best = max(readings, key=lambda r: int(r.hits[:seen].sum()))
-    close = standing_out([r for r in readings if not is_clearly_better(best.hits[:seen], r.hits[:seen])
-                          or seen < STAGES[1] and (r.misfit or math.inf) < (best.misfit or 0.0)])
+    close = [r for r in readings if not is_clearly_better(best.hits[:seen], r.hits[:seen])
+             or seen < STAGES[1] and (r.misfit or math.inf) < (best.misfit or 0.0)]
+    fitting = {r.words for r in standing_out(close)} | {first.words}
+    close = [r for r in close if r.words in fitting]
+    if seen < STAGES[1]:  # so few leave many even by chance
+        return close
     least = sorted(int(r.hits[:seen].sum()) for r in close)[-FINALISTS:][0]
     return [r for r in close if int(r.hits[:seen].sum()) >= least]
 
@@ -183,7 +188,13 @@ def _of_better_options(even: Sequence[Reading], first: Reading, dataset: dataset
     if len(by_options) == 1:
         return list(even)
     leading = sorted(by_options.values(), key=lambda r: (_key(r) != _key(first), -score(r)))[:TIED]
-    again = {_key(r): run(r.words, r.loaded, dataset, images=MORE, patience=patience) for r in leading}
+    again: dict[str, Reading] = {}
+    for r in leading:
+        try:
+            again[_key(r)] = run(r.words, r.loaded, dataset, images=MORE, patience=patience)
+        except InputError:  # of an image that it has not seen before
+            if _key(r) == _key(first):
+                raise
     worse = {key for key, r in again.items() for other in again.values()
              if is_clearly_better(other.hits, r.hits)
              or key != _key(first) and _activation(other) == _activation(r)
@@ -216,7 +227,8 @@ def _listed(readings: Iterable[Reading], *, first: Reading | None = None) -> str
     front = ([first.words] if first else []) + ["as read"]
     ordered = sorted(by_words.values(),
                      key=lambda r: (front.index(r.words) if r.words in front else len(front), -r.accuracy))
-    return ", ".join(r.figures() for r in ordered[:SHOWN])
+    most = max(len(r.hits) for r in ordered)
+    return ", ".join(r.figures(of=most) for r in ordered[:SHOWN])
 
 
 def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,

@@ -3,6 +3,7 @@
 
 Figures are compared where norm, eps, data, n and seed are the same: then they are of the same samples.
 """
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,16 @@ def together(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
 def conditions(report: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for figures to be compared: threat, data and how it was read, samples."""
     threat, data = report["threat"], report["data"]
-    eps = None if threat["eps"] is None else float(f"{threat['eps']:.6g}")  # 8/255 in float32 is 8/255
+    eps = None if threat["eps"] is None else _float32(threat["eps"])  # 8/255 in float32 is 8/255
     read = {key: data[key] for key in ("shape", "images", "classes", "class_numbers") if key in data}
     choices = {key: value for key, value in data.get("choices", {}).items() if key != "image_size"}
     return {"norm": threat["norm"], "eps": eps, "data": data["name"], "n": data["n"],
             "seed": data.get("seed"), **read, **choices}  # the size of images is in their shape
+
+
+def _float32(eps: float) -> float:
+    found: float = struct.unpack("f", struct.pack("f", eps))[0]
+    return float(f"{found:.6g}")
 
 
 def differences(entries: Mapping[str, Entry]) -> list[str]:
@@ -165,14 +171,19 @@ def _findings(reports: Mapping[str, Mapping], reference: str | None) -> list[dic
 def _curve(reports: Mapping[str, Mapping], reference: str | None) -> list[dict[str, Any]]:
     """The points that all curves have, by the names of this table; [] where there is none, or where their
     attacks differ, as a point is of all of them together."""
-    curves = {name: {point["eps"]: point for point in report["curve"]}
+    curves = {name: {_float32(point["eps"]): point for point in report["curve"]}
               for name, report in reports.items() if report.get("curve")}
     if not curves or len(_attacks_of_curves(reports)) > 1:
         return []
     common = [eps for eps in next(iter(curves.values())) if all(eps in points for points in curves.values())]
-    return [_point(eps, {name: points[eps] for name, points in curves.items()},
-                   {name: _named(points, name, reference) for name, points in curves.items()})
-            for eps in common]
+    named = {name: _named(points, name, reference) for name, points in curves.items()}
+    at = [{name: points[eps] for name, points in curves.items()} for eps in common]
+    for points in at:  # measured on another device: then it is no one column
+        theirs = [point["scores"][who] for name, point in points.items()
+                  for who, heading in named[name].items() if heading == reference and who in point["scores"]]
+        if any(score != theirs[0] for score in theirs):
+            return _curve(reports, None)
+    return [_point(points, named) for points in at]
 
 
 def _attacks_of_curves(reports: Mapping[str, Mapping]) -> dict[str, list[str]]:
@@ -191,21 +202,21 @@ def _named(points: Mapping[float, Mapping], name: str, reference: str | None) ->
     return ({others[0]: reference} if others and reference else {}) | {own: name}
 
 
-def _point(eps: float, points: Mapping[str, Mapping],
-           named: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def _point(points: Mapping[str, Mapping], named: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """A point of all curves: the scores of each, what they are compared with first."""
     first: dict[str, Any] = {}
     scores: dict[str, Any] = {}
-    findings = []
+    findings: list[Mapping[str, Any]] = []
     for name, point in points.items():
         for who, heading in named[name].items():
             if who in point["scores"]:
                 (scores if heading == name else first)[heading] = point["scores"][who]
-        findings += [finding | {"models": [named[name][who] for who in finding["models"] or named[name]
-                                           if who in named[name]]}
-                     for finding in point.get("findings", [])]
-    findings = [finding for finding in findings if finding["models"]]
-    return {"eps": eps, "scores": first | scores} | ({"findings": findings} if findings else {})
+        for finding in point.get("findings", []):
+            models = [named[name][who] for who in finding["models"] or named[name] if who in named[name]]
+            own = finding | {"models": models}
+            findings += [own] if models and own not in findings else []
+    made: dict[str, Any] = {"eps": next(iter(points.values()))["eps"], "scores": first | scores}
+    return made | ({"findings": findings} if findings else {})
 
 
 def _sentences(findings: Sequence[Mapping[str, Any]]) -> list[str]:

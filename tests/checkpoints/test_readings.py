@@ -47,7 +47,7 @@ def test_statistics_of_batch_norm_tell_what_accuracy_cannot():
     dataset = levels(step=60)  # so far apart that similar normalisations are right equally often
     reading, said = settle(nearest_centre(dataset, "imagenet"), dataset)
     assert reading.words == "normalisation imagenet"
-    assert "normalisation cifar10-old 100.0% (misfit " in said, "as right as the truth"
+    assert "normalisation cifar10-old 100.0% of 20 (misfit " in said, "as right as the truth"
 
 
 @pytest.mark.parametrize("truth", ["cifar10", "cifar10-old", "imagenet"])

@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.levels import levels, nearest_centre, settle
+from torch import nn
 
 from pwoa_cli.checkpoints import reading as reading_of
 from pwoa_cli.checkpoints import readings, witnesses
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS, Normalisation
+from pwoa_cli.data import datasets
+from pwoa_cli.data.dataset import drawn
 from pwoa_cli.errors import InputError
+from pwoa_cli.networks.build import Normalized
 from pwoa_cli.progress import Patience
 
 
@@ -62,9 +67,82 @@ def test_what_batch_norms_speak_for_is_shown_the_second_images_too(monkeypatch):
 
     loaded = nearest_centre(levels(), "none")
     best, fitting, behind = made("a", True, 0.2), made("b", False, 0.1), made("c", False, 0.3)
-    assert [r.words for r in readings._leading([best, fitting, behind])] == ["a", "b"]
+    assert [r.words for r in readings._leading([best, fitting, behind], best)] == ["a", "b"]
     longer = [replace(r, hits=r.hits.repeat(5)) for r in (best, fitting, behind)]
-    assert [r.words for r in readings._leading(longer)] == ["a"]
+    assert [r.words for r in readings._leading(longer, best)] == ["a"]
+
+
+def test_batch_norms_frozen_under_another_normalisation_do_not_outdo_accuracy():
+    """The network is right as it is read on all images, its first batch norm kept statistics of another."""
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    x, _ = dataset.train.batch(torch.arange(600))
+    z = Normalized(nn.Identity(), *NORMALISATIONS["half"])(x)
+    state = torch.load("model.pt")
+    mean, variance = z.mean((0, 2, 3)), z.var((0, 2, 3))
+    state |= {"bn.running_mean": mean, "bn.running_var": variance, "bn.weight": (variance + 1e-5).sqrt(),
+              "bn.bias": mean}
+    torch.save(state, "model.pt")
+    reading, said = settle(load_model(Source("model.pt", arch="net.py:Net")), dataset)
+    assert reading.words == "as read" and reading.accuracy > 0.95 and loaded.arch == reading.loaded.arch
+    first = reading_of.Reading("as read", loaded, torch.ones(20) > 0, 1.0, 5.9)
+    other = replace(first, words="half", first=0.01,
+                    loaded=readings.read_as(loaded, normalisation=Normalisation((0.5,), (0.5,), "nobody")))
+    third = replace(first, words="third", first=5.8,
+                    loaded=readings.read_as(loaded, normalisation=Normalisation((0.4,), (0.5,), "nobody")))
+    assert [r.words for r in readings._leading([first, other, third], first)] == ["as read", "half"]
+
+
+def test_many_that_are_even_on_few_images_all_go_on_and_then_not_more_than_can_be_tried():
+    loaded = nearest_centre(levels(), "none", norm=False)
+    draw = torch.Generator().manual_seed(0)
+    many = [reading_of.Reading(str(i), loaded, torch.rand(100, generator=draw) < 0.6, None)
+            for i in range(40)]
+    few = [replace(r, hits=r.hits[:20]) for r in many]
+    assert len(readings._leading(few, few[0])) > readings.FINALISTS
+    left = readings._leading(many, many[0])
+    assert readings.FINALISTS <= len(left) < 40
+
+
+def test_a_network_that_refuses_a_later_image_is_told_as_one_that_refuses_the_first():
+    """First batch norms see all images, whatever a reading was shown."""
+    dataset = levels()
+    loaded = nearest_centre(dataset, "none")
+    images = dataset.train.images.clamp(0, 230).clone()
+    images[drawn(600, 500)[150]] = 255
+    forward = loaded.model.net.forward
+
+    def refusing(x):
+        if x.amax() == 1.0:
+            raise ValueError("too bright")
+        return forward(x)
+
+    loaded.model.net.forward = refusing
+    split = datasets.Split(images, dataset.train.labels)
+    with pytest.raises(InputError, match="cannot take images .* ValueError: too bright"):
+        settle(loaded, replace(dataset, train=split, test=split))
+
+
+def test_options_that_break_on_more_images_are_left_out(monkeypatch):
+    loaded = nearest_centre(levels(), "none")
+    run = readings.run
+    first = run("as read", loaded, levels())
+    other = replace(first, words="other", loaded=replace(loaded, arch_options={"activation": "silu"}))
+
+    def breaking(words, *args, **options):
+        if words == "other":
+            raise InputError("infinite logits", hint="-")
+        return run(words, *args, **options)
+
+    monkeypatch.setattr(readings, "run", breaking)
+    assert readings._of_better_options([first, other], first, levels(), patience=None) == [first]
+
+
+def test_figures_of_fewer_images_say_so():
+    loaded = nearest_centre(levels(), "imagenet")
+    said = settle(loaded, levels())[1]
+    assert "of 20 (misfit " in said and "right on 500 training images of cifar10" in said
+    assert " of 500" not in said
 
 
 def test_the_first_reading_is_left_where_the_others_break_on_later_images(monkeypatch):

@@ -1,5 +1,6 @@
 """`pwoa eval --curve`: accuracy over eps in the report, its table, its time, wrong radii."""
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,28 @@ def test_what_doubts_a_point_goes_with_its_model():
     assert list(found[0]["scores"]) == ["T", "a", "b"] and found[1]["findings"] == [
         doubt | {"models": ["a"]}, doubt | {"models": ["T"]}]
     assert collection._curve({"a": {"attacks": ["fgsm"]}}, None) == []
+
+
+def test_a_radius_in_float32_is_the_same_radius_and_a_teacher_measured_twice_is_one_column():
+    near = struct.unpack("f", struct.pack("f", 8 / 255))[0]
+
+    def curve(eps, teacher):
+        return {"curve": [{"eps": 0.0, "scores": {"teacher": score(1.0), "pruned": score(1.0)}},
+                          {"eps": eps, "scores": {"teacher": score(teacher), "pruned": score(0.5)}}]}
+
+    def score(accuracy):
+        return {"accuracy": accuracy, "n": 20, "ci95": [0.0, 1.0]}
+
+    found = collection._curve({"a": curve(8 / 255, 0.6), "b": curve(near, 0.6)}, "T")
+    assert [point["eps"] for point in found] == [0.0, 8 / 255] and list(found[1]["scores"]) == ["T", "a", "b"]
+    found = collection._curve({"a": curve(0.1, 0.6), "b": curve(0.1, 0.7)}, "T")
+    assert all(list(point["scores"]) == ["a", "b"] for point in found), "two figures are no one column"
+    doubt = {"check": "curve-rises", "unreliable": True, "text": "it rises", "models": ["teacher"]}
+    both = {name: curve(0.1, 0.6) for name in "ab"}
+    for report in both.values():
+        report["curve"][1]["findings"] = [doubt]
+    assert collection._curve(both, "T")[1]["findings"] == [doubt | {"models": ["T"]}], "once"
+    for eps in (k / 255 for k in range(1, 33)):
+        threats = [{"threat": {"norm": "linf", "eps": one}, "data": {"name": "x", "n": 1}}
+                   for one in (eps, struct.unpack("f", struct.pack("f", eps))[0])]
+        assert collection.conditions(threats[0]) == collection.conditions(threats[1])

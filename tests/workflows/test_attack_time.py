@@ -56,6 +56,8 @@ def test_long_pgd_takes_at_most_what_is_said_as_its_samples_leave_in_cycles(monk
     found = attack_time.estimate(_job("pgd-100,pgd-1000,cw-200-r2,fgsm"), say=lambda text: None)
     assert found.to_json()["at_most"] == ["cw-200-r2", "pgd-1000"]
     assert "pgd-1000 at most " in str(found) and "pgd-100 at most" not in str(found)
+    sure = sum(found.seconds[name] for name in ("clean", "fgsm", "pgd-100"))
+    assert found.to_json()["seconds_from"] == pytest.approx(sure / attack_time.SPREAD)
 
 
 def test_the_parts_of_aa_mixed_are_timed_in_its_own_arithmetic_and_the_closing_one_in_float32(monkeypatch):
