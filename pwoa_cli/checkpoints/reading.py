@@ -109,6 +109,8 @@ def _taking(what: str, dataset: datasets.Dataset) -> Iterator[None]:
     try:
         with torch.no_grad():
             yield
+    except InputError:  # of a picture
+        raise
     except Exception as error:  # what networks raise for a wrong size, and users' own for anything
         if is_out_of_memory(error):
             raise

@@ -64,17 +64,18 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     loaded = _of_their_size(loaded, dataset)
     if not (loaded.others or loaded.normalisation.said_by == "nobody"):
         return run("as read", loaded, dataset, patience=patience)
-    first = run("as read", loaded, dataset, images=STAGES[1], patience=patience)
+    begun = run("as read", loaded, dataset, images=STAGES[0], patience=patience)
+    first = run("as read", loaded, dataset, images=STAGES[1], patience=patience, after=begun)
     if first.accuracy >= SURE:  # of so few it may be by chance
         first = run(first.words, loaded, dataset, patience=patience, after=first)
     ways = _alternatives(loaded, dataset, together=first.accuracy < SURE)
     if ways:
         say(f"trying {len(ways)} other ways to read what the file leaves open")
-    tried, finalists = _raced(first, ways, dataset, patience=patience)
+    tried, finalists = _raced(begun, first, ways, dataset, patience=patience)
     best = max(finalists, key=score)
     first = next((r for r in finalists if r.words == first.words), first)
     if is_near_chance(best, loaded.num_classes):
-        return _not_settled(first, tried, dataset)
+        return _not_settled(first, [*finalists, *tried], dataset)
     even = _of_better_options([r for r in finalists if not is_clearly_better(best.hits, r.hits)], first,
                               dataset, patience=patience)
     left = told_apart(even)
@@ -84,7 +85,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         first = next((r for r in even if r.words == first.words), first)
     chosen = _chosen(left, first)
     if chosen and not _is_believed(chosen, first):
-        unsettled = _not_settled(first, tried, dataset)
+        unsettled = _not_settled(first, [*finalists, *tried], dataset)
         if is_near_chance(unsettled, loaded.num_classes):
             return unsettled
         chosen = None
@@ -108,21 +109,23 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     return replace(chosen, loaded=replace(chosen.loaded, settled=settled))
 
 
-def _raced(first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisation]],
+def _raced(begun: Reading, first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisation]],
            dataset: datasets.Dataset, *, patience: Patience) -> tuple[list[Reading], list[Reading]]:
     """(every reading on the images of the first stages that it came through, those that are left on all):
-    what is clearly behind is shown no more images."""
-    left = [first]
+    what is clearly behind is shown no more images. Args: begun: the first one on those of the first stage."""
+    left = [begun]
     for words, options, normalisation in ways:
         other = read_as(first.loaded, options=options, normalisation=normalisation)
         with suppress(InputError):  # a wrong reading may not take the images, or give infinite logits
             left.append(run(words, other, dataset, images=STAGES[0], patience=patience))
     tried = {r.words: r for r in left}
     for images in STAGES[1:]:
-        left, begun = [], _leading(left, first)
-        for r in begun:
+        leading, left = _leading(left, first), []
+        for r in leading:
+            after = first if r.words == first.words and len(first.hits) > len(r.hits) else r
             try:
-                left.append(run(r.words, r.loaded, dataset, images=images, patience=patience, after=r))
+                left.append(run(r.words, r.loaded, dataset, images=images, patience=patience,
+                                after=after))
             except InputError:
                 if r.words == first.words:
                     raise
@@ -136,17 +139,17 @@ def _raced(first: Reading, ways: Iterable[tuple[str, dict[str, Any], Normalisati
 
 def _leading(readings: Sequence[Reading], first: Reading) -> list[Reading]:
     """Without those that are clearly less often right than the best on the images that all have seen, and
-    whose batch norms do not speak for them. Of the others those with the one normalisation that stands out,
-    and the first one, as batch norms may have been frozen under another; after the second images not more
-    than can be tried."""
+    whose batch norms do not speak for them. From the second images on (few leave many even by chance) of the
+    others those with the one normalisation that stands out, the best and the first, as batch norms may have
+    been frozen under another one; not more than can be tried."""
     seen = min(len(r.hits) for r in readings)
     best = max(readings, key=lambda r: int(r.hits[:seen].sum()))
     close = [r for r in readings if not is_clearly_better(best.hits[:seen], r.hits[:seen])
              or seen < STAGES[1] and (r.misfit or math.inf) < (best.misfit or 0.0)]
-    fitting = {r.words for r in standing_out(close)} | {first.words}
-    close = [r for r in close if r.words in fitting]
-    if seen < STAGES[1]:  # so few leave many even by chance
+    if seen < STAGES[1]:
         return close
+    fitting = {r.words for r in (*standing_out(close), best, first)}
+    close = [r for r in close if r.words in fitting]
     least = sorted(int(r.hits[:seen].sum()) for r in close)[-FINALISTS:][0]
     return [r for r in close if int(r.hits[:seen].sum()) >= least]
 
@@ -195,6 +198,8 @@ def _of_better_options(even: Sequence[Reading], first: Reading, dataset: dataset
         except InputError:  # of an image that it has not seen before
             if _key(r) == _key(first):
                 raise
+    if not again:
+        return list(even)
     worse = {key for key, r in again.items() for other in again.values()
              if is_clearly_better(other.hits, r.hits)
              or key != _key(first) and _activation(other) == _activation(r)
@@ -226,7 +231,8 @@ def _listed(readings: Iterable[Reading], *, first: Reading | None = None) -> str
     by_words = {r.words: r for r in reversed([*([first] if first else []), *readings])}
     front = ([first.words] if first else []) + ["as read"]
     ordered = sorted(by_words.values(),
-                     key=lambda r: (front.index(r.words) if r.words in front else len(front), -r.accuracy))
+                     key=lambda r: (front.index(r.words) if r.words in front else len(front),
+                                    -len(r.hits), -r.accuracy))
     most = max(len(r.hits) for r in ordered)
     return ", ".join(r.figures(of=most) for r in ordered[:SHOWN])
 

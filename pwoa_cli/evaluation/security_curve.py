@@ -4,6 +4,7 @@ among them.
 Carlini et al. 2019, section 3.1 and "increasing the distortion bound should increase the attack's success".
 """
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pwoa_cli.attacks.threat import parse_eps
@@ -24,9 +25,16 @@ def radii(text: str, *, norm: str, threat: float) -> tuple[float, ...]:
     if not all(parts):
         raise InputError(f"--curve {text}: a radius is missing.",
                          hint="One comma between two radii: --curve 2/255,4/255,8/255")
-    asked = [parse_eps(part, norm=norm) for part in parts if part != "0"]
+    asked = [parse_eps(part, norm=norm) for part in parts if not _is_zero(part)]
     close = [eps for eps in asked if abs(eps - threat) > 1e-6 * threat]  # 8/255 in float32 is 8/255
     return tuple(sorted({*close, threat}))
+
+
+def _is_zero(part: str) -> bool:
+    """0, 0.0 or 0/255."""
+    with suppress(ValueError):
+        return float(part.partition("/")[0]) == 0
+    return False
 
 
 def measured_at(eps: Sequence[float], threat: Measured, other: Callable[[float], Measured], *,

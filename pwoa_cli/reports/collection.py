@@ -3,13 +3,13 @@
 
 Figures are compared where norm, eps, data, n and seed are the same: then they are of the same samples.
 """
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pwoa_cli.reports import schema
+from pwoa_cli.reports import curve, schema
+from pwoa_cli.reports.numbers import radius
 from pwoa_cli.reports.several import IN_RUN, compared, headings, view
 
 
@@ -49,16 +49,16 @@ def together(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
 def conditions(report: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for figures to be compared: threat, data and how it was read, samples."""
     threat, data = report["threat"], report["data"]
-    eps = None if threat["eps"] is None else _float32(threat["eps"])  # 8/255 in float32 is 8/255
+    eps = None if threat["eps"] is None else _radius(threat["eps"])
     read = {key: data[key] for key in ("shape", "images", "classes", "class_numbers") if key in data}
     choices = {key: value for key, value in data.get("choices", {}).items() if key != "image_size"}
     return {"norm": threat["norm"], "eps": eps, "data": data["name"], "n": data["n"],
             "seed": data.get("seed"), **read, **choices}  # the size of images is in their shape
 
 
-def _float32(eps: float) -> float:
-    found: float = struct.unpack("f", struct.pack("f", eps))[0]
-    return float(f"{found:.6g}")
+def _radius(eps: float) -> float:
+    """eps to 5 digits: 8/255 in float32 is 8/255, and in the sixth digit it is not."""
+    return float(f"{eps:.5g}")
 
 
 def differences(entries: Mapping[str, Entry]) -> list[str]:
@@ -98,15 +98,17 @@ def _table(entries: Mapping[str, Entry]) -> dict[str, Any]:
         *others, left[name] = report.get("unfinished", {}).values() or [{}]
         for other in others if reference else ():
             left[str(reference)] = other | left[str(reference)]
+    points, left_out = _curve(reports, reference)
     classes = {name: list(report["classes"].values())[-1] for name, report in reports.items()
                if "classes" in report}
     return schema.build_several(
         models=models, reference=reference, norm=first["threat"]["norm"], eps=first["threat"]["eps"],
         seconds={name: sum(report["seconds"].values()) for name, report in reports.items()},
         environment=first["environment"], data=first["data"], findings=findings,
-        notes=[*_notes(reports), *_sentences(findings)], classes=classes or None,
+        notes=[*_notes(reports), *left_out, *_sentences(findings), *curve.doubts(points)],
+        classes=classes or None,
         attacks=list(dict.fromkeys(name for one in reports.values() for name in one.get("attacks", ()))),
-        curve=_curve(reports, reference) or None, unfinished=left)
+        curve=points or None, unfinished=left)
 
 
 def _model(entry: Entry) -> dict[str, Any]:
@@ -168,22 +170,26 @@ def _findings(reports: Mapping[str, Mapping], reference: str | None) -> list[dic
             for (check, unreliable, text), models in found.items()]
 
 
-def _curve(reports: Mapping[str, Mapping], reference: str | None) -> list[dict[str, Any]]:
-    """The points that all curves have, by the names of this table; [] where there is none, or where their
-    attacks differ, as a point is of all of them together."""
-    curves = {name: {_float32(point["eps"]): point for point in report["curve"]}
+def _curve(reports: Mapping[str, Mapping], reference: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the points that all curves have, by the names of this table; what is left out). [] where there is no
+    curve, or where their attacks differ, as a point is of all of them together."""
+    curves = {name: {_radius(point["eps"]): point for point in report["curve"]}
               for name, report in reports.items() if report.get("curve")}
     if not curves or len(_attacks_of_curves(reports)) > 1:
-        return []
-    common = [eps for eps in next(iter(curves.values())) if all(eps in points for points in curves.values())]
-    named = {name: _named(points, name, reference) for name, points in curves.items()}
+        return [], []
+    every = sorted({eps for points in curves.values() for eps in points})
+    common = [eps for eps in every if all(eps in points for points in curves.values())]
+    left = ", ".join(radius(eps) for eps in every if eps not in common)
+    said = [f"Left out of the curves, as not all have them: eps {left}."] if left else []
     at = [{name: points[eps] for name, points in curves.items()} for eps in common]
-    for points in at:  # measured on another device: then it is no one column
-        theirs = [point["scores"][who] for name, point in points.items()
-                  for who, heading in named[name].items() if heading == reference and who in point["scores"]]
-        if any(score != theirs[0] for score in theirs):
-            return _curve(reports, None)
-    return [_point(points, named) for points in at]
+    named = {name: _named(points, name, reference) for name, points in curves.items()}
+    theirs = [{repr(point["scores"][who]) for name, point in points.items()
+               for who, heading in named[name].items() if heading == reference and who in point["scores"]}
+              for points in at]
+    if any(len(scores) > 1 for scores in theirs):
+        said.append(f"The curves of {reference} differ, and are left out.")
+        named = {name: _named(points, name, None) for name, points in curves.items()}
+    return [_point(points, named) for points in at], said
 
 
 def _attacks_of_curves(reports: Mapping[str, Mapping]) -> dict[str, list[str]]:

@@ -56,8 +56,7 @@ def view(report: Mapping[str, Any], heading: str) -> dict[str, Any]:
            for name in ("models", "unfinished", "classes") if name in report}
     own["models"] = {who: {key: entry[key] for key in ("source", "sha256", "arch")}
                      for who, entry in own["models"].items()}
-    curve = [point | {"scores": {who: point["scores"][who] for who in shown if who in point["scores"]}}
-             for point in report.get("curve", [])]
+    curve = [_of(point, shown) for point in report.get("curve", [])]
     findings = [f for f in report.get("findings", []) if not f["models"] or {*shown} & {*f["models"]}]
     scores: dict[str, Any] = {"results": model["scores"]}
     if len(shown) == 1:
@@ -71,6 +70,15 @@ def view(report: Mapping[str, Any], heading: str) -> dict[str, Any]:
     if "gates" in report:
         rest["gates"] = [verdict for verdict in report["gates"] if verdict["model"] == heading]
     return rest | {"model": {"source": model["source"]}} | scores | own | {"findings": findings}
+
+
+def _of(point: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
+    """A point of a curve with the scores and findings of these models alone."""
+    findings = [finding for finding in point.get("findings", [])
+                if not finding["models"] or {*shown} & {*finding["models"]}]
+    rest = {key: value for key, value in point.items() if key != "findings"}
+    return rest | {"scores": {who: point["scores"][who] for who in shown if who in point["scores"]}} | (
+        {"findings": findings} if findings else {})
 
 
 def compared(report: Mapping[str, Any]) -> list[str]:

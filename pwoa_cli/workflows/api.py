@@ -148,7 +148,7 @@ class Options(TypedDict, total=False):
     norm: str | None
     eps: float | str | None
     attacks: str
-    curve: Sequence[float | str]
+    curve: Sequence[float | str] | None
     samples: int
     seed: int
     batch_size: int | None
@@ -171,7 +171,7 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
              arch: str | None = None,
              normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
              norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
-             curve: Sequence[float | str] = (), samples: int = 1000, seed: int = 0,
+             curve: Sequence[float | str] | None = None, samples: int = 1000, seed: int = 0,
              batch_size: int | None = None, device: str = "auto", max_seconds: float | None = None,
              progress: Progress = _nothing, say: Say = _nothing) -> Result | dict[str, Result]:
     """What `pwoa eval` does: accuracy under attack of a checkpoint, or of a run beside its teacher.
@@ -192,14 +192,16 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
                for path in paths]
     if not sources:
         raise InputError("evaluate([]) names no model.", hint="For example: evaluate([\"a.pt\", \"b.pt\"])")
-    if not isinstance(curve, list | tuple) or not all(isinstance(one, float | int | str) for one in curve):
+    curve = () if curve is None else curve
+    if not isinstance(curve, list | tuple) or not all(
+            isinstance(one, float | int | str) and not isinstance(one, bool) for one in curve):
         raise InputError(f"curve={curve!r} is no list of radii.",
                          hint='For example: curve=["2/255", "8/255"]')
     job = evaluation.prepare(evaluation.Request(
         sources[0], others=sources[1:], attacks=attacks,
         teacher=None if compare is None else Source(run_folder.model_of(str(compare))),
         data=None if data is None else str(data), norm=norm, eps=_eps(eps),
-        curve=",".join(filter(None, map(_eps, curve))) if curve else None, n=samples, seed=seed,
+        curve=",".join(str(_eps(one)) for one in curve) if curve else None, n=samples, seed=seed,
         batch_size=batch_size, device=device, max_seconds=max_seconds), say=say)
     report = evaluation.execute(job, progress=progress, say=say).result
     if isinstance(model, str | PathLike):

@@ -38,7 +38,8 @@ _MIXED = {"apgd": partial(mixed.part, name="apgd-ce", steps=10),
           "square": partial(mixed.part, name="square", queries=300)}
 SHORT |= {f"mixed {kind}": replace(SHORT[kind], name=f"short mixed {kind}", run=run)
           for kind, run in _MIXED.items()}
-LONG = 100  # steps of PGD and CW from which many samples leave in cycles (attacks/gradient.py)
+LONG = 100  # steps of PGD and CW, above which many samples leave in cycles (attacks/gradient.py)
+EARLIEST = 1 / 8  # of its passes: what was left of pgd-1000 on a LeNet (docs/benchmarks.md)
 # of the time of a pass: squares shrink, more are known to change nothing
 LATER = dict.fromkeys(("square", "mixed square"), 0.7)
 
@@ -58,8 +59,9 @@ class Estimate:
 
     @property
     def least(self) -> float:
-        """Seconds that it takes at the least where it was measured, long PGD not counted."""
-        return sum(s or 0.0 for name, s in self.seconds.items() if not _at_most(name)) / SPREAD
+        """Seconds that it takes at the least, as far as it was measured."""
+        return sum((s or 0.0) * (EARLIEST if _at_most(name) else 1)
+                   for name, s in self.seconds.items()) / SPREAD
 
     def __str__(self) -> str:
         """attacks: about 12m on this machine (6m to 24m): fgsm 0.1s, aa 12m"""
@@ -78,7 +80,7 @@ class Estimate:
 def _at_most(name: str) -> str:
     """Before the time of an attack whose samples leave earlier than can be known."""
     found = attacks.plan(name)
-    return "at most " if found and found[1] > LONG else ""
+    return "at most about " if found and found[1] > LONG else ""
 
 
 def estimate(job: Job, *, say: Say) -> Estimate:

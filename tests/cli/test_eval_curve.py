@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.cli_world import TINY
 
-from pwoa_cli.evaluation import sample_file
-from pwoa_cli.reports import collection
+from pwoa_cli.evaluation import sample_file, security_curve
+from pwoa_cli.reports import collection, several
 
 EVAL = ["eval", "model.pt", *TINY, "--attacks", "fgsm,pgd-2"]
 
@@ -103,6 +103,7 @@ def test_curves_of_separate_evaluations_stand_in_one_table_and_one_plot(here, pw
     named = [{names[who]: score for who, score in point["scores"].items()} for point in both]
     assert [point["scores"] for point in table["curve"]] == named
     assert [point["eps"] for point in table["curve"]] == [0.0, 0.2, 0.5]
+    assert "Left out of the curves, as not all have them: eps 0.1, 0.3." in table["notes"]
     assert "| eps | one | two |" in pwoa("report", "one", "two")[1]
     assert pwoa("report", "one", "two", "--html", "page.html")[0] == 0
     assert "Accuracy over eps" in Path("page.html").read_text()
@@ -146,12 +147,13 @@ def test_what_doubts_a_point_goes_with_its_model():
     pair = [{"eps": 0.0, "scores": {"teacher": {}, "pruned": {}}},
             {"eps": 0.1, "scores": {"pruned": {}}, "findings": [doubt | {"models": ["teacher"]}]}]
     reports = {"a": {"curve": points}, "b": {"curve": pair}}
-    assert collection._curve(reports, None)[1] == {
+    assert collection._curve(reports, None)[0][1] == {
         "eps": 0.1, "scores": {"a": {}, "b": {}}, "findings": [doubt | {"models": ["a"]}]}
-    found = collection._curve(reports, "T")
+    found, said = collection._curve(reports, "T")
+    assert not said
     assert list(found[0]["scores"]) == ["T", "a", "b"] and found[1]["findings"] == [
         doubt | {"models": ["a"]}, doubt | {"models": ["T"]}]
-    assert collection._curve({"a": {"attacks": ["fgsm"]}}, None) == []
+    assert collection._curve({"a": {"attacks": ["fgsm"]}}, None) == ([], [])
 
 
 def test_a_radius_in_float32_is_the_same_radius_and_a_teacher_measured_twice_is_one_column():
@@ -164,16 +166,41 @@ def test_a_radius_in_float32_is_the_same_radius_and_a_teacher_measured_twice_is_
     def score(accuracy):
         return {"accuracy": accuracy, "n": 20, "ci95": [0.0, 1.0]}
 
-    found = collection._curve({"a": curve(8 / 255, 0.6), "b": curve(near, 0.6)}, "T")
+    found, said = collection._curve({"a": curve(8 / 255, 0.6), "b": curve(near, 0.6)}, "T")
+    assert not said
     assert [point["eps"] for point in found] == [0.0, 8 / 255] and list(found[1]["scores"]) == ["T", "a", "b"]
-    found = collection._curve({"a": curve(0.1, 0.6), "b": curve(0.1, 0.7)}, "T")
+    found, said = collection._curve({"a": curve(0.1, 0.6), "b": curve(0.1, 0.7)}, "T")
+    assert said == ["The curves of T differ, and are left out."]
     assert all(list(point["scores"]) == ["a", "b"] for point in found), "two figures are no one column"
     doubt = {"check": "curve-rises", "unreliable": True, "text": "it rises", "models": ["teacher"]}
     both = {name: curve(0.1, 0.6) for name in "ab"}
     for report in both.values():
         report["curve"][1]["findings"] = [doubt]
-    assert collection._curve(both, "T")[1]["findings"] == [doubt | {"models": ["T"]}], "once"
+    assert collection._curve(both, "T")[0][1]["findings"] == [doubt | {"models": ["T"]}], "once"
     for eps in (k / 255 for k in range(1, 33)):
         threats = [{"threat": {"norm": "linf", "eps": one}, "data": {"name": "x", "n": 1}}
                    for one in (eps, struct.unpack("f", struct.pack("f", eps))[0])]
         assert collection.conditions(threats[0]) == collection.conditions(threats[1])
+
+
+def test_why_a_point_is_unreliable_stands_in_the_text(here, pwoa):
+    doubt = {"check": "curve-rises", "unreliable": True, "text": "it rises", "models": []}
+    for out in ("one", "two"):
+        assert pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--curve", "0.1", "--out", out)[0] == 0
+    report = json.loads(Path("one/report.json").read_text())
+    report["curve"][1]["findings"] = [doubt]
+    Path("one/report.json").write_text(json.dumps(report))
+    out = pwoa("report", "one", "two")[1]
+    assert " unreliable |" in out and "unreliable: the curve at eps 0.1: one: it rises" in out
+
+
+def test_a_model_of_several_is_not_doubted_for_another():
+    doubt = {"check": "c", "unreliable": True, "text": "t", "models": ["b"]}
+    point = {"eps": 0.1, "scores": {"a": 1, "b": 2}, "findings": [doubt]}
+    assert several._of(point, ["a"]) == {"eps": 0.1, "scores": {"a": 1}}
+    assert several._of(point, ["b"]) == {"eps": 0.1, "scores": {"b": 2}, "findings": [doubt]}
+
+
+@pytest.mark.parametrize("zero", ["0", "0.0", "0/255", "00"])
+def test_a_zero_is_clean_however_it_is_written(zero):
+    assert security_curve.radii(f"{zero},2/255", norm="linf", threat=0.1) == (2 / 255, 0.1)

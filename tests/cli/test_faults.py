@@ -103,7 +103,7 @@ def test_a_fault_of_ours_is_a_sentence_that_says_where(here, pwoa, monkeypatch):
     assert code == 4 and not out
     error, hint = err.splitlines()
     assert error.startswith("error: pwoa itself broke: TypeError: 'NoneType' object is not callable "
-                            "(workflows/prune_job.py, line ") and ", from cli/prune.py" in error
+                            "(workflows/prune_job.py, line ") and "in prepare, from cli/prune.py" in error
     assert hint.startswith("hint: Please report")
 
 

@@ -101,6 +101,9 @@ def test_a_curve_is_that_of_the_command(here, pwoa):
     made = pwoa_cli.evaluate("model.pt", attacks="fgsm", curve=[0.1, "2/255"], **SETTINGS)
     alone = pwoa_cli.evaluate("model.pt", attacks="fgsm", **SETTINGS | {"eps": 0.1})
     assert list(made.curve) == [0.0, 2 / 255, 0.1, 0.5]
+    again = pwoa_cli.evaluate("model.pt", attacks="fgsm", curve=(0, 0.0, 0.1, "2/255"), **SETTINGS)
+    assert again.curve == made.curve
+    assert pwoa_cli.evaluate("model.pt", attacks="fgsm", curve=None, **SETTINGS).curve == {}
     assert made.curve[0.1] == alone.worst and made.curve[0.5] == made.worst
     assert made.curve[0.0] == made.scores["clean"] and alone.curve == {}
     code, out, _ = pwoa("eval", "model.pt", *TINY, "--attacks", "fgsm", "--curve", "0.1,2/255", "--json")
@@ -112,13 +115,14 @@ def test_a_curve_is_that_of_the_command(here, pwoa):
     assert run.curve[0.5] == run.worst
 
 
-@pytest.mark.parametrize("curve", ["0.1", [0.1, None], [(0.1,)]])
+@pytest.mark.parametrize("curve", ["0.1", 0.1, [0.1, None], [(0.1,)], [True]])
 def test_a_curve_that_is_no_list_of_radii_is_told(here, curve):
     with pytest.raises(InputError, match="is no list of radii") as caught:
         pwoa_cli.evaluate("model.pt", curve=curve, **SETTINGS)
     assert "curve=[" in caught.value.hint
-    with pytest.raises(InputError, match="eps"):
-        pwoa_cli.evaluate("model.pt", curve=["x"], **SETTINGS)
+    for wrong in ("x", ""):
+        with pytest.raises(InputError, match="eps|radius"):
+            pwoa_cli.evaluate("model.pt", curve=[wrong], **SETTINGS)
 
 
 def test_wrong_input_is_an_error_of_ours_and_leaves_nothing(here):
