@@ -95,8 +95,10 @@ def test_batch_norms_frozen_under_another_normalisation_do_not_outdo_accuracy(tr
 
 def test_from_the_second_images_on_what_stands_out_the_best_and_the_first_go_on():
     loaded = nearest_centre(levels(), "none")
-    made = [reading_of.Reading(words, readings.read_as(
-                loaded, normalisation=Normalisation((m,), (0.5,), "-")), torch.arange(100) < right, 0.1, first)
+    def under(m):
+        return readings.read_as(loaded, normalisation=Normalisation((m,), (0.5,), "nobody"))
+
+    made = [reading_of.Reading(words, under(m), torch.arange(100) < right, 0.1, first)
             for words, m, right, first in (("first", 0.1, 97, 5.9), ("half", 0.5, 97, 0.01),
                                            ("third", 0.4, 97, 5.8), ("best", 0.3, 98, 5.7))]
     assert [r.words for r in readings._leading(made, made[0])] == ["first", "half", "best"]
