@@ -179,8 +179,8 @@ def third(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LeakyReLU(
 def test_models_that_answer_nonsense(tmp_path):
     file = small.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), "one.pt")
     answers = {"(x[:, :2], x[:, :3])":
-               "returns a tuple of 0 (100, 2), 1 (100, 3) for 100 images, expected logits (100, 4)",
-               "x[:, :2]": "returns (100, 2) for 100 images", "x / 0": "returns NaN or infinite logits",
+               "returns a tuple of 0 (20, 2), 1 (20, 3) for 20 images, expected logits (20, 4)",
+               "x[:, :2]": "returns (20, 2) for 20 images", "x / 0": "returns NaN or infinite logits",
                "x.reshape(3, -1)": "cannot take images (1, 8, 8) of grey"}
     for body, words in answers.items():
         Path("odd.py").write_text(f"""

@@ -227,7 +227,7 @@ class training(dropped):
     SETUP + "_fitting_data",
     SETUP + "_guess_data",
     "checkpoints/reading.py:run",
-    "checkpoints/reading.py:_forward",
+    "checkpoints/reading.py:_taking",
     "checkpoints/reading.py:_check_logits: Wrap",
     "checkpoints/reading.py:_check_logits: Check",
 )
