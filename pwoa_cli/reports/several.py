@@ -57,7 +57,7 @@ def view(report: Mapping[str, Any], heading: str) -> dict[str, Any]:
     own["models"] = {who: {key: entry[key] for key in ("source", "sha256", "arch")}
                      for who, entry in own["models"].items()}
     curve = [_of(point, shown) for point in report.get("curve", [])]
-    findings = [f for f in report.get("findings", []) if not f["models"] or {*shown} & {*f["models"]}]
+    findings = _about(report.get("findings", []), shown)
     scores: dict[str, Any] = {"results": model["scores"]}
     if len(shown) == 1:
         findings = [finding | {"models": []} for finding in findings]  # as where one model is measured alone
@@ -72,10 +72,14 @@ def view(report: Mapping[str, Any], heading: str) -> dict[str, Any]:
     return rest | {"model": {"source": model["source"]}} | scores | own | {"findings": findings}
 
 
+def _about(findings: Sequence[dict[str, Any]], shown: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of these models, or of none by name."""
+    return [finding for finding in findings if not finding["models"] or {*shown} & {*finding["models"]}]
+
+
 def _of(point: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
     """A point of a curve with the scores and findings of these models alone."""
-    findings = [finding for finding in point.get("findings", [])
-                if not finding["models"] or {*shown} & {*finding["models"]}]
+    findings = _about(point.get("findings", []), shown)
     rest = {key: value for key, value in point.items() if key != "findings"}
     return rest | {"scores": {who: point["scores"][who] for who in shown if who in point["scores"]}} | (
         {"findings": findings} if findings else {})
