@@ -118,6 +118,9 @@ HeldOut = Annotated[int | None, _option(
     metavar="N", parser=_whole("--held-out", 2))]
 Channels = Annotated[str | None, _option(
     "--channels", PRUNING, "Or the fraction of channels to remove, with --structure channel.", metavar="F")]
+Macs = Annotated[str | None, _option(
+    "--macs", PRUNING, "Or the fraction of multiplications to remove, with --structure channel.",
+    metavar="F")]
 Structure = Annotated[str, _option(
     "--structure", PRUNING, "unstructured, filter, column, or channel (coupled, removable).", metavar="KIND")]
 RecipeName = Annotated[str,

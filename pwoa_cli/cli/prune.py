@@ -27,7 +27,7 @@ Examples:
 def prune(
     *, context: typer.Context, model: options.Model, sparsity: options.Sparsity = None,
     max_loss: options.MaxLoss = None, held_out: options.HeldOut = None, channels: options.Channels = None,
-    structure: options.Structure = "unstructured",
+    macs: options.Macs = None, structure: options.Structure = "unstructured",
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
@@ -44,12 +44,13 @@ def prune(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    sparsity, max_loss, held_out, channels = only(context, ("sparsity",), ("max_loss", "held_out"),
-                                                  ("channels",))
+    sparsity, max_loss, held_out, channels, macs = only(context, ("sparsity",), ("max_loss", "held_out"),
+                                                        ("channels",), ("macs",))
     wanted, created = None if sparsity is None else fraction(sparsity), datetime.now()
     points = None if max_loss is None else options.parse_points(max_loss)
-    share = None if channels is None else fraction(channels, flag="--channels")
-    name = goal(wanted, points, held_out, channels=share)
+    removed = None if channels is None else fraction(channels, flag="--channels")
+    saved = None if macs is None else fraction(macs, flag="--macs")
+    name = goal(wanted, points, held_out, channels=removed, macs=saved)
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
@@ -64,15 +65,15 @@ def prune(
         if deterministic:
             determinism.fix()
         job = prepare(Request(
-            source.of(model_of(model)), wanted or share or 0.0, max_loss=points, held_out=held_out,
+            source.of(model_of(model)), wanted or 0.0, max_loss=points, held_out=held_out,
             structure=structure, recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
             data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device, gates=gates, strict=gate.strict, command=said(context),
-            sha256=expected(context, config), channels=share, compile=compile), say=console.say)
+            sha256=expected(context, config), channels=removed, macs=saved, compile=compile), say=console.say)
         if dry_run:
             guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"
-                           f"{epochs_said(job.plan, asked='epochs' in overrides)}\n{guess.pop('text')}",
+                           f"{epochs_said(job.request, job.plan)}\n{guess.pop('text')}",
                            {"dry_run": True, "out": str(folder), "epochs": job.plan.epochs} | guess)
             return
         with console.progress() as progress:

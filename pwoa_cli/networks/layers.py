@@ -230,17 +230,29 @@ def _forward(model: nn.Module, x: Tensor, handles: list) -> None:
 def macs(model: nn.Module, x: Tensor) -> dict[str, int]:
     """{"dense": ..., "nonzero": ...} multiply-accumulates of convolutions, linear layers and attention's
     projections for one image: of all weights, and of the nonzero ones alone."""
-    total = {"dense": 0, "nonzero": 0}
+    uses = _all_uses(model, x)
+    return {"dense": sum(weight.numel() * times for weight, times in uses),
+            "nonzero": sum(int(weight.count_nonzero()) * times for weight, times in uses)}
 
-    def count(m: nn.Module, args: tuple, named: dict, out: object) -> None:
-        for weight, times in _uses(m, [*args, *named.values()], out):
-            total["dense"] += weight.numel() * times
-            total["nonzero"] += int(weight.count_nonzero()) * times
 
-    handles = [m.register_forward_hook(count, with_kwargs=True) for m in model.modules()
-               if isinstance(m, (*PRUNABLE, nn.MultiheadAttention))]
+def macs_by_weight(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """{parameter: multiply-accumulates of all its entries, zeros too, for one image}: the parts of `macs`."""
+    memory = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
+    found: dict[str, int] = {}
+    for weight, times in _all_uses(model, x):
+        name = memory.get(weight.untyped_storage().data_ptr(), "")  # "": of what is computed from parameters
+        found[name] = found.get(name, 0) + weight.numel() * times
+    return found
+
+
+def _all_uses(model: nn.Module, x: Tensor) -> list[tuple[Tensor, int]]:
+    uses: list[tuple[Tensor, int]] = []
+    handles = [m.register_forward_hook(
+                   lambda m, args, named, out: uses.extend(_uses(m, [*args, *named.values()], out)),
+                   with_kwargs=True)
+               for m in model.modules() if isinstance(m, (*PRUNABLE, nn.MultiheadAttention))]
     _forward(model, x[:1], handles)
-    return total
+    return uses
 
 
 def _uses(m: nn.Module, args: list, out: Any) -> list[tuple[Tensor, int]]:

@@ -8,7 +8,8 @@
 
 Unstructured quotas add up to exactly round(sparsity * total); whole filters or columns come as near as they
 can. Where groups overlap, rows of one and columns of another, what all of them leave is counted, each weight
-once. No layer is emptied and none is starved: every layer keeps the groups of `least_kept`.
+once. Of multiplications those groups go first that are worth least for each that goes with them: early layers
+make most of them. No layer is emptied and none is starved: every layer keeps the groups of `least_kept`.
 """
 import math
 from collections.abc import Callable, Mapping
@@ -32,11 +33,12 @@ PER_ROW = 1  # single weights for each output, where the network's density leave
 
 
 def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curves: Curves = None,
-           of: str = "weights") -> dict[str, int]:
-    """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights, or of all groups.
+           of: str = "weights", macs: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights, groups or multiplications.
 
     Args: scores: (G,) by layer. method: one of ALLOCATIONS. curves: of every layer, for "sensitivity". of:
-    "weights" or "groups".
+    "weights", "groups" or "macs". macs: {parameter: multiplications with all its entries}, of the whole
+    network, for "macs".
     Returns: {layer: groups}, 0 <= groups <= groups of the layer - those of `least_kept`.
     Raises: ValueError for an unknown method, or if keeping a group in every layer forbids the sparsity.
     """
@@ -53,21 +55,47 @@ def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curv
         priced = {layer: replace(group, price=1) for layer, group in groups.items()}
         return ALLOCATIONS[method](priced, here, round(sparsity * sum(g.count for g in groups.values())),
                                    curves)
+    if of == "macs":
+        each = per_entry(groups, macs or {})
+        priced = {layer: replace(group, price=group.worth(each)) for layer, group in groups.items()}
+        return _searched(priced, here, sparsity * sum((macs or {}).values()), ALLOCATIONS[method], curves,
+                         each)
     if overlap(groups):
-        return _searched(groups, here, sparsity, ALLOCATIONS[method], curves)
+        total = nonzero(groups, dict.fromkeys(groups, 0))
+        return _searched(groups, here, sparsity * total, ALLOCATIONS[method], curves)
     return ALLOCATIONS[method](groups, here, target, curves)
 
 
-def _searched(groups: Layers, scores: Scores, sparsity: float, method: Method,
-              curves: Curves) -> dict[str, int]:
-    """Quotas of groups that overlap: by bisection over what they would cost if they did not."""
-    total = nonzero(groups, dict.fromkeys(groups, 0))
-    wanted, low, high = (1 - sparsity) * total, 0, sum(group.weights for group in groups.values())
-    best, error = dict.fromkeys(groups, 0), total - wanted
+def gone(groups: Layers, lost: Mapping[str, int], *, of: str = "weights",
+         macs: Mapping[str, int] | None = None) -> float:
+    """The fraction that goes with so many groups of each layer. Args: of, macs: as of `quotas`; of weights
+    those in the tensors of the groups."""
+    none = dict.fromkeys(groups, 0)
+    if of == "groups":
+        return sum(lost.values()) / sum(group.count for group in groups.values())
+    if of == "macs":
+        each, total = per_entry(groups, macs or {}), sum((macs or {}).values())
+        return (nonzero(groups, none, each) - nonzero(groups, lost, each)) / total
+    return 1 - nonzero(groups, lost) / nonzero(groups, none)
+
+
+def per_entry(groups: Layers, macs: Mapping[str, int]) -> dict[str, int]:
+    """Multiplications with each entry of the groups' weights by name. Args: macs: as of `quotas`."""
+    return {name: macs.get(name, 0) // math.prod(part.shape)
+            for group in groups.values() for name, part in group.parts.items()}
+
+
+def _searched(groups: Layers, scores: Scores, target: float, method: Method, curves: Curves,
+              each: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Quotas of groups that overlap: by bisection over what they would cost if they did not. Args: target:
+    what is to go, of what `each` entry counts for."""
+    total = nonzero(groups, dict.fromkeys(groups, 0), each)
+    wanted, low, high = total - target, 0, sum(group.weights for group in groups.values())
+    best, error = dict.fromkeys(groups, 0), abs(target)
     while high - low > 1:
         middle = (low + high) // 2
         lost = method(groups, scores, middle, curves)
-        left = nonzero(groups, lost)
+        left = nonzero(groups, lost, each)
         if abs(left - wanted) < error:
             best, error = lost, abs(left - wanted)
         low, high = (middle, high) if left > wanted else (low, middle)
@@ -116,8 +144,8 @@ def sensitivity(groups: Layers, _scores: Scores, target: int, curves: Curves) ->
     """The least summed damage by the curves, which are needed. Raises: ValueError without them."""
     if curves is None:
         raise ValueError("allocation 'sensitivity' needs the curve of every layer")
-    return _cheapest(groups, {layer: marginal(curves[layer]) / group.size for layer, group in groups.items()},
-                     target)
+    return _cheapest(groups, {layer: marginal(curves[layer]) / (1 if group.price else group.size)
+                              for layer, group in groups.items()}, target)
 
 
 ALLOCATIONS: dict[str, Method] = {
@@ -128,7 +156,8 @@ def _cheapest(groups: Layers, scores: Mapping[str, Tensor], target: int) -> dict
     """Groups under one threshold over all layers. scores: (G - 1,) ascending, of which the strongest, those
     that a layer keeps at the least, are not for sale."""
     least = least_kept(groups, target)
-    scores = {layer: s[: groups[layer].count - least[layer]] for layer, s in scores.items()}
+    scores = {layer: s[: groups[layer].count - least[layer]] / (groups[layer].price or 1)
+              for layer, s in scores.items()}
     everything = torch.cat(list(scores.values()))
     if {group.size for group in groups.values()} == {1}:
         chosen = smallest(everything, target)

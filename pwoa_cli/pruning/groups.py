@@ -101,7 +101,7 @@ class Groups:
     parts: by parameter name. companions: parameters that are no weights and fall silent with a group: names
     of those that are (G,), or how the groups lie in each. block: of so many consecutive groups each block
     loses as many (n:m sparsity); 0: they go wherever they are weakest. price: of a group where weights are
-    not what is counted; 0: its weights.
+    not what is counted, but groups or multiplications; 0: its weights.
     """
 
     parts: Mapping[str, Part | Slices]
@@ -117,9 +117,14 @@ class Groups:
     @property
     def size(self) -> int:
         """Weights in a group, of slices on average; or its price."""
-        entries = (prod(part.shape) - prod(n - inside for n, inside in part.extents.values())
-                   for part in self.parts.values())
-        return self.price or max(1, sum(entries) // self.count)
+        return self.price or self.worth(dict.fromkeys(self.parts, 1))
+
+    def worth(self, each: Mapping[str, int]) -> int:
+        """What goes with a group on average, at least 1. Args: each: what an entry counts for, by parameter
+        name."""
+        entries = (each[name] * (prod(part.shape) - prod(n - inside for n, inside in part.extents.values()))
+                   for name, part in self.parts.items())
+        return max(1, sum(entries) // self.count)
 
     @property
     def weights(self) -> int:
@@ -288,16 +293,18 @@ def _in_companions(companions: tuple[str, ...] | Mapping[str, Slices],
             name, part.spread(keep, outside=False), part.spread(everywhere, outside=False))
 
 
-def nonzero(groups: Mapping[str, Groups], lost: Mapping[str, int]) -> int:
+def nonzero(groups: Mapping[str, Groups], lost: Mapping[str, int],
+            each: Mapping[str, int] | None = None) -> int:
     """Weights that stay, of all in the tensors of the groups, where each layer loses so many; a weight of two
-    groups goes once. Exact where the groups of a layer are alike."""
+    groups goes once. Exact where the groups of a layer are alike. Args: each: what an entry counts for, by
+    parameter name; None: 1."""
     left: dict[str, dict[int, float]] = {}
     for layer, group in groups.items():
         for name, part in group.parts.items():
             sides = left.setdefault(name, {axis: size for axis, (size, _) in part.extents.items()})
             for axis, (_, inside) in part.extents.items():
                 sides[axis] -= inside * lost[layer] / group.count
-    return round(sum(prod(sides.values()) for sides in left.values()))
+    return round(sum((each[name] if each else 1) * prod(sides.values()) for name, sides in left.items()))
 
 
 def overlap(groups: Mapping[str, Groups]) -> bool:

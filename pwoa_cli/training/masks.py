@@ -32,7 +32,7 @@ def quotas(plan: Plan, state: State, sparsity: float, slopes: Slopes) -> dict[st
     """Groups to zero by layer at this sparsity of the whole network."""
     worth = scores(plan, state.student, slopes)
     return allocation.quotas(plan.groups, worth, sparsity, method=plan.recipe.allocation, curves=state.curves,
-                             of=plan.budget)
+                             of=plan.budget, macs=plan.macs)
 
 
 def moved(plan: Plan, state: State, sparsity: float, slopes: Slopes) -> dict[str, Tensor]:

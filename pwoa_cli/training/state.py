@@ -23,7 +23,8 @@ class Plan:
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
     off. begun: sparsity from which the ramp grows, that of a student that was pruned before. sparsity: a
-    fraction of `budget`, weights or groups. terms: `objective.terms`, or what computes the same.
+    fraction of `budget`, weights, groups or macs. macs: multiplications with each parameter for one image.
+    terms: `objective.terms`, or what computes the same.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class Plan:
     steps: int
     begun: float = 0.0
     budget: str = "weights"
+    macs: Mapping[str, int] = field(default_factory=dict)
     terms: Callable[..., dict[str, Tensor]] = objective.terms
 
     @property

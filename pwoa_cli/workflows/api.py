@@ -94,8 +94,8 @@ class Exported:
 
 
 def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
-          held_out: int | None = None, channels: float | None = None, out: PathText | None = None,
-          structure: str = "unstructured",
+          held_out: int | None = None, channels: float | None = None, macs: float | None = None,
+          out: PathText | None = None, structure: str = "unstructured",
           recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
@@ -108,7 +108,8 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         or empty folder, or one where the same run was stopped, which goes on; None: a new one under
         pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. max_loss: in place of sparsity: as
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
-        channels: in place of sparsity: fraction of channels to remove, in (0, 1), with structure="channel".
+        channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1),
+        with structure="channel".
         eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
         called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
         as the command's options of that name.
@@ -119,13 +120,14 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     _check(int | None, "an int", held_out=held_out, num_classes=num_classes)
     _check(float | int | None, "a number", max_loss=max_loss)
     zeros = None if sparsity is None else fraction(str(sparsity))
-    share = None if channels is None else fraction(str(channels), flag="--channels")
+    removed = None if channels is None else fraction(str(channels), flag="--channels")
+    saved = None if macs is None else fraction(str(macs), flag="--macs")
     source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=goal(zeros, max_loss, held_out, channels=share), now=created,
-                           run=True) as folder:
-        request = Request(source, zeros or share or 0.0, max_loss=max_loss, held_out=held_out, channels=share,
-                          structure=structure, recipe=recipe,
+                           sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved),
+                           now=created, run=True) as folder:
+        request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
+                          macs=saved, structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
                           data=None if data is None else str(data), norm=norm, eps=_eps(eps),

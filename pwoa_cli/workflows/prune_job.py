@@ -21,7 +21,7 @@ from pwoa_cli.networks import layers
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
-from pwoa_cli.pruning.groups import STRUCTURES, Groups, nonzero, scores_by_layer, single
+from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import resolved
 from pwoa_cli.training import compilation, footing, layout, objective
@@ -81,12 +81,13 @@ def prepare(request: Request, *, say: Say,
         if STRUCTURES[request.structure].couples:
             say("finding which channels go together")
         groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
-        request = _of_channels(request, weights, groups)
+        macs = layers.macs_by_weight(subject.model, x[:1])
+        request = _of_whole(request, weights, groups, macs)
         total = sum(w.numel() for w in weights.values())
         kept = 0 if request.max_loss is not None else round((1 - request.sparsity) * total)
         kinds = kinds_of(subject.model, subject.dataset.train, kept=kept)
-        make = partial(_plan, subject=subject, teacher=teacher, weights=weights, groups=groups, x=x[:2],
-                       device=device, kinds=kinds)
+        make = partial(_plan, subject=subject, teacher=teacher, weights=weights, groups=groups, macs=macs,
+                       x=x[:2], device=device, kinds=kinds)
         if request.max_loss is not None:
             request = _first(request, zeros_of(weights), make)
         plan = make(request)
@@ -108,8 +109,8 @@ def _checked(request: Request) -> Request:
     if request.structure not in STRUCTURES:
         raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
                          hint="For example: --structure filter")
-    if request.channels is not None and not STRUCTURES[request.structure].couples:
-        raise InputError(f"--channels is for whole channels; --structure is {request.structure}.",
+    if request.of != "weights" and not STRUCTURES[request.structure].couples:
+        raise InputError(f"{request.flag} is for whole channels; --structure is {request.structure}.",
                          hint="--structure channel")
     read_recipe(request.recipe, overrides=request.overrides)
     return request
@@ -120,8 +121,8 @@ def at_sparsity(job: Job, sparsity: float) -> Job:
     request = replace(job.request, sparsity=sparsity)
     kinds = kinds_of(job.subject.model, job.subject.dataset.train, kept=0)
     x = samples(job.subject.dataset, request.n, seed=request.seed)[:2]
-    plan = _plan(request, job.subject, job.teacher, job.counted.weights, job.plan.groups, x, job.device,
-                 kinds)
+    plan = _plan(request, job.subject, job.teacher, job.counted.weights, job.plan.groups, job.plan.macs, x,
+                 job.device, kinds)
     return replace(job, request=request, plan=plan)
 
 
@@ -169,28 +170,31 @@ def _spares(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], sparsit
     return False
 
 
-def _of_channels(request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups]) -> Request:
-    """The request with the sparsity of weights that --channels comes to. Raises: InputError for fewer than
-    one channel, or more than may go."""
-    if request.channels is None:
+def _of_whole(request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups],
+              macs: Mapping[str, int]) -> Request:
+    """The request with the sparsity of weights that --channels or --macs comes to. Raises: InputError for
+    fewer than one channel, or more than may go."""
+    if request.of == "weights":
         return request
-    count, share = sum(group.count for group in groups.values()), request.channels
+    flag, share, what = request.flag, request.share, "channels" if request.channels else "multiplications"
+    count = sum(group.count for group in groups.values())
     lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), share, method="uniform",
-                             of="groups")
-    most = sum(lost.values()) / count
-    if not round(share * count):
-        raise InputError(f"--channels {share:g} of the {count} channels of {request.source.path} is less "
-                         "than one.", hint="Half of them: --channels 0.5")
+                             of=request.of, macs=macs)
+    if not sum(lost.values()):
+        total = count if request.channels else sum(macs.values())
+        raise InputError(f"{flag} {share:g} of the {total:,} {what} of {request.source.path} is less than "
+                         "one channel.", hint=f"Half of them: {flag} 0.5")
+    most = allocation.gone(groups, lost, of=request.of, macs=macs)
     if most < share - max(0.01, 1 / count):
-        raise InputError(f"{request.source.path}: {100 * share:g}% of its channels cannot go, as one must "
-                         f"stay in each of {len(groups)} coupled sets: at most {100 * most:.3g}%.",
-                         hint=f"--channels {int(100 * most) / 100:g}")
-    total = nonzero(groups, dict.fromkeys(groups, 0))
-    return replace(request, sparsity=1 - nonzero(groups, lost) / total)
+        raise InputError(f"{request.source.path}: {100 * share:g}% of its {what} cannot go, as a channel "
+                         f"must stay in each of {len(groups)} coupled sets: at most {100 * most:.3g}%.",
+                         hint=f"{flag} {int(100 * most) / 100:g}")
+    return replace(request, sparsity=allocation.gone(groups, lost))
 
 
 def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[str, nn.Parameter],
-          groups: Mapping[str, Groups], x: Tensor, device: torch.device, kinds: Kinds) -> Plan:
+          groups: Mapping[str, Groups], macs: Mapping[str, int], x: Tensor, device: torch.device,
+          kinds: Kinds) -> Plan:
     """Everything decided that stays the same during the run."""
     recipe = read_recipe(request.recipe, data=subject.dataset.name, kinds=kinds,
                          overrides=request.overrides)
@@ -203,7 +207,7 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
         raise InputError("--max-loss grows the sparsity of a student by stages; method = 'admm' chooses its "
                          "weights anew, from dense ones, at the end of its first phase.",
                          hint=f"{way}, or name the sparsity: --sparsity 0.9")
-    _check_reachable(weights, groups, request, recipe)
+    _check_reachable(weights, groups, macs, request, recipe)
     check_products(subject.model, x, groups, request.structure, where=where)
     if len(subject.dataset.train) == 1 and not {"lambda_x", "lambda_y"} & request.overrides.keys():
         recipe = without_hsic(recipe)  # its kernels compare images; if asked for, the first batch refuses
@@ -226,7 +230,7 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
     return Plan(
         recipe=recipe, teacher=teacher.model, hidden=hidden, groups=groups,
         normed=frozenset(name for name, found in beside.items() if found),
-        sparsity=request.channels or request.sparsity, budget="groups" if request.channels else "weights",
+        sparsity=request.share, budget=request.of, macs=macs,
         num_classes=subject.loaded.num_classes, eps=subject.eps, norm=subject.norm,
         split=subject.dataset.train,
         augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
@@ -261,8 +265,8 @@ def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:
     if zeros > sparsity:
         raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros)}% of its weights "
                          f"are zero, {numbers.percent_of_weights(sparsity)}% were asked for.",
-                         hint=f"Ask for more: --channels {above(request.channels)}" if request.channels
-                         else f"Ask for more: --sparsity {above(zeros)}")
+                         hint=f"Ask for more: --sparsity {above(zeros)}" if request.of == "weights"
+                         else f"Ask for more: {request.flag} {above(request.share)}")
 
 
 def _check_structure(recipe: Recipe, kind: str, groups: Mapping[str, Groups]) -> None:
@@ -276,19 +280,18 @@ def _check_structure(recipe: Recipe, kind: str, groups: Mapping[str, Groups]) ->
                          hint="--set regrow=0")
 
 
-def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], request: Request,
-                     recipe: Recipe) -> None:
+def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], macs: Mapping[str, int],
+                     request: Request, recipe: Recipe) -> None:
     """The groups of the structure come within a point of the wanted sparsity while every layer keeps one."""
     where, kind, wanted = request.source.path, request.structure, request.sparsity
     try:
         method = "uniform" if recipe.allocation == "sensitivity" else recipe.allocation  # measured later
-        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)),
-                                 request.channels or wanted, method=method,
-                                 of="groups" if request.channels else "weights")
+        lost = allocation.quotas(groups, scores_by_layer(groups, magnitude(weights)), request.share,
+                                 method=method, of=request.of, macs=macs)
     except ValueError as error:
         raise InputError(f"{where}: {error}.", hint="A lower --sparsity.") from None
-    most = 1 - nonzero(groups, lost) / nonzero(groups, dict.fromkeys(groups, 0))
-    if most < wanted - 0.01 and not request.channels:
+    most = allocation.gone(groups, lost)
+    if most < wanted - 0.01 and request.of == "weights":
         raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {kind}s, as one must stay "
                          f"in each of {len(weights)} layers: at most {numbers.percent_of_weights(most)}%.",
                          hint=f"--sparsity {int(100 * most) / 100:g}")

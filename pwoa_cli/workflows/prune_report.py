@@ -92,9 +92,9 @@ def layer_rows(job: Job, student: nn.Module) -> list[dict[str, Any]]:
 
 
 def wanted(job: Job, rows: Sequence[Mapping[str, Any]]) -> float:
-    """The sparsity that was asked for; where channels were, what those that went make of it (rows: of
-    `layer_rows`)."""
-    if job.request.channels is None:
+    """The sparsity that was asked for; where channels or multiplications were, what those that went make of
+    it (rows: of `layer_rows`)."""
+    if job.request.of == "weights":
         return job.request.sparsity
     return 1 - sum(row["nonzero"] for row in rows) / sum(row["total"] for row in rows)
 
@@ -103,8 +103,9 @@ def _channels(job: Job) -> list[str]:
     """How many channels went, where whole ones do."""
     if not STRUCTURES[job.request.structure].couples:
         return []
-    share, count = job.request.channels, sum(group.count for group in job.plan.groups.values())
-    asked = f"--channels {share:g} took {round(share * count)} of them. " if share else ""
+    share, count = job.request.share, sum(group.count for group in job.plan.groups.values())
+    asked = {"groups": f"--channels {share:g} took {round(share * count)} of them. ",
+             "macs": f"--macs {share:g} says how many go. "}.get(job.request.of, "")
     return [f"The network has {count} channels that could go, in {len(job.plan.groups)} coupled "
             f"set{'s' * (len(job.plan.groups) != 1)}. {asked}"
             "A weight that gives one and reads another counts once. pwoa export --format slim removes them."]

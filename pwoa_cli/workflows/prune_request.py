@@ -27,10 +27,10 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 @dataclass(frozen=True)
 class Request:
     """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1), of weights;
-    with channels, the fraction of channels to remove, it is what comes of that; with max_loss, points of the
-    worst case that may be lost, the one that is tried. held_out: training images that judge that. eps as
-    typed ("8/255"). command: what was typed, by parameter, kept in config.toml; sha256: what the model's
-    must be, None for any. compile: auto, on or off."""
+    with channels or macs, the fraction of channels or of multiplications to remove, it is what comes of that;
+    with max_loss, points of the worst case that may be lost, the one that is tried. held_out: training images
+    that judge that. eps as typed ("8/255"). command: what was typed, by parameter, kept in config.toml;
+    sha256: what the model's must be, None for any. compile: auto, on or off."""
 
     source: Source
     sparsity: float
@@ -53,7 +53,23 @@ class Request:
     max_loss: float | None = None
     held_out: int | None = None
     channels: float | None = None
+    macs: float | None = None
     compile: str = "auto"
+
+    @property
+    def share(self) -> float:
+        """The fraction that is to go, of what `of` says."""
+        return self.channels or self.macs or self.sparsity
+
+    @property
+    def of(self) -> str:
+        """What that fraction is of, as `allocation.quotas` takes it."""
+        return "groups" if self.channels else "macs" if self.macs else "weights"
+
+    @property
+    def flag(self) -> str:
+        """The option that says so."""
+        return {"groups": "--channels", "macs": "--macs", "weights": "--sparsity"}[self.of]
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ def sentences(job: Job, kinds: Kinds) -> Iterator[str]:
            f"{_some(public_names(plan.hidden))}")
     yield (f"settings for {kinds}: {recipe.optimizer} at {recipe.lr:g}, batches of {recipe.batch_size}, "
            f"{recipe.allocation} allocation, noise {recipe.noise}")
-    yield epochs_said(plan, asked="epochs" in request.overrides)
+    yield epochs_said(request, plan)
     yield from (f"note: {note}" for note in footing.notes(plan))
     if job.layout is not layout.LAYOUTS[0]:
         yield "memory layout: plain, as the networks do not take channels_last, which is faster"
@@ -105,19 +121,20 @@ def _goal(request: Request) -> str:
     return f"as far as the worst case loses at most {numbers.points(request.max_loss)}"
 
 
-def epochs_said(plan: Plan, *, asked: bool) -> str:
-    """epochs: 20 of 468 steps (the default of recipe default at 99% sparsity; --epochs changes it). Args:
-    asked: they were typed."""
+def epochs_said(request: Request, plan: Plan) -> str:
+    """epochs: 20 of 468 steps (the default of recipe default at 99% sparsity; --epochs changes it)."""
     recipe = plan.recipe
     effort = "" if recipe.effort == "default" else f" with effort {recipe.effort}"
-    of = f"at {numbers.percent_of_weights(plan.sparsity)}% sparsity" if recipe.stretch else "at any sparsity"
-    default = f"the default of recipe {recipe.name} {of}{effort}; --epochs changes it"
+    sparsity = f"{numbers.percent_of_weights(request.sparsity)}%" if recipe.stretch else "any"
+    default = f"the default of recipe {recipe.name} at {sparsity} sparsity{effort}; --epochs changes it"
     return (f"epochs: {plan.epochs:g} of {plan.steps_per_epoch:,} step{'s' * (plan.steps_per_epoch > 1)} "
-            f"({'as asked' if asked else default})")
+            f"({'as asked' if 'epochs' in request.overrides else default})")
 
 
 def _words(request: Request) -> str:
-    return (f"{100 * request.channels:g}% of the channels" if request.channels else request.structure)
+    if request.macs:
+        return f"{100 * request.macs:g}% of the multiplications"
+    return f"{100 * request.channels:g}% of the channels" if request.channels else request.structure
 
 
 def _some(names: Sequence[str], most: int = 9) -> str:

@@ -67,7 +67,7 @@ class Search:
 def fraction(text: str, *, flag: str = "--sparsity") -> float:
     """Fraction in (0, 1) from what was typed. Raises: InputError, with what was meant where that can be
     guessed."""
-    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else "A half: --channels 0.5"
+    example = "Nine weights in ten: --sparsity 0.9" if flag == "--sparsity" else f"A half: {flag} 0.5"
     try:
         value = float(text.strip().removesuffix("%").replace(",", "."))
     except ValueError:
@@ -84,16 +84,20 @@ def fraction(text: str, *, flag: str = "--sparsity") -> float:
 
 
 def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
-         channels: float | None = None) -> str:
-    """What a run's folder is called by: the sparsity, the points that may be lost, or the share of channels.
+         channels: float | None = None, macs: float | None = None) -> str:
+    """What a run's folder is called by: the sparsity, the points that may be lost, or the share of channels
+    or of multiplications.
 
-    Raises: InputError unless one of the three is there, in its range, and held_out with max_loss only.
+    Raises: InputError unless one of the four is there, in its range, and held_out with max_loss only.
     """
+    given = {"--sparsity": sparsity, "--max-loss": max_loss, "--channels": channels, "--macs": macs}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1 and flags[-1] in ("--channels", "--macs"):
+        raise InputError(f"{flags[0]} and {flags[-1]} both say how much goes.", hint="Give one of them.")
     if channels is not None:
-        if sparsity is not None or max_loss is not None:
-            other = "--max-loss" if sparsity is None else "--sparsity"
-            raise InputError(f"{other} and --channels both say how much goes.", hint="Give one of them.")
         return goal(channels, None, held_out)
+    if macs is not None:
+        return f"macs{goal(macs, None, held_out)}"
     if sparsity is None and max_loss is None:
         raise InputError("Missing option '--sparsity' (or '--max-loss').", hint="See pwoa prune --help")
     if max_loss is not None and not 0 < max_loss < 100:

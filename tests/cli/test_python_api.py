@@ -67,6 +67,11 @@ def test_channels_are_removed_as_the_command_removes_them(here, pwoa):
     assert run.model.read_bytes() == Path("by_command/model.safetensors").read_bytes()
     default = pwoa_cli.prune("model.pt", channels=0.25, structure="channel", **SETTINGS, **QUICK)
     assert default.folder.name.startswith("model-0.25-")
+    assert pwoa(*words[:2], "--macs", "0.5", *words[4:], "--out", "macs_by_command")[0] == 0
+    run = pwoa_cli.prune("model.pt", macs=0.5, structure="channel", **SETTINGS, **QUICK)
+    assert run.folder.name.startswith("model-macs0.5-")
+    assert run.model.read_bytes() == Path("macs_by_command/model.safetensors").read_bytes()
+    assert 'macs = "0.5"' in Path("macs_by_command/config.toml").read_text()
 
 
 @pytest.mark.parametrize(("format", "options", "words"), [

@@ -126,6 +126,9 @@ def test_macs_of_attention_and_of_what_torch_fuses(fast):
     layer = 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16)
     cross = 5 * 8 * 8 + 2 * 7 * 8 * 6 + 5 * 8 * 8
     assert layers.macs(net, torch.rand(2, 1, 8, 8))["dense"] == layer + cross
+    by_weight = layers.macs_by_weight(net, torch.rand(2, 1, 8, 8))
+    assert sum(by_weight.values()) == layer + cross
+    assert by_weight.keys() <= dict(net.named_parameters()).keys()
 
 
 @pytest.mark.parametrize(("conv", "shape"), [

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from pwoa_cli.pruning.allocation import ALLOCATIONS, quotas
+from pwoa_cli.pruning.allocation import ALLOCATIONS, gone, quotas
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, companion_masks, kept, masks, nonzero, scores_by_layer
 
@@ -65,3 +65,43 @@ def test_a_channel_that_a_layer_gives_and_reads_counts_its_weight_once():
     keep = torch.tensor([True, False, True, True])
     assert masks(made, {"w": keep})["w"].sum() == nonzero(made, {"w": 1}) == 9
     assert made["w"].scores({"w": torch.ones(4, 4)}).tolist() == [8.0] * 4
+
+
+def macs(each, kept=None):
+    """Multiplications with the weights that stay, by a slow loop."""
+    return sum(each[name] for name, shape in SHAPES.items()
+               for flag in (kept[name] if kept else torch.ones(shape)).flatten().tolist() if flag)
+
+
+@pytest.mark.parametrize("method", ALLOCATIONS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.75])
+def test_multiplications_are_those_of_the_masks_and_of_layers_beside(method, sparsity):
+    """To the nearest channel of what the whole network multiplies, a layer without a group included."""
+    each = {"a": 64, "b": 16, "c": 1, "d": 1}
+    table = {name: times * weights()[name].numel() for name, times in each.items()} | {"beside": 500}
+    made = groups()
+    scores = scores_by_layer(made, magnitude(weights()))
+    curves = {layer: [(0, 0.0), (group.count - 1, float(group.count))] for layer, group in made.items()}
+    lost = quotas(made, scores, sparsity, method=method, curves=curves, of="macs", macs=table)
+    taken = macs(each) - macs(each, masks(made, kept(made, scores, lost)))
+    assert taken == pytest.approx(gone(made, lost, of="macs", macs=table) * (macs(each) + 500))
+    assert abs(taken - sparsity * (macs(each) + 500)) <= max(group.worth(each) for group in made.values())
+
+
+def test_channels_go_that_are_worth_least_for_what_they_multiply():
+    """Alike in every layer but for their price: those of the dearest layer go first."""
+    alike = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    made = groups()
+    scores = {layer: torch.ones(group.count) for layer, group in made.items()}
+    table = {name: times * alike[name].numel() for name, times in {"a": 1, "b": 1, "c": 1000, "d": 1}.items()}
+    for count in (1, 2, 3):
+        lost = {"a": 0, "b": 0, "c": count}
+        share = gone(made, lost, of="macs", macs=table)
+        assert quotas(made, scores, share, method="global", of="macs", macs=table) == lost
+        assert quotas(made, scores, gone(made, lost), method="global") != lost  # ties by index, of all layers
+
+
+def test_the_fraction_that_goes_is_of_what_was_asked():
+    made, lost = groups(), {"a": 2, "b": 3, "c": 0}
+    assert gone(made, lost, of="groups") == pytest.approx(5 / 15)
+    assert gone(made, lost) == 1 - nonzero(made, lost) / nonzero(made, dict.fromkeys(made, 0))

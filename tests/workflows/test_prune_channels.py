@@ -1,4 +1,5 @@
 """Pruning whole channels: budgets of weights and of channels, what is refused before the first step."""
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from helpers.workflow_calls import FAST, refused, request, run_in
 from torch import nn
 
 import pwoa_cli
-from pwoa_cli.networks import channels
+from pwoa_cli.networks import channels, layers
 from pwoa_cli.networks.families.resnet import CifarResNet
+from pwoa_cli.training.state import plan_steps
 from pwoa_cli.workflows.prune_job import prepare
 
 
@@ -29,6 +31,33 @@ def test_a_fraction_of_the_channels_goes(tmp_path, model, colours):
     sparsity = made["sparsity"]
     assert sparsity["structure"] == "channel" and sparsity["target"] == sparsity["achieved"]
     assert sparsity["achieved"] > 0.5  # a half of both rows and columns
+
+
+@pytest.mark.parametrize(("model", "image"), [("lenet.pt", (1, 8, 8)), ("resnet.pt", (3, 8, 8))])
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_a_fraction_of_the_multiplications_goes(tmp_path, model, image, share):
+    """Counted of the network in which the silent channels are not there any more."""
+    made, said = run_in(tmp_path / "run", model, structure="channel", macs=share, sparsity=0.5)
+    assert f"{100 * share:g}% of the multiplications" in said
+    assert f"--macs {share:g} says how many go" in " ".join(made["notes"])
+    x = torch.rand(2, *image)
+    pruned = pwoa_cli.load(tmp_path / "run/model.safetensors")
+    sets, _ = channels.found(pruned, x)
+    slim = layers.macs(channels.without(pruned, sets, channels.silent(pruned, sets)), x)["dense"]
+    assert slim == made["macs"]["nonzero"]
+    counts = [1 + max(max(side.channels) for side in sides) for sides in sets.values()]
+    assert abs(slim / made["macs"]["dense"] - (1 - share)) <= 1 / min(counts) / 2
+
+
+@pytest.mark.parametrize("budget", [{"channels": 0.5}, {"macs": 0.5}, {}], ids=str)
+def test_default_epochs_name_the_zeros_that_they_are_for(budget):
+    """Half of the channels is more than half of the weights."""
+    asked = request(structure="channel", sparsity=0.5, overrides={"batch_size": "32"}, **budget)
+    said = []
+    plan = prepare(asked, say=said.append).plan
+    (percent,) = re.findall(r"the default of recipe default at ([\d.]+)% sparsity", "\n".join(said))
+    of_it = plan_steps(plan.recipe, len(plan.split), float(percent) / 100)
+    assert abs(of_it[2] - plan.steps) <= 1 and (percent == "50") == (not budget)
 
 
 @pytest.mark.parametrize("fields", [
@@ -56,6 +85,9 @@ def test_what_does_not_fit_is_refused_with_the_layer():
     ({"channels": 0.5}, "--channels is for whole channels; --structure is unstructured"),
     ({"channels": 0.01, "structure": "channel"}, "--channels 0.01 of the 28 channels of lenet.pt is less"),
     ({"channels": 0.97, "structure": "channel"}, "must stay in each of 3 coupled sets: at most 89.3%"),
+    ({"macs": 0.5}, "--macs is for whole channels; --structure is unstructured"),
+    ({"macs": 0.001, "structure": "channel"}, "multiplications of lenet.pt is less than one channel"),
+    ({"macs": 0.999, "structure": "channel"}, "99.9% of its multiplications cannot go"),
     ({"sparsity": 0.998, "structure": "channel"}, "cannot be reached with whole channels"),
     ({"structure": "channel", "overrides": FAST | {"regrow": "0.1"}}, "regrow cannot bring whole channels"),
     ({"structure": "channel", "overrides": FAST | {"start": "obs"}}, "start = 'obs'")])

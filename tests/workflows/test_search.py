@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from pwoa_cli.errors import InputError
 from pwoa_cli.workflows import search
-from pwoa_cli.workflows.search import GAP, LEAST, RUNG, STAGES, Search, Stage, next_sparsity
+from pwoa_cli.workflows.search import GAP, LEAST, RUNG, STAGES, Search, Stage, goal, next_sparsity
 
 
 def stage(sparsity, accepted):
@@ -115,3 +116,19 @@ def test_the_state_is_plain_and_goes_on_from_a_file():
     stages = tuple(Stage(**one | {"ci95": tuple(one["ci95"])}) for one in saved["stages"])
     again = Search(saved["begun"], stages, tuple(saved["unreachable"]))
     assert again == begun and next_sparsity(again) == next_sparsity(begun)
+
+
+@pytest.mark.parametrize("given", [
+    (0.5, None, 0.5, None), (0.5, None, None, 0.5), (None, 1.0, 0.5, None), (None, 1.0, None, 0.5),
+    (None, None, 0.5, 0.5), (0.5, 1.0, 0.5, None), (0.5, 1.0, None, 0.5)])
+def test_one_thing_says_how_much_goes(given):
+    sparsity, max_loss, channels, macs = given
+    with pytest.raises(InputError, match="both say how much goes"):
+        goal(sparsity, max_loss, None, channels=channels, macs=macs)
+
+
+def test_a_folder_is_called_by_what_was_asked():
+    assert goal(0.9, None, None) == goal(None, None, None, channels=0.9) == "0.9"
+    assert goal(None, 1.0, None) == "loss1" and goal(None, None, None, macs=0.5) == "macs0.5"
+    with pytest.raises(InputError, match="--held-out 5 is for --max-loss"):
+        goal(None, None, 5, macs=0.5)

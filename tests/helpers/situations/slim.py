@@ -19,8 +19,8 @@ typed("workflows/search.py:fraction: {} {}", [*DRY[:3], "90", *DRY[4:]])
 typed("workflows/search.py:fraction: A half", [*CHANNELS[:3], "much", *CHANNELS[4:]])
 left_out("workflows/search.py:goal: Give one", [*CHANNELS, "--sparsity", "0.5"], "--sparsity")
 typed(JOB + "_checked: --structure channel", [*CHANNELS[:4], *CHANNELS[6:]])
-typed(JOB + "_of_channels: Half", [*CHANNELS[:3], "0.01", *CHANNELS[4:]])
-typed(JOB + "_of_channels: --channels {}", [*CHANNELS[:3], "0.99", *CHANNELS[4:]])
+typed(JOB + "_of_whole: Half", [*CHANNELS[:3], "0.01", *CHANNELS[4:]])
+typed(JOB + "_of_whole: {} {}", [*CHANNELS[:3], "0.99", *CHANNELS[4:]])
 ONE_LAYER = """from torch import nn
 
 
@@ -90,7 +90,7 @@ def other_formats(tool):
     tool.follow(["export", slim, "--format", "dense"])
 
 
-@prints(JOB + "_check_sparsity: Ask for more: --channels")
+@prints(JOB + "_check_sparsity: Ask for more: {} {}")
 def more_channels_than_are_gone(tool):
     slim_file(tool)
     tool.follow(["prune", "again/model.safetensors", *CHANNELS[2:3], "0.2", *CHANNELS[4:]])
