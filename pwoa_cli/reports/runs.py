@@ -44,14 +44,18 @@ def _entry(folder: Path) -> dict[str, Any]:
 
 def _share_done(folder: Path) -> str:
     """"running, 43%" of a run that a process is at; "unfinished, 43%" of one that can go on; "unfinished" of
-    one that would begin again. The share is that of the training, "trained" stands for all of it."""
+    one that would begin again. The share is that of the training, "trained" stands for all of it; a search,
+    whose stages nobody can count before, is at "stage 3"."""
     running = bool(locks.owner(folder / run_folder.LOCK))
     if not running and not (folder / run_folder.STATE).exists():
         return "unfinished"
-    steps, done = run_folder.config(folder).get("steps"), 0
+    config, last = run_folder.config(folder), {}
     with suppress(InputError):
-        done = max((row.get("step", 0) for row in read_metrics(folder / run_folder.METRICS)[-1:]), default=0)
+        last = next(iter(read_metrics(folder / run_folder.METRICS)[-1:]), {})
+    steps, done = config.get("steps"), last.get("step", 0)
     share = f"{100 * done // steps}%" if isinstance(steps, int) and 0 <= done < steps else "trained"
+    if "max_loss" in config:
+        share = f"stage {last.get('stage', 1)}"
     return f"{'running' if running else 'unfinished'}, {share}"
 
 

@@ -105,20 +105,25 @@ def keep(folder: Path, result: Mapping[str, Any]) -> None:
 def _student(job: Job, folder: Path, keeper: Keeper, earlier: Mapping[str, Any], *, say: Say,
              progress: Progress) -> tuple[Job, nn.Module, list[str], dict[str, Any] | None]:
     """The pruned model with its job and notes of its training: of the sparsity asked for, or that a search
-    ends at, with the way there. A run goes on from its last step that was kept, a search from its last
+    ends at, with the way there. A run goes on from its last step that was kept, a search from that of its
     stage."""
     if job.held_out is None:
         with signals.patient():
             return job, *_logged_fit(job, folder, earlier, keeper=keeper, say=say, progress=progress), None
-    log = folder / METRICS
+    log, stopped = folder / METRICS, earlier.get("stage")
     MetricsLog(log, size=earlier.get("metrics", 0)).close()
+    before = {"created": earlier["created"], "search": earlier.get("search")}
 
     def train(stage: Job, told: Mapping[str, Any], named: Progress) -> tuple[nn.Module, list[str]]:
-        return _logged_fit(stage, folder, {"metrics": None}, told=told, say=say, progress=named)
+        nonlocal stopped
+        begun, stopped = stopped or {"metrics": None}, None  # it is the first that is trained, if one was
+        with signals.patient():
+            return _logged_fit(stage, folder, begun, told=told, keeper=_Within(keeper, before), say=say,
+                               progress=named)
 
     def over(way: Mapping[str, Any]) -> None:
-        keeper.keep({"created": earlier["created"], "search": dict(way),
-                     "metrics": log.stat().st_size if log.exists() else 0})
+        before["search"] = dict(way)
+        keeper.keep({**before, "metrics": log.stat().st_size if log.exists() else 0})
 
     try:
         found = prune_search.find(job, train=train, earlier=earlier.get("search"), over=over, say=say,
@@ -186,14 +191,29 @@ def _copies(job: Job) -> tuple[Plan, nn.Module]:
     return replace(job.plan, teacher=teacher), student
 
 
-def _logged_fit(job: Job, folder: Path, earlier: Mapping[str, Any], *, say: Say, progress: Progress,
-                keeper: Keeper | None = None,
-                told: Mapping[str, Any] | None = None) -> tuple[nn.Module, list[str]]:
+class _Within:
+    """A keeper of a stage's state, beside what is kept `before` it: of the stages that are over."""
+
+    def __init__(self, keeper: Keeper, before: Mapping[str, Any]):
+        self._keeper, self._before = keeper, before
+
+    @property
+    def due(self) -> bool:
+        """As of the keeper."""
+        return self._keeper.due
+
+    def keep(self, state: Mapping[str, Any]) -> bool:
+        """As of the keeper."""
+        return self._keeper.keep({**self._before, "metrics": state["metrics"], "stage": dict(state)})
+
+
+def _logged_fit(job: Job, folder: Path, earlier: Mapping[str, Any], *, keeper: Keeper | _Within, say: Say,
+                progress: Progress, told: Mapping[str, Any] | None = None) -> tuple[nn.Module, list[str]]:
     """`fit` with its losses in metrics.jsonl, its phases timed and its state kept; with the model, what it
     said of rates that were too high.
 
-    Args: earlier: the state that it goes on from, with when it began. keeper: None keeps none. told: what
-    each line of metrics.jsonl says first.
+    Args: earlier: the state that it goes on from, with when it began. told: what each line of metrics.jsonl
+    says first.
     """
     position = earlier.get("position")
     done = position["state"]["step"] if position else 0
@@ -210,7 +230,7 @@ def _logged_fit(job: Job, folder: Path, earlier: Mapping[str, Any], *, say: Say,
 class _Record:
     """What a training leaves while it runs: lines of metrics.jsonl, the seconds of its phases, its state."""
 
-    def __init__(self, job: Job, log: MetricsLog, keeper: Keeper | None, earlier: Mapping[str, Any],
+    def __init__(self, job: Job, log: MetricsLog, keeper: Keeper | _Within, earlier: Mapping[str, Any],
                  told: Mapping[str, Any], *, say: Say, progress: Progress):
         self._job, self._plan, self._log, self._keeper = job, job.plan, log, keeper
         self._created, self._start = earlier.get("created"), time.perf_counter() - earlier.get("seconds", 0.0)
@@ -238,8 +258,6 @@ class _Record:
     def keep(self, step: int, position: Callable[[], dict[str, Any]]) -> None:
         """After each step: keep the state where it is time to. Raises: KeyboardInterrupt if the process is to
         end."""
-        if self._keeper is None:
-            return
         ends, seconds = signals.wanted(), self._job.seconds
         if ends or self._keeper.due or step == self._plan.steps:
             self._keeper.keep({

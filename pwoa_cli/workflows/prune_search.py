@@ -68,6 +68,7 @@ def find(job: Job, *, train: Train, say: Say, progress: Progress,
     search, found = Search(zeros_of(job.counted.weights)), Found(job, job.subject.model, [], {})
     if earlier is not None:
         search, found = _of_earlier(job, earlier)
+        job.seconds.update(earlier["seconds"])
         say(f"goes on after stage {len(search.stages)}")
     while (sparsity := next_sparsity(search)) is not None:
         try:
@@ -83,17 +84,18 @@ def find(job: Job, *, train: Train, say: Say, progress: Progress,
         say(_verdict(job, stage, len(search.stages)))
         if stage.accepted:
             found = Found(stage_job, student, [*found.notes, *notes], {})
-        over(_kept(search, found))
+        over(_kept(job, search, found))
     if search.accepted is None:
         raise _nothing(job, search)
     return replace(found, table=_table(job, teacher, search))
 
 
-def _kept(search: Search, found: Found) -> dict[str, Any]:
-    """How far a search is, as plain values and tensors."""
+def _kept(job: Job, search: Search, found: Found) -> dict[str, Any]:
+    """How far a search is and what it took, as plain values and tensors."""
     accepted = search.accepted is not None
     return {"search": json.dumps(asdict(search)), "notes": list(found.notes),
-            "student": found.student.state_dict() if accepted else None}
+            "student": found.student.state_dict() if accepted else None,
+            "seconds": {phase: job.seconds[phase] for phase in ("sparsify", "finetune", "search")}}
 
 
 def _of_earlier(job: Job, earlier: Mapping[str, Any]) -> tuple[Search, Found]:

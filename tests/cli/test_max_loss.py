@@ -1,6 +1,8 @@
 """`pwoa prune --max-loss`: what a search writes and says, how it is typed, given again, refused."""
 import json
+import os
 import re
+import signal
 import tomllib
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pwoa_cli
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.reports import schema, search
+from pwoa_cli.training import loop
 from pwoa_cli.workflows import prune, prune_search
 from pwoa_cli.workflows import search as targets
 
@@ -168,3 +171,36 @@ def test_a_search_that_is_stopped_goes_on_after_its_last_stage(here, pwoa, few_s
     steps = [[(row["stage"], row["step"]) for row in read_metrics(Path(name, "metrics.jsonl"))]
              for name in ("whole", "cut")]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 12], ids=lambda step: f"step {step} of all")
+def test_a_search_that_is_stopped_within_a_stage_goes_on_from_its_step(here, pwoa, few_stages, monkeypatch,
+                                                                       stop):
+    """Stages of 5, 9 and 13 steps or so: a signal comes in one of them, and no step is done twice."""
+    words = [*SEARCH, "--held-out", "24", "--epochs", "1"]
+    assert pwoa(*words, "--out", "whole")[0] == 0
+    real, seen = loop.step, []
+
+    def arrives(plan, state):
+        seen.append(state.step)
+        if len(seen) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(plan, state)
+
+    monkeypatch.setattr(loop, "step", arrives)
+    code, _, err = pwoa(*words, "--out", "cut")
+    assert code == 130 and "Go on: pwoa prune --resume --out cut" in " ".join(err.split())
+    assert re.search(r"unfinished, stage \d", pwoa("runs", ".")[1])
+    done = len(seen)
+    code, _, err = pwoa("prune", "--resume", "--out", "cut")
+    assert code == 0 and f"goes on from step {seen[done - 1] + 1} of" in err, err
+    assert seen[done] == seen[done - 1] + 1 or seen[done] == 0  # the stage was at its last step
+    whole, again = (json.loads(Path(name, "report.json").read_text()) for name in ("whole", "cut"))
+    for report in (whole, again):
+        del report["created"], report["seconds"]
+    assert whole == again
+    assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
+    steps = [[(row["stage"], row["step"]) for row in read_metrics(Path(name, "metrics.jsonl"))]
+             for name in ("whole", "cut")]
+    assert steps[0] == steps[1]
+    assert sorted(p.name for p in Path("cut").iterdir()) == RUN_FILES

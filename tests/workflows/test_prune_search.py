@@ -213,8 +213,8 @@ def test_what_the_structure_does_not_allow_is_no_stage_and_ends_nothing(monkeypa
 def test_a_structure_that_does_not_allow_a_half_begins_with_less(monkeypatch):
     check = prune_job._check_reachable
 
-    def bounded(weights, groups, asked, recipe):
-        check(weights, groups, asked, recipe)
+    def bounded(weights, groups, macs, asked, recipe):
+        check(weights, groups, macs, asked, recipe)
         if asked.sparsity > 0.3:
             raise InputError("cannot be reached.")
 
