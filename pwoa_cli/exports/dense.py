@@ -1,7 +1,7 @@
 """Plain state dicts that stock torch loads: under the names of the network, or in the very envelope that a
 checkpoint came in."""
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,22 @@ def save(net: nn.Module, path: Path, *, dtype: torch.dtype | None = None, prefix
     Args: path: .pt and .pth are torch.save's, .safetensors safetensors'. dtype: of all float tensors.
     prefix: before every name, such as "module.". like: a checkpoint of the same network: what lies around its
     weights (envelopes, wrappers' names, normalisation, counters, settings) stays, and so do their dtypes
-    unless `dtype` says otherwise; a .safetensors file has its tensors alone.
+    where they hold the weights' values, unless `dtype` says otherwise; a second name or copy of a weight is
+    the new one too. A .safetensors file has the tensors of that state dict alone.
     Raises: InputError if `like` does not hold these tensors.
     """
     content: Any = {prefix + name: _converted(tensor, dtype) for name, tensor in net.state_dict().items()}
+    made = list(content.values())
     if like is not None:
-        content = _substituted(net, like, dtype)
+        content, made = _substituted(net, like, dtype)
     with atomic(path) as temporary:
         if path.suffix == ".safetensors":
-            tensors = _innermost(content, len(net.state_dict()) // 2)
-            tensors = {name: _converted(tensor, None) for name, tensor in tensors.items()}
+            tensors = {key: _converted(tensor, None) for key, tensor in _innermost(content, made).items()}
             temporary.write_bytes(safetensors.torch.save(tensors))
         else:
-            made = io.BytesIO()  # to a file torch tells a full disk in its own way, by name writes the name
-            torch.save(content, made)
-            temporary.write_bytes(made.getbuffer())
+            buffer = io.BytesIO()  # to a file torch tells a full disk in its own way, by name writes the name
+            torch.save(content, buffer)
+            temporary.write_bytes(buffer.getbuffer())
     return path.stat().st_size
 
 
@@ -50,8 +51,9 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().to(wanted, memory_format=torch.contiguous_format, copy=True)
 
 
-def _substituted(net: nn.Module, like: Source, dtype: torch.dtype | None) -> Any:
-    """The content of a checkpoint with other values for the weights of its network; all else stays."""
+def _substituted(net: nn.Module, like: Source, dtype: torch.dtype | None) -> tuple[Any, list[Tensor]]:
+    """The content of a checkpoint with other values for the weights of its network, and those; all else
+    stays."""
     content, found = content_and_names(like.path, entry=like.entry, trust_pickle=like.trust_pickle)
     state, theirs = net.state_dict(), aligned(found, net)
     for name in sorted({*theirs, *state}):
@@ -61,27 +63,58 @@ def _substituted(net: nn.Module, like: Source, dtype: torch.dtype | None) -> Any
         if shapes[0] != shapes[1]:
             raise InputError(f"{like.path} is no checkpoint of the same network: {name} is {shapes[0]} in "
                              f"it, {shapes[1]} in the model.", hint="Leave it out: --like none")
-    return _replaced(content, {id(tensor): _converted(state[name], dtype or (
-        tensor.dtype if tensor.is_floating_point() else None)) for name, tensor in theirs.items()})
+    rounded = dtype is None and any(
+        not torch.equal(state[name], state[name].to(tensor.dtype).to(state[name].dtype))
+        for name, tensor in theirs.items() if tensor.is_floating_point())
+    new = {name: _converted(state[name], dtype or (
+        tensor.dtype if tensor.is_floating_point() and not rounded else None))
+        for name, tensor in theirs.items()}
+    content = _replaced(content, {_memory(tensor): new[name] for name, tensor in theirs.items()},
+                        {name: (tensor, new[name]) for name, tensor in theirs.items()})
+    return content, list(new.values())
 
 
-def _replaced(content: Any, new: Mapping[int, Tensor]) -> Any:
-    """A copy of nested containers in which some tensors are others."""
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What tensors share that are the same values under several names."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return (id(tensor),)
+    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.dtype)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.layout == other.layout and torch.equal(one, other)
+
+
+def _replaced(content: Any, new: Mapping[tuple[Any, ...], Tensor],
+              copies: Mapping[str, tuple[Tensor, Tensor]], key: str = "") -> Any:
+    """A copy of nested containers in which some tensors are others. Args: new: by the memory of the old ones.
+    copies: (old, new) by name: what has this name at the end of its key, and the old values, is a copy."""
     if isinstance(content, Tensor):
-        return new.get(id(content), content)
+        parts = key.split(".")
+        names = (".".join(parts[i:]) for i in range(len(parts)))
+        same = (copies[name][1] for name in names if name in copies and _equal(copies[name][0], content))
+        return new[_memory(content)] if _memory(content) in new else next(same, content)
     if isinstance(content, Mapping):
-        return {key: _replaced(value, new) for key, value in content.items()}
+        return {name: _replaced(value, new, copies, str(name)) for name, value in content.items()}
     if type(content) in (list, tuple):
-        return type(content)(_replaced(value, new) for value in content)
+        return type(content)(_replaced(value, new, copies) for value in content)
     return content
 
 
-def _innermost(content: Any, least: int) -> dict[str, Tensor]:
-    """The first mapping that holds so many tensors, wherever in the content it lies."""
-    inside: Iterable[Any] = content if isinstance(content, list | tuple) else ()
+def _innermost(content: Any, made: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of the mapping that holds most of those that were made, wherever in the content it lies; of
+    equals the first."""
+    ids = set(map(id, made))
+    return max(({str(key): value for key, value in part.items() if isinstance(value, Tensor)}
+                for part in _mappings(content)),
+               key=lambda tensors: sum(id(value) in ids for value in tensors.values()), default={})
+
+
+def _mappings(content: Any) -> Iterator[Mapping[Any, Any]]:
+    """The content itself and all inside it, outermost first."""
     if isinstance(content, Mapping):
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if len(tensors) >= least:
-            return tensors
-        inside = content.values()
-    return next((found for part in inside if (found := _innermost(part, least))), {})
+        yield content
+    inside: Iterable[Any] = (content.values() if isinstance(content, Mapping) else
+                             content if isinstance(content, list | tuple) else ())
+    for part in inside:
+        yield from _mappings(part)

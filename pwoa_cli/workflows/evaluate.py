@@ -53,6 +53,7 @@ class Request:
     attacks: str = "fgsm,pgd,cw"
     teacher: Source | None = None  # what the model is compared with
     teacher_is_source: bool = False  # the file that the model was pruned from: read as it was then
+    alone: bool = False  # a run's model is wanted without its teacher
     data: str | None = None
     choices: Choices = field(default_factory=Choices)
     norm: str | None = None
@@ -167,8 +168,8 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     """The request for a run: its model; its teacher, if that file is still the same, its data and threat
     unless asked for."""
     run = finished_run.read(folder, say=say)
-    teacher = request.teacher or finished_run.teacher_source(run)
-    if teacher is None and (why := finished_run.no_teacher(run)):
+    teacher = request.teacher or (None if request.alone else finished_run.teacher_source(run))
+    if not request.alone and teacher is None and (why := finished_run.no_teacher(run)):
         say(f"warning: its teacher {why[0]}; the pruned model is measured alone ({why[1]})")
     norm, eps = run.threat(request.norm, request.eps)
     return replace(request, source=replace(request.source, path=run.model), teacher=teacher,

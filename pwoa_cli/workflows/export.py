@@ -84,7 +84,7 @@ def prepare(request: Request, *, say: Say) -> Job:
         found = evaluation.prepare(evaluation.Request(
             request.source, attacks=request.attacks, data=request.data, choices=request.choices,
             norm=request.norm, eps=request.eps, n=request.n if lossy else 1, seed=request.seed,
-            device="cpu"), say=say)
+            device="cpu", alone=True), say=say)
         loaded = found.subject.loaded
     else:
         source = replace(request.source, path=run_folder.model_of(path))
@@ -156,7 +156,8 @@ def _like(request: Request, *, say: Say) -> Source | None:
     origin = Path(str(model.get("source", "")))
     if origin.is_file() and file_sha256(origin) == model.get("sha256"):
         say(f"in the envelope of {origin}, which it was pruned from (--like none: names alone)")
-        return Source(str(origin), entry=model.get("reading", {}).get("entry"))
+        return Source(str(origin), entry=model.get("reading", {}).get("entry"),
+                      trust_pickle=request.source.trust_pickle)
     return None
 
 

@@ -38,6 +38,41 @@ def test_dense_of_a_run_comes_in_the_envelope_of_its_checkpoint(here, pwoa):
     assert "envelope" not in out and torch.equal(pwoa_cli.load("p.safetensors")(X), want)
 
 
+@pytest.mark.parametrize("words", [["--format", "slim"], ["--format", "onnx"],
+                                   ["--format", "sparse", "--dtype", "bf16", "--attacks", "fgsm",
+                                    "--samples", "8"]], ids=str)
+def test_a_teacher_that_is_another_file_by_now_is_not_asked_for(here, pwoa, words):
+    """What is written is the run's model alone."""
+    code, _, err = pwoa("prune", "model.pt", "--sparsity", "0.6", "--structure", "channel", *TINY, *BUDGET,
+                        "--out", "run")
+    assert code == 0, err
+    state = torch.load("model.pt", weights_only=True)
+    torch.save({name: t * 1.5 if t.is_floating_point() else t for name, t in state.items()}, "model.pt")
+    ending = ".onnx" if "onnx" in words else ".safetensors"
+    _, err = export(pwoa, "run", *words, "--out", f"m{ending}")
+    assert Path(f"m{ending}").stat().st_size and "warning: its teacher" not in err
+
+
+def test_the_envelope_of_a_checkpoint_that_must_be_trusted_is_opened_too(here, pwoa):
+    torch.save({"state_dict": torch.load("model.pt", weights_only=True), "args": Settings()}, "trusted.pt")
+    code, _, err = pwoa("prune", "trusted.pt", "--trust-pickle", "--sparsity", "0.6", *TINY, *BUDGET, "--out",
+                        "run")
+    assert code == 0, err
+    _, err = export(pwoa, "run", "--format", "dense", "--trust-pickle", "--out", "d.pt")
+    assert "in the envelope of trusted.pt" in err
+    assert torch.load("d.pt", weights_only=False)["args"].lr == 0.1
+
+
+class Settings:
+    """What only unpickling code gives back."""
+
+    def __init__(self):
+        self.lr = 0.1
+
+    def __reduce__(self):
+        return Settings, ()
+
+
 def test_the_file_is_named_after_the_model(here, pwoa):
     out, _ = export(pwoa, "pruned.safetensors", "--format", "dense", "--json")
     found = json.loads(out)

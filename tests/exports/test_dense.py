@@ -60,7 +60,7 @@ def test_the_envelope_of_a_checkpoint_stays(tmp_path):
 
 
 def test_normalisation_buffers_and_half_precision_stay(tmp_path):
-    net = small.resnet()
+    net = small.resnet().half().float()
     state = {f"1.{name}": t.half() if t.is_floating_point() else t for name, t in net.state_dict().items()}
     mean, std = torch.full((3, 1, 1), 0.4), torch.full((3, 1, 1), 0.2)
     torch.save({"0.mean": mean, "0.std": std, **state}, tmp_path / "before.pt")
@@ -71,6 +71,46 @@ def test_normalisation_buffers_and_half_precision_stay(tmp_path):
     assert load_model(tmp_path / "after.pt").mean == pytest.approx((0.4,) * 3)
     dense.save(net, tmp_path / "wide.pt", like=Source(str(tmp_path / "before.pt")), dtype=torch.float32)
     assert torch.load(tmp_path / "wide.pt", weights_only=True)["1.conv1.weight"].dtype == torch.float32
+
+
+def test_half_precision_that_would_round_the_weights_does_not_stay(tmp_path):
+    """What is written without --dtype is what the model is, bit for bit."""
+    net = small.resnet()
+    torch.save({k: t.half() if t.is_floating_point() else t for k, t in small.resnet().state_dict().items()},
+               tmp_path / "before.pt")
+    dense.save(net, tmp_path / "after.pt", like=Source(str(tmp_path / "before.pt")))
+    same(torch.load(tmp_path / "after.pt", weights_only=True), net)
+    dense.save(net, tmp_path / "half.pt", like=Source(str(tmp_path / "before.pt")), dtype=torch.float16)
+    same(torch.load(tmp_path / "half.pt", weights_only=True), net, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_lies_twice_in_an_envelope_is_new_in_both_places(tmp_path, shared):
+    """MadryLab's attacker holds the model again: load_state_dict fills one module from both, in this
+    order."""
+    before, after = small.resnet(), small.learn(small.resnet(), channels=3, seed=1, steps=2).eval()
+    state = before.state_dict()
+    again = before.state_dict() if shared else {name: t.clone() for name, t in state.items()}
+    torch.save({"model": {f"module.model.{name}": t for name, t in state.items()}
+                | {f"module.attacker.model.{name}": t for name, t in again.items()}}, tmp_path / "before.pt")
+    dense.save(after, tmp_path / "after.pt", like=Source(str(tmp_path / "before.pt")))
+    module = torch.nn.Module()
+    module.model, module.attacker = small.resnet(), torch.nn.Module()
+    module.attacker.model = module.model
+    torch.nn.ModuleDict({"module": module}).load_state_dict(
+        torch.load(tmp_path / "after.pt", weights_only=True)["model"])
+    x = torch.rand(4, 3, 8, 8)
+    assert torch.equal(module.model.eval()(x), after(x))
+
+
+def test_an_average_beside_the_model_is_not_what_a_flat_file_gets(tmp_path):
+    before, after = small.resnet(), small.learn(small.resnet(), channels=3, seed=1, steps=2).eval()
+    torch.save({"state_dict_ema": {k: t * 0.5 for k, t in before.state_dict().items()},
+                "state_dict": before.state_dict()}, tmp_path / "before.pt")
+    like = Source(str(tmp_path / "before.pt"), entry="state_dict")
+    dense.save(after, tmp_path / "flat.safetensors", like=like)
+    found = safetensors.torch.load_file(tmp_path / "flat.safetensors")
+    assert all(torch.equal(found[name], t) for name, t in after.state_dict().items())
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
