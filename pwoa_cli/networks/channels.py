@@ -100,10 +100,10 @@ def _of_graph(model: nn.Module, x: Tensor) -> tuple[Sets, dict[str, str]]:
     graph = torch_pruning.DependencyGraph()
     try:
         twin = copy.deepcopy(model).eval().requires_grad_(True)  # the graph is that of autograd
-        head = twin.get_submodule(layers.logit_layer(twin, x))
+        heads = [twin.get_submodule(name) for name in layers.logit_layers(twin, x)]
         with torch.enable_grad(), warnings.catch_warnings(action="ignore"):
             graph.build_dependency(twin, x, forward_fn=lambda net, images: net(images), verbose=False)
-            groups = list(graph.get_all_groups(ignored_layers=[head]))
+            groups = list(graph.get_all_groups(ignored_layers=heads))
     except Exception as error:  # it raises many kinds, and so do networks that cannot be copied
         raise ValueError("Torch-Pruning's dependency graph does not take it "
                          f"({raised(error)[:120]})") from error

@@ -81,20 +81,27 @@ def live_parameters(model: nn.Module, x: Tensor) -> set[str]:
     among them.
     """
     named = dict(model.named_parameters())
-    trained = {name: p.requires_grad for name, p in named.items()}
+    with _gradients(model):
+        grads = torch.autograd.grad(model(x).sum(), list(named.values()), allow_unused=True)
+    return {name for name, g in zip(named, grads, strict=True) if g is not None}
+
+
+@contextmanager
+def _gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, passes are those of eval mode, with gradients for every parameter."""
+    trained = {p: p.requires_grad for p in model.parameters()}
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
         with torch.enable_grad():
-            for p in named.values():
+            for p in trained:
                 p.requires_grad_(True)
-            grads = torch.autograd.grad(model(x).sum(), list(named.values()), allow_unused=True)
+            yield
     finally:
         for module, was in training.items():  # one by one: a frozen batch norm stays frozen
             module.training = was
-        for name, p in named.items():
-            p.requires_grad_(trained[name])
-    return {name for name, g in zip(named, grads, strict=True) if g is not None}
+        for p, was in trained.items():
+            p.requires_grad_(was)
 
 
 @contextmanager
@@ -149,9 +156,36 @@ def hidden_layers(model: nn.Module, x: Tensor, patterns: str = "auto") -> list[s
     return list(dict.fromkeys(found))
 
 
-def logit_layer(model: nn.Module, x: Tensor) -> str:
-    """Name of the weighted module that runs last on x (B, C, H, W): its rows are the classes."""
-    return _weighted([n for n, _ in _runs(model, x)], dict(model.named_modules()))[-1]
+def logit_layers(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the weighted modules from which the logits on x (B, C, H, W) come with no other in between:
+    their rows are the classes. A network may have several, which it adds up, and others that run later for
+    another answer."""
+    modules, ends = dict(model.named_modules()), dict[Any, str]()
+    handles = [modules[name].register_forward_hook(
+                   lambda _m, _a, out, name=name: ends.update({t.grad_fn: name for t in _tensors(out)}))
+               for name in _weighted(list(modules), modules)]
+    try:
+        with _gradients(model):
+            logits = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    todo, seen, found = [logits.grad_fn], set(), dict[str, None]()
+    while todo:
+        node = todo.pop()
+        if node in ends:
+            found[ends[node]] = None
+        elif node is not None and node not in seen:
+            seen.add(node)
+            todo += [inner for inner, _ in node.next_functions]
+    return [name for name in modules if name in found]
+
+
+def _tensors(out: object) -> Iterator[Tensor]:
+    """A module's outputs."""
+    for value in out if isinstance(out, list | tuple) else (out,):
+        if isinstance(value, Tensor):
+            yield value
 
 
 def _weighted(order: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
@@ -190,16 +224,16 @@ def _runs(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
 def norms(model: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
     """{weighted module: norms of each channel (batch and instance norms) that read its very output} by module
     name: what makes a zero filter speak again. A layer that runs twice may have two."""
-    producer: dict[int, tuple[str, Tensor]] = {}
+    producer: dict[int, tuple[str, Tensor, int]] = {}
     found: dict[str, tuple[str, ...]] = {}
 
     def produced(name: str) -> Callable[..., None]:
         # the tensor is kept, so its id is its own
-        return lambda _m, _a, out: producer.__setitem__(id(out), (name, out))
+        return lambda _m, _a, out: producer.__setitem__(id(out), (name, out, out._version))
 
     def consumed(name: str, args: tuple[Tensor, ...]) -> None:
-        if args and id(args[0]) in producer:
-            source = producer[id(args[0])][0]
+        source, _, version = producer.get(id(args[0]), ("", None, 0)) if args else ("", None, 0)
+        if source and args[0]._version == version:  # else something was added to it in place
             found[source] = tuple(dict.fromkeys((*found.get(source, ()), name)))
 
     handles = []

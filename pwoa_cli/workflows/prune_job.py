@@ -146,7 +146,8 @@ def _settled(recipe: Recipe, request: Request, weights: Mapping[str, Tensor], gr
              device: torch.device) -> Recipe:
     """The recipe without "auto": what it means for these weights, their groups and on this device. Where
     groups fall silent it regrows nothing, unless that is asked for on the command line, where
-    `_check_structure` says why it cannot be.
+    `_check_structure` says why it cannot be. Of multiplications every set of channels loses the same fraction
+    (docs/export.md has the figures), unless another allocation is asked for there.
 
     Global scores compare sums over groups, which grow with their size: of filters they leave small layers a
     single one. Of single weights they starve the layers whose scale is small.
@@ -155,6 +156,8 @@ def _settled(recipe: Recipe, request: Request, weights: Mapping[str, Tensor], gr
     shares = "global" if single(groups) and _spares(weights, groups, request.sparsity) else "lamp"
     recipe = replace(recipe, precision=precision if recipe.precision == "auto" else recipe.precision,
                      allocation=shares if recipe.allocation == "auto" else recipe.allocation)
+    if request.of == "macs" and "allocation" not in request.overrides:
+        recipe = replace(recipe, allocation="uniform")
     silences = STRUCTURES[request.structure].silences
     return replace(recipe, regrow=0.0) if silences and "regrow" not in request.overrides else recipe
 

@@ -51,14 +51,14 @@ def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
     dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in reached.values())
     weights = {name: w for name, w in reached.items() if w.requires_grad  # the author's frozen ones stay
                and (not structure.of_layers or name in rows)}
-    logits = f"{layers.logit_layer(model, x)}.weight" if structure.keeps_logits and reached else ""
-    last = weights.pop(logits, None)
+    logits = {f"{name}.weight" for name in layers.logit_layers(model, x)} if structure.keeps_logits else set()
+    last = [weights.pop(name) for name in logits & weights.keys()]
     for name in _strange(model, x, {name: w for name, w in weights.items() if name not in rows}):
         weights.pop(name)
-    others = {name: p for name, p in layers.uncounted(model, live, weights).items() if name != logits}
+    others = {name: p for name, p in layers.uncounted(model, live, weights).items() if name not in logits}
     found = Counted(weights, dead, {name: p.numel() for name, p in others.items()})
     if not weights:
-        raise _nothing(kind, list(others), last is not None, where)
+        raise _nothing(kind, list(others), bool(last), where)
     total = sum(w.numel() for w in weights.values())
     if sum(p.numel() for p in others.values() if p.requires_grad) > total:
         raise InputError(f"{where}: --structure {kind} reaches {total:,} weights alone: {found.sentence()}",

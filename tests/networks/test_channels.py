@@ -93,7 +93,7 @@ def test_torch_pruning_removes_the_same(name):
     slim, twin = channels.without(model, sets, gone), copy.deepcopy(model)
     names = {module: name for name, module in twin.named_modules()}
     graph = torch_pruning.DependencyGraph().build_dependency(twin, X, verbose=False)
-    head = twin.get_submodule(layers.logit_layer(model, X))
+    (head,) = (twin.get_submodule(name) for name in layers.logit_layers(model, X))
     for group in graph.get_all_groups(ignored_layers=[head]):
         root = names[group[0].dep.target.module]
         key = next(key for key, sides in sets.items() if any(
@@ -206,7 +206,7 @@ def test_padded_shortcuts_keep_their_channels(scale):
     torch.manual_seed(0)
     model = Normalized(build("cifar-resnet", {"blocks": (1, 1), "widths": (4, 8), "shortcut": "pad"})).eval()
     with torch.no_grad():
-        for p in model.get_submodule(layers.logit_layer(model, X)).parameters():
+        for p in model.get_submodule(layers.logit_layers(model, X)[0]).parameters():
             p.mul_(scale)
     sets, odd = channels.found(model, X)
     assert list(odd) == ["net.conv1.weight"] and len(sets) == 2

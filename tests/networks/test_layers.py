@@ -155,7 +155,7 @@ def test_macs_of_a_lenet():
 
 
 def test_the_logit_layer_is_the_last_that_runs():
-    assert layers.logit_layer(resnet18(), X) == "fc"
+    assert layers.logit_layers(resnet18(), X) == ["fc"]
 
     class Positions(nn.Module):  # a matrix of the network's own is no layer behind all others
         def __init__(self):
@@ -165,7 +165,29 @@ def test_the_logit_layer_is_the_last_that_runs():
         def forward(self, x):
             return self.fc((x + self.where).flatten(1))
 
-    assert layers.logit_layer(nn.Sequential(Positions()), torch.rand(2, 8, 8)) == "0.fc"
+    assert layers.logit_layers(nn.Sequential(Positions()), torch.rand(2, 8, 8)) == ["0.fc"]
+
+
+@pytest.mark.parametrize(("answer", "heads"), [
+    ("(self.fc(h), self.other(h))[0]", ["fc"]), ("self.fc(h) + self.other(h)", ["fc", "other"]),
+    ("(self.fc(h), self.other(self.fc(h)))[0]", ["fc"]), ("self.other(self.fc(h).relu())", ["other"]),
+    ("self.fc(h).add_(self.other(h)).mul(2).log_softmax(1)", ["fc", "other"])])
+def test_the_logit_layers_are_those_that_the_logits_come_from(answer, heads):
+    """Whichever runs last, and however many there are; flags and grads stay as they were."""
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc, self.other = nn.Conv2d(1, 4, 8), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.conv(x).flatten(1)  # noqa: F841 (of the answer)
+            return eval(answer)
+
+    net = Net().train()
+    net.conv.requires_grad_(False)
+    assert layers.logit_layers(net, torch.rand(2, 1, 8, 8)) == heads
+    assert net.training and [p.requires_grad for p in net.parameters()] == [False] * 2 + [True] * 4
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_macs_count_every_window_of_an_image():
@@ -246,3 +268,23 @@ def test_live_parameters_counts_frozen_ones_and_changes_nothing():
     assert not net.fc.weight.requires_grad and net.fc.bias.requires_grad
     assert torch.equal(net.fc.bias.grad, torch.ones(3)) and net.fc.weight.grad is None
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_sum_in_place_is_no_longer_what_the_filter_gave():
+    """A block gives the convolution's own tensor with the shortcut added: the next block's norm reads
+    both, and a shortcut speaks where the filter is silent."""
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+            self.bn2, self.conv2 = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            out = self.conv2(self.bn2(self.conv1(self.bn1(x))).relu())
+            out += x
+            return out
+
+    net = nn.Sequential(Block(), Block(), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
+    found = layers.norms(net, torch.rand(2, 3, 8, 8))
+    assert found == {"0.conv1": ("0.bn2",), "1.conv1": ("1.bn2",)}
+    assert layers.companions(net, torch.rand(2, 3, 8, 8))["0.conv2.weight"] == ("0.conv2.bias",)
