@@ -107,7 +107,8 @@ def least_kept(groups: Layers, target: int) -> dict[str, int]:
 
     With u = density * groups of the layer, what `uniform` leaves it: at least SHARE * u, at least
     min(u, PER_ROW * rows) single weights, and at least one group. Where every u is 1 or more, these sum to at
-    most what the network keeps; else to no more than that and a group for each layer.
+    most what the network keeps; of single weights in layers so small that they would sum to more, each keeps
+    one, and of what is more than one the share that is there.
     """
     total = sum(group.weights for group in groups.values())
     found = {}
@@ -115,6 +116,9 @@ def least_kept(groups: Layers, target: int) -> dict[str, int]:
         alike = (total - target) * group.count // total
         rows = next(iter(group.parts.values())).shape[0] if group.size == 1 and not group.price else 0
         found[layer] = max(1, int(SHARE * alike), min(alike, PER_ROW * rows))
+    kept, wanted = total - target - len(groups), sum(found.values()) - len(groups)
+    if single(groups) and 0 <= kept < wanted:
+        found = {layer: 1 + (count - 1) * kept // wanted for layer, count in found.items()}
     return found
 
 

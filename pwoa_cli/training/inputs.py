@@ -54,7 +54,7 @@ def batch(plan: Plan, now: int) -> objective.Batch:
         mixed = way(x, generator=draw)
         x, soft = mixed.x, augmentation.soft_labels(mixed, y, num_classes=plan.num_classes)
     # of one pixel, so that sign noise is on the ball
-    eps = plan.eps if plan.norm == "linf" else plan.eps / math.sqrt(x[0].numel())
+    eps = plan.eps / {"linf": 1, "l2": math.sqrt(x[0].numel()), "l1": x[0].numel()}[plan.norm]
     noisy = augmentation.add_noise(x, scales=noise_scales(recipe, eps=eps), clean=recipe.noise_clean,
                                    generator=draw)
     return objective.Batch(noisy, x, y, soft)

@@ -219,7 +219,7 @@ def _dead(plan: Plan, state: State) -> bool:
 def _sparsity(plan: Plan, state: State) -> float:
     """Of the masks that there are."""
     kept = [mask.sum() for name, mask in state.masks.items() if name in plan.weights]
-    total = sum(groups.weights for groups in plan.groups.values())
+    total = sum(mask.numel() for name, mask in state.masks.items() if name in plan.weights)
     return 1 - int(torch.stack(kept).sum()) / total if kept else 0.0
 
 
@@ -248,7 +248,8 @@ def gradients(plan: Plan, state: State) -> dict[str, Tensor]:
     weights = weights_of(plan, state.student)
     buffers = {name: b.clone() for name, b in state.student.named_buffers()}
     loss = _sum(_weighted(plan, state, _forward(plan, state)))
-    slopes = torch.autograd.grad(loss, list(weights.values()))
+    # of what a pass leaves out, as blocks that are skipped at random, they are zero
+    slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         for name, buffer in state.student.named_buffers():
             buffer.copy_(buffers[name])

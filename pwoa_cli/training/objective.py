@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pwoa_cli.errors import InputError
 from pwoa_cli.losses import distill, hsic
 from pwoa_cli.networks.layers import capture
 from pwoa_cli.training.recipe import Recipe
@@ -112,6 +113,7 @@ def of_passes(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, ears: E
     z = [layer[:count] for layer in made.hidden] if len(x) > count else made.hidden
     found = _answers(recipe, made.logits, told.logits, count)
     if recipe.hidden_weight:
+        _check_heard(len(z), len(told.hidden))
         found["hidden"] = distill.hidden_error(z, [layer[:count] for layer in told.hidden],
                                                kind=recipe.hidden_loss)
     if made.maps is not None and told.maps is not None:  # where explain_weight asks for them
@@ -122,6 +124,14 @@ def of_passes(recipe: Recipe, *, student: nn.Module, teacher: nn.Module, ears: E
         found |= {name: value.sum() for (name, weight), value in zip(bottleneck.items(), sums, strict=True)
                   if weight}
     return found
+
+
+def _check_heard(made: int, told: int) -> None:
+    """Raises: InputError if student and teacher gave another number of hidden layers."""
+    if made != told:
+        raise InputError(f"{made} of {told} hidden layers ran in a training step: the network skips blocks "
+                         "at random, and a layer that did not run cannot be matched.",
+                         hint="--set hidden_weight=0")
 
 
 def of_constant(recipe: Recipe, *, teacher: nn.Module, hidden: Sequence[str], batch: Batch) -> float:

@@ -123,12 +123,16 @@ def _goal(request: Request) -> str:
 
 def epochs_said(request: Request, plan: Plan) -> str:
     """epochs: 20 of 468 steps (the default of recipe default at 99% sparsity; --epochs changes it)."""
-    recipe = plan.recipe
+    recipe, asked = plan.recipe, "epochs" in request.overrides
     effort = "" if recipe.effort == "default" else f" with effort {recipe.effort}"
     sparsity = f"{numbers.percent_of_weights(request.sparsity)}%" if recipe.stretch else "any"
     default = f"the default of recipe {recipe.name} at {sparsity} sparsity{effort}; --epochs changes it"
-    return (f"epochs: {plan.epochs:g} of {plan.steps_per_epoch:,} step{'s' * (plan.steps_per_epoch > 1)} "
-            f"({'as asked' if 'epochs' in request.overrides else default})")
+    why = "as asked" if asked else default
+    if request.max_loss is not None:
+        why = (f"of a stage: a third of the {recipe.epochs:g} that were asked for" if asked
+               else f"of the first stage: a third of {default}")
+    per_epoch = plan.steps_per_epoch
+    return f"epochs: {plan.epochs:g} of {per_epoch:,} step{'s' * (per_epoch > 1)} ({why})"
 
 
 def _words(request: Request) -> str:

@@ -127,6 +127,7 @@ def test_a_dry_run_gives_a_range(here, pwoa):
     planned = json.loads(pwoa(*SEARCH, "--dry-run", "--json")[1])
     assert [one["highest"] for one in planned["search"]] == [0.5, 0.99]
     assert not list(Path("pwoa-runs").glob("model-loss*"))
+    assert "(of a stage: a third of the 0.1 that were asked for)" in out
 
 
 def test_a_loss_on_the_test_images_beyond_the_limit_is_said_and_is_exit_3(here, pwoa, few_stages,

@@ -152,3 +152,20 @@ def test_sensitive_layers_keep_more_and_the_sum_is_least():
     assert quotas(rows, 0.5, method="sensitivity", structure="column", curves=curves)["b"] >= 6
     with pytest.raises(ValueError, match="sensitivity"):
         quotas(weights, 0.5, method="sensitivity")
+
+
+@pytest.mark.parametrize("method", ALLOCATIONS)
+@pytest.mark.parametrize("sparsity", [0.99, 0.995, 0.998])
+def test_many_small_layers_leave_room_for_the_zeros_that_are_asked_for(method, sparsity):
+    """Layers of which the density leaves less than one weight keep one each; the others give way for it."""
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"wide{i}": torch.randn(64, 16, 1, 1, generator=draw) for i in range(20)}
+    weights |= {f"small{i}": torch.randn(50, 1, 1, 1, generator=draw) for i in range(30)}
+    total = sum(w.numel() for w in weights.values())
+    if total - round(sparsity * total) < len(weights):
+        with pytest.raises(ValueError, match="a weight must stay in each of 50 layers"):
+            quotas(weights, sparsity, method=method, curves=curves_of(weights))
+        return
+    quota = quotas(weights, sparsity, method=method, curves=curves_of(weights))
+    assert sum(quota.values()) == round(sparsity * total)
+    assert all(quota[name] < w.numel() for name, w in weights.items())

@@ -37,10 +37,10 @@ def test_a_batch_is_mixed_in_one_way_or_not(changes, monkeypatch):
 
 
 def test_sign_noise_lies_on_the_ball_of_the_threat_model_whatever_its_norm():
-    """An l2 radius is that of the whole image: as a step of each pixel it would drown the image."""
+    """An l2 or l1 radius is that of the whole image: as a step of each pixel it would drown the image."""
     plan, _ = make_plan()
     grey = datasets.Split(images=torch.full_like(plan.split.images, 128), labels=plan.split.labels)
-    for norm, eps, order in (("linf", 0.1, float("inf")), ("l2", 0.5, 2)):
+    for norm, eps, order in (("linf", 0.1, float("inf")), ("l2", 0.5, 2), ("l1", 4.0, 1)):
         batch = inputs.batch(replace(plan, norm=norm, eps=eps, split=grey), 0)
         size = torch.linalg.vector_norm((batch.x - batch.clean).flatten(1), ord=order, dim=1)
         torch.testing.assert_close(size, torch.full((16,), eps), rtol=1e-4, atol=1e-6)

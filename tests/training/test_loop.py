@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.plans import finish, make_plan, no_slopes, on_move, zeros
+from helpers.plans import finish, make_plan, no_slopes, on_move, plan_for, zeros
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -14,7 +14,9 @@ from pwoa_cli.errors import PwoaError
 from pwoa_cli.losses import hsic
 from pwoa_cli.machine import seeds
 from pwoa_cli.networks import layers
+from pwoa_cli.pruning.groups import STRUCTURES
 from pwoa_cli.training import inputs, loop, masks
+from pwoa_cli.training.state import masked
 
 # --- phases -------------------------------------------------------------------------------------------------
 
@@ -88,6 +90,46 @@ def test_hsic_in_every_fourth_step_pulls_four_times_there_and_not_at_all_elsewhe
         want, whole = change(step, lambda_x=0.1 * factor, lambda_y=0.2 * factor)
         assert torch.equal(found, want) and losses["loss"] == whole["loss"]
         assert ("hsic_x" in losses) == ("hsic_y" in losses) == (factor > 0)
+
+
+def test_blocks_that_are_skipped_at_random_have_no_gradient_in_that_step():
+    """A criterion or regrowth that wants gradients gets zeros for them, and the run ends."""
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.block = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+            self.fc = nn.Linear(6 * 64, 3)
+
+        def forward(self, x):
+            x = self.conv(x).relu()
+            if not (self.training and torch.rand(()) < 0.5):
+                x = x + self.block(x)
+            return self.fc(x.flatten(1))
+
+    torch.manual_seed(0)
+    net = Skipping().eval()
+    plan, _ = make_plan(regrow=0.5, lambda_x=0.0, lambda_y=0.0, hidden_weight=0.0)
+    plan = plan_for(net, teacher=net, recipe=plan.recipe, split=plan.split, sparsity=0.8,
+                    weights=("conv.weight", "block.weight", "fc.weight"), companions={},
+                    structure="unstructured", hidden=(), num_classes=3)
+    state = finish(plan, loop.begin(plan, copy.deepcopy(net)))
+    gone, entries = zeros(state, plan.weights)
+    assert gone == round(0.8 * entries)
+
+
+def test_sparsity_counts_a_weight_of_two_groups_once():
+    """By which the limit of an explosion is chosen: of a channel's row and another's column."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    plan, _ = make_plan(lambda_x=0.0, lambda_y=0.0)
+    coupled = {"0.weight": {"0.weight": {0: range(4)}, "1.weight": {1: range(4)}},
+               "1.weight": {"1.weight": {0: range(4)}, "3.weight": {1: [i // 16 for i in range(64)]}}}
+    parameters = {name: net.get_parameter(name) for name in ("0.weight", "1.weight", "3.weight")}
+    groups = STRUCTURES["channel"].groups(parameters, {}, {}, coupled)
+    plan = replace(plan, groups=groups)
+    state = masked(loop.begin(plan, net), {name: torch.ones_like(p, dtype=torch.bool)
+                                           for name, p in parameters.items()})
+    assert loop._sparsity(plan, state) == 0.0
 
 
 def test_hsic_is_no_explosion(monkeypatch):

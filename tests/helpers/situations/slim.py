@@ -90,6 +90,31 @@ def other_formats(tool):
     tool.follow(["export", slim, "--format", "dense"])
 
 
+SKIPPED = """from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(6, 6, 3, 1, 1), nn.Conv2d(6, 6, 3, 1, 1)
+        self.bn = nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return x if self.training else x + 1e-3 * self.two(self.bn(self.one(x)))
+
+
+def fn():
+    return nn.Sequential(nn.Conv2d(1, 6, 3, 1, 1), nn.Sequential(Block()), nn.Flatten(), nn.Linear(384, 4))
+"""
+
+
+@prints("training/objective.py:_check_heard")
+def layers_that_do_not_run_in_training(tool):
+    """As with stochastic depth, but always."""
+    words = ["prune", "m.pt", "--sparsity", "0.5", *PRUNE[4:], "--dry-run", "--set", "hidden=inner"]
+    tool.follow([*words, *own(SKIPPED)])
+
+
 @prints(JOB + "_check_sparsity: Ask for more: {} {}")
 def more_channels_than_are_gone(tool):
     slim_file(tool)
