@@ -13,7 +13,7 @@ from pwoa_cli.errors import GATE, UNASKED, InputError
 from pwoa_cli.files import run_folder
 from pwoa_cli.files.atomic import write_text_atomic
 from pwoa_cli.files.plain import dumps
-from pwoa_cli.reports import collection, dossier, gates, json_schema, numbers, page, schema, tables
+from pwoa_cli.reports import collection, dossier, gates, json_schema, numbers, page, schema, search, tables
 from pwoa_cli.reports.collection import Entry
 
 EXAMPLES = """\b
@@ -56,8 +56,13 @@ def report(
         _write(html, partial(page.of_one, dossier.opened(path)), console)
     if not tell(console, gate, found, text=tables.markdown(found), name=path.name):
         raise typer.Exit(GATE)
-    if tables.only_guesses(found) or tables.falls_short(found):
+    if _unasked(found):
         raise typer.Exit(UNASKED)
+
+
+def _unasked(report: Mapping[str, Any]) -> bool:
+    """Whether something that was asked for is not there, as the command that wrote the report ended."""
+    return tables.only_guesses(report) or tables.falls_short(report) or search.exceeded(report)
 
 
 def _checked(html: Path | None) -> Path | None:
@@ -103,7 +108,7 @@ def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates
     if not tell(console, gate, found, text=text, name=" ".join(entries)):
         raise typer.Exit(GATE)
     reports = [entry.report for entry in entries.values()]
-    if any(tables.only_guesses(one) or tables.falls_short(one) for one in reports):
+    if any(map(_unasked, reports)):
         raise typer.Exit(UNASKED)
 
 

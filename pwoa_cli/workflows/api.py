@@ -98,6 +98,8 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
           out: PathText | None = None, structure: str = "unstructured",
           recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
+          mean: Sequence[float] | None = None, std: Sequence[float] | None = None, entry: str | None = None,
+          trust_pickle: bool = False,
           num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
           eps: float | str | None = None, attacks: str = "fgsm,pgd-10,pgd-20,cw", samples: int = 1000,
           seed: int = 0, device: str = "auto", compile: str = "auto", progress: Progress = _nothing,
@@ -110,6 +112,7 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
         channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1),
         with structure="channel".
+        mean, std: a number a channel, in the place of normalize. trust_pickle: run code that the file holds.
         eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
         called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
         as the command's options of that name.
@@ -122,14 +125,16 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     zeros = None if sparsity is None else fraction(str(sparsity))
     removed = None if channels is None else fraction(str(channels), flag="--channels")
     saved = None if macs is None else fraction(str(macs), flag="--macs")
-    source = _source(model, arch=arch, normalize=normalize, num_classes=num_classes)
+    source = _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
+                     trust_pickle=trust_pickle, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
                            sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved),
                            now=created, run=True) as folder:
         request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
                           macs=saved, structure=structure, recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
-                          teacher=None if teacher is None else Source(run_folder.model_of(str(teacher))),
+                          teacher=None if teacher is None else Source(run_folder.model_of(str(teacher)),
+                                                                      trust_pickle=trust_pickle),
                           data=None if data is None else str(data), norm=norm, eps=_eps(eps),
                           attacks=attacks, n=samples, seed=seed, device=device, compile=compile)
         report = pruning.execute(prepare(request, say=say), folder, say=say, progress=progress,
@@ -145,6 +150,10 @@ class Options(TypedDict, total=False):
     compare: PathText | None
     arch: str | None
     normalize: str | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    entry: str | None
+    trust_pickle: bool
     num_classes: int | None
     data: PathText | None
     norm: str | None
@@ -170,8 +179,9 @@ def evaluate(model: Sequence[PathText], **options: Unpack[Options]) -> dict[str,
 
 
 def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None = None,
-             arch: str | None = None,
-             normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
+             arch: str | None = None, normalize: str | None = None, mean: Sequence[float] | None = None,
+             std: Sequence[float] | None = None, entry: str | None = None, trust_pickle: bool = False,
+             num_classes: int | None = None, data: PathText | None = None,
              norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
              curve: Sequence[float | str] | None = None, samples: int = 1000, seed: int = 0,
              batch_size: int | None = None, device: str = "auto", max_seconds: float | None = None,
@@ -190,8 +200,8 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
     if max_seconds is not None and not max_seconds > 0:
         raise InputError(f"max_seconds={max_seconds} is not above 0.", hint="Ten minutes: max_seconds=600")
     paths = [model] if isinstance(model, str | PathLike) else model
-    sources = [_source(path, arch=arch, normalize=normalize, num_classes=num_classes, run=True)
-               for path in paths]
+    sources = [_source(path, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
+                       trust_pickle=trust_pickle, num_classes=num_classes, run=True) for path in paths]
     if not sources:
         raise InputError("evaluate([]) names no model.", hint="For example: evaluate([\"a.pt\", \"b.pt\"])")
     curve = () if curve is None else curve
@@ -215,7 +225,9 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
 
 def export(model: PathText, format: str, out: PathText | None = None, *, dtype: str = "fp32",
            prefix: str = "", like: PathText | None = None, arch: str | None = None,
-           normalize: str | None = None, num_classes: int | None = None, data: PathText | None = None,
+           normalize: str | None = None, mean: Sequence[float] | None = None,
+           std: Sequence[float] | None = None, entry: str | None = None, trust_pickle: bool = False,
+           num_classes: int | None = None, data: PathText | None = None,
            norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
            samples: int = 1000, measure: bool = True, seed: int = 0, progress: Progress = _nothing,
            say: Say = _nothing) -> Exported:
@@ -230,7 +242,8 @@ def export(model: PathText, format: str, out: PathText | None = None, *, dtype: 
     _check(int, "an int", samples=samples, seed=seed)
     _check(int | None, "an int", num_classes=num_classes)
     job = exporting.prepare(exporting.Request(
-        _source(model, arch=arch, normalize=normalize, num_classes=num_classes, run=True), format,
+        _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
+                trust_pickle=trust_pickle, num_classes=num_classes, run=True), format,
         None if out is None else Path(out), dtype=dtype, prefix=prefix,
         like=None if like is None else str(like), data=None if data is None else str(data), norm=norm,
         eps=_eps(eps), attacks=attacks, n=samples, seed=seed, measure=measure), say=say)
@@ -249,12 +262,18 @@ def _result(report: Mapping[str, Any], who: str = "") -> Result:
                          if who in point["scores"]})
 
 
-def _source(model: PathText, *, arch: str | None, normalize: str | None, num_classes: int | None,
-            run: bool = False) -> Source:
-    """run: a folder stays a folder, as it brings its teacher."""
-    mean, std = of_user(normalize, None, None)
+def _source(model: PathText, *, normalize: str | None, mean: Sequence[float] | None,
+            std: Sequence[float] | None, run: bool = False, **said: Any) -> Source:
+    """Args: run: a folder stays a folder, as it brings its teacher. said: other fields of `Source`."""
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and (isinstance(values, str) or not all(
+                isinstance(value, float | int) and not isinstance(value, bool) for value in values)):
+            raise InputError(f"{name}={values!r} is no list of numbers.",
+                             hint=f"One a channel, for example: {name}=[0.491, 0.482, 0.447]")
+    taken_off, divided_by = of_user(normalize, *(None if values is None else tuple(map(float, values))
+                                                 for values in (mean, std)))
     path = str(model) if run else run_folder.model_of(str(model))
-    return Source(path, arch=arch, num_classes=num_classes, mean=mean, std=std)
+    return Source(path, mean=taken_off, std=divided_by, **said)
 
 
 def _check(kind: Any, words: str, **given: object) -> None:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import tomllib
 from pathlib import Path
@@ -142,6 +143,8 @@ def test_a_loss_on_the_test_images_beyond_the_limit_is_said_and_is_exit_3(here, 
     code, out, err = pwoa(*SEARCH, "--out", "a")
     assert code == 3 and ", more than the limit" in out
     assert search.exceeded(json.loads(Path("a/report.json").read_text()))
+    shutil.copytree("a", "b")
+    assert pwoa("report", "a")[0] == 3 and pwoa("report", "a", "b")[0] == 3
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

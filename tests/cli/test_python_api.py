@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.cli_world import PRUNE, TINY
 
 import pwoa_cli
@@ -146,6 +147,28 @@ def test_wrong_input_is_an_error_of_ours_and_leaves_nothing(here):
     assert sorted(here.rglob("*")) == before
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pwoa_cli.nothing  # noqa: B018
+
+
+def test_a_checkpoint_is_read_as_the_command_reads_it(here, pwoa):
+    """Numbers of the normalisation, one of two models in a file, a file that runs code."""
+    state = torch.load("model.pt", weights_only=True)
+    torch.save({"epoch": Opaque(), "first": {k: t * 0 for k, t in state.items()}, "best": state}, "two.pt")
+    words = ["--mean", "0.1", "--std", "0.9", "--entry", "best", "--trust-pickle"]
+    options = {"mean": [0.1], "std": (0.9,), "entry": "best", "trust_pickle": True}
+    assert pwoa(*PRUNE[:1], "two.pt", *PRUNE[2:], *words, "--out", "by_command")[0] == 0
+    run = pwoa_cli.prune("two.pt", 0.9, out="by_api", **options, **SETTINGS, **QUICK)
+    assert run.model.read_bytes() == Path("by_command/model.safetensors").read_bytes()
+    found = pwoa_cli.evaluate("two.pt", attacks="fgsm", **options, **SETTINGS)
+    assert found.scores["clean"] == run.teacher["clean"]
+    made = pwoa_cli.export("two.pt", "dense", "o.pt", like="none", **options)
+    assert made.report["normalisation"] == {"mean": (0.1,), "std": (0.9,)}
+
+
+class Opaque:
+    """What is rebuilt by code alone."""
+
+    def __reduce__(self):
+        return Opaque, ()
 
 
 @pytest.mark.parametrize("number", [1.5, 90, 0.0, 1.0, -1, float("nan"), float("inf"), "much"])
