@@ -98,7 +98,7 @@ def torch_pruned(model: Normalized, x: Tensor, fraction: float) -> nn.Module:
     copied = copy.deepcopy(model)
     for p in copied.parameters():
         p.requires_grad_(True)  # its tracer follows gradients
-    last = copied.get_submodule(layers.logit_layer(copied, x))
+    last = copied.get_submodule(layers.logit_layers(copied, x)[0])
     torch_pruning.pruner.MetaPruner(copied, x[:1], importance=torch_pruning.importance.MagnitudeImportance(),
                                     pruning_ratio=fraction, ignored_layers=[last]).step()
     return copied.eval()
