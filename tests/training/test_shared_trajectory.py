@@ -68,7 +68,7 @@ def test_the_28_step_trajectory(monkeypatch, figures):
     """Same losses as the original over 7 ADMM epochs. Two things are set as the original has them and pwoa
     does not: file order, and quotas from percentiles (conv2 keeps 1844 weights; 1843 by exact counting)."""
     monkeypatch.setattr(inputs, "epoch_order", lambda n, *, seed, epoch: torch.arange(n))
-    monkeypatch.setattr(allocation, "quotas", lambda groups, scores, sparsity, *, method, curves, of: {
+    monkeypatch.setattr(allocation, "quotas", lambda groups, scores, sparsity, *, method, curves, of, macs: {
         n: _percentile_zeros(group.count, sparsity) for n, group in groups.items()})
     mnist = datasets.load(str(Path(__file__).parents[2] / "examples/data"))
     split = datasets.Split(images=mnist.train.images[:512], labels=mnist.train.labels[:512])
