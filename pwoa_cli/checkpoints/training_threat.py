@@ -32,7 +32,7 @@ def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
     eps = next((n for n in (_number(settings.get(name)) for name in EPS) if n is not None), None)
     if norm is None or eps is None or not LEAST < eps < math.inf:
         return None
-    return norm, eps / 255 if eps > TOO_LARGE[norm] else eps
+    return norm, eps / 255 if eps >= TOO_LARGE[norm] else eps
 
 
 def _settings(extra: Mapping[str, Any], depth: int = 3) -> Iterator[tuple[str, Any]]:

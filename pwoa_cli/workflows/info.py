@@ -15,10 +15,10 @@ from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model
 from pwoa_cli.checkpoints.parametrisations import Misfit
 from pwoa_cli.checkpoints.reading import is_near_chance, outputs
 from pwoa_cli.checkpoints.readings import Undecided, warn_of_code
+from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
-from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import plain, read_json
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.machine.memory import one_thread
@@ -97,7 +97,7 @@ def _of_no_architecture(source: Source, error: InputError, *, candidates: tuple[
     state, _, unwrapped = read_state_dict(source.path, entry=source.entry, keep=source.keep,
                                           trust_pickle=source.trust_pickle, folded=folded)
     matrices = {name: t for name, t in state.items() if t.ndim >= 2 and t.is_floating_point()}
-    return {"sha256": file_sha256(source.path), "arch": None, "unwrapped": unwrapped,
+    return {"sha256": checkpoint_sha256(source.path), "arch": None, "unwrapped": unwrapped,
             **_counted(matrices, None), "notes": [],
             "unknown": {"why": error.message, "what_to_do": error.hint, "candidates": candidates},
             "parameters": sum(t.numel() for k, t in state.items() if not k.endswith(STATISTICS))}

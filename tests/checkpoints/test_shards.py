@@ -7,10 +7,12 @@ import safetensors.torch
 import torch
 from helpers.checkpoint_files import refused_with
 
+from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.workflows.info import describe
 
 pytestmark = pytest.mark.usefixtures("folder")
 PARTS = ({"a.weight": torch.ones(2, 3)}, {"b.weight": torch.zeros(4, 2), "b.bias": torch.ones(4)})
@@ -37,6 +39,12 @@ def test_a_model_in_parts_is_read_whole_by_any_of_its_names(end):
         state, _, notes = read_state_dict(name)
         assert all(torch.equal(state[k], t) for part in PARTS for k, t in part.items()) and len(state) == 3
         assert notes == (f"2 parts, as {index.name} lists them",)
+
+
+def test_one_of_an_unknown_architecture_is_described_by_its_folder_too():
+    index = sharded()
+    found = describe(Source(str(index.parent)), say=lambda text: None)
+    assert found["arch"] is None and found["sha256"] == checkpoint_sha256(index)
 
 
 def test_its_hash_is_of_all_parts():

@@ -25,6 +25,7 @@ def test_norms_under_their_names(name, norm):
     ({"args": argparse.Namespace(epsilon=0.5, norm="L2")}, ("l2", 0.5)),
     # in 255ths: every image is within 8, or 128 of another in l2
     ({"eps": 8, "norm": "Linf"}, ("linf", 8 / 255)), ({"attack_eps": 128, "norm": "l2"}, ("l2", 128 / 255)),
+    ({"epsilon": 1, "norm": "l_inf"}, ("linf", 1 / 255)),
     ({"eps": "8/255"} | LINF, ("linf", 8 / 255)), ({"eps": np.float64(0.3)} | LINF, ("linf", 0.3)),
     ({"eps": True, "epsilon": 0.3} | LINF, ("linf", 0.3)),
     ({"hyper_parameters": {"attack": {"eps": 4, "norm": "Linf"}}}, ("linf", 4 / 255))])
