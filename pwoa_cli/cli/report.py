@@ -86,7 +86,8 @@ def _judged(found: Mapping[str, Any], asked: Sequence[gates.Gate], *, strict: bo
     """Verdicts on a report that is there. Raises: InputError for a figure that it does not have."""
     scores = [name for column in tables.scores(found).values() for name in column]
     left = [name for parts in found.get("unfinished", {}).values() for name in parts]
-    known = {name.removesuffix("-20"): name for name in (*scores, *left)} | {n: n for n in (*scores, *left)}
+    known = {name: name for name in (*scores, *left)}
+    known |= {"pgd": "pgd-20"} if "pgd-20" in known and "pgd" not in known else {}
     checked = gates.resolved(asked, {k: v for k, v in known.items() if v not in ("clean", gates.WORST)},
                              compared=bool(tables.drops(found)))
     return gates.judged(found, checked, strict=strict)

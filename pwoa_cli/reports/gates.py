@@ -11,6 +11,7 @@ from typing import Any
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.reports import several
+from pwoa_cli.reports.numbers import EXACT
 
 FLAGS = {"min": "--min", "max-drop": "--max-drop"}
 # findings that make clean accuracy unreliable too; the others are of gradients and attacks
@@ -109,14 +110,16 @@ def _judged(report: Mapping[str, Any], gate: Gate, strict: bool) -> Verdict:
         return Verdict(str(gate), False, f"{gate.attack} was not measured.")
     if gate.kind == "min":
         value, (low, _), unit, n = entry["accuracy"], entry["ci95"], "", entry["n"]
-        gap, beyond = value - gate.limit, low < gate.limit
-        shown = f"{gate.attack} is {value:.4g} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}] (n = {n})"
+        gap, beyond = round(value - gate.limit, EXACT), low < gate.limit
+        interval = f"[{low:.3f}, {entry['ci95'][1]:.3f}]"
+        shown = f"{gate.attack} is {_apart(value, gate.limit)} {interval} (n = {n})"
         needed = n and gap > 0 and deciding(n, half=value - low, gap=gap)
     else:
         value, (_, high), unit = entry["points"], entry["ci95"], " points"
         n = report["data"]["n"]
-        gap, beyond = gate.limit - value, high > gate.limit
-        shown = f"{gate.attack} loses {value:.4g} points [{entry['ci95'][0]:.2f}, {high:.2f}] (n = {n})"
+        gap, beyond = round(gate.limit - value, EXACT), high > gate.limit
+        interval = f"[{entry['ci95'][0]:.2f}, {high:.2f}]"
+        shown = f"{gate.attack} loses {_apart(value, gate.limit)} points {interval} (n = {n})"
         needed = gap > 0 and deciding(n, half=high - value, gap=gap)
     limit = f"{'at least' if gate.kind == 'min' else 'at most'} {gate.limit:g}{unit}"
     if gap < 0:
@@ -141,6 +144,12 @@ def _figure(report: Mapping[str, Any], gate: Gate) -> Mapping[str, Any] | None:
     if gate.kind == "max-drop":
         return report.get("drop", {}).get(gate.attack)
     return report.get("results", report.get("student", {})).get(gate.attack)
+
+
+def _apart(value: float, limit: float) -> str:
+    """A figure in four digits, or in as many as tell it from its limit."""
+    return next((text for digits in range(4, 9) if float(text := f"{value:.{digits}g}") != limit),
+                f"{value:.4g}")
 
 
 def _unfinished(report: Mapping[str, Any], gate: Gate) -> str:

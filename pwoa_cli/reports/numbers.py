@@ -3,6 +3,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+EXACT = 9  # decimals of a difference; what is beyond them is rounding: 100 * 0.007 is above 0.7
+
 
 def percent_of_weights(sparsity: float) -> str:
     """A sparsity in percent, two decimals or as many as keep it below 100: 0.9 -> 90, 0.9975 -> 99.75,

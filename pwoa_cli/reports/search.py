@@ -2,7 +2,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pwoa_cli.reports.numbers import percent_of_weights, points, with_interval
+from pwoa_cli.reports.numbers import EXACT, percent_of_weights, points, with_interval
 
 HEAD = ("stage", "zeros", "epochs", "points lost", "")
 
@@ -40,4 +40,4 @@ def exceeded(report: Mapping[str, Any]) -> bool:
     if "search" not in report:
         return False
     drop = report["drop"].get(report["search"]["attack"])
-    return drop is None or drop["points"] > report["search"]["max_loss"]
+    return drop is None or round(drop["points"] - report["search"]["max_loss"], EXACT) > 0

@@ -2,10 +2,12 @@
 import pytest
 from helpers.report_samples import STUDENT, TEACHER, evaluation, report
 
+from pwoa_cli.cli.report import _judged
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.intervals import wilson
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.reports.gates import Gate, judged, parse, resolved
+from pwoa_cli.reports.search import exceeded
 
 ATTACKS = {"pgd": "pgd-20", "pgd-20": "pgd-20", "aa": "aa"}
 
@@ -101,3 +103,30 @@ def test_what_is_unreliable_fails_by_name():
 
 def test_what_was_not_measured_fails():
     assert verdict(Gate("min", "square", 0.0))["text"] == "square was not measured."
+
+
+@pytest.mark.parametrize("lost", [7, 14, 28, 35, 56])
+def test_a_loss_of_just_the_limit_keeps_it(lost):
+    """100 * 0.007 is 0.7000000000000001."""
+    entry = {"points": 100 * (lost / 1000), "ci95": [-1.0, 9.0]}
+    made = report(teacher=TEACHER, student=STUDENT, drop={"aa": entry})
+    (found,) = judged(made, [Gate("max-drop", "aa", lost / 10)])
+    assert found["passed"], found
+    assert not exceeded({"search": {"attack": "pgd-20", "max_loss": lost / 10}, "drop": {"pgd-20": entry}})
+
+
+def test_a_figure_that_misses_its_limit_by_a_little_does_not_read_as_the_limit():
+    made = evaluation(results={"clean": figure(900), "pgd-20": figure(450) | {
+        "accuracy": 22498 / 50000, "n": 50000, "ci95": [0.445, 0.455]}})
+    (found,) = judged(made, [Gate("min", "pgd-20", 0.45)])
+    assert not found["passed"] and "pgd-20 is 0.44996 " in next(iter(
+        text for text in found.values() if isinstance(text, str) and "wanted" in text))
+
+
+def test_a_report_s_figure_of_other_steps_is_not_that_of_a_bare_name():
+    """fmn is that of 100 steps; pgd is pgd-20."""
+    made = evaluation(results={"clean": figure(900), "pgd-20": figure(450), "fmn-20": figure(440)})
+    (found,) = _judged(made, [Gate("min", "pgd", 0.4)], strict=False)
+    assert found["gate"] == "--min pgd-20=0.4"
+    with pytest.raises(InputError, match="fmn is not measured; there are clean"):
+        _judged(made, [Gate("min", "fmn", 0.4)], strict=False)
