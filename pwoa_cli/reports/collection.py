@@ -42,7 +42,7 @@ def together(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
     """A table for each set of reports that can be compared, in the order of their first ones."""
     groups: dict[str, dict[str, Entry]] = {}
     for name, entry in entries.items():
-        groups.setdefault(repr(conditions(entry.report)), {})[name] = entry
+        groups.setdefault(repr(sorted(conditions(entry.report).items())), {})[name] = entry
     return [_table(group) for group in groups.values()]
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.report_samples import DATA, STUDENT, TEACHER, evaluation, report, score
 
 from pwoa_cli.files.plain import read_json
-from pwoa_cli.reports import tables
+from pwoa_cli.reports import collection, tables
 from pwoa_cli.reports.write import write
 
 MODEL = {"source": "/a/b/lenet.pt", "sha256": "0" * 64, "arch": "lenet5", "num_classes": 10,
@@ -146,3 +146,12 @@ def test_a_path_without_a_report_is_one_sentence(runs, pwoa):
     shutil.copytree("a", "again")
     assert list(shown(pwoa, "a", "a", "again")[0]["tables"][0]["models"]) == ["teacher", "a", "a (2)",
                                                                              "again"]
+
+
+def test_choices_in_another_order_are_the_same_conditions():
+    """As they were typed in one command and inferred in the other."""
+    made = [evaluation(data=DATA | {"choices": dict(order)}) for order in (
+        [("class_order", "text"), ("logits", "data")], [("logits", "data"), ("class_order", "text")])]
+    (table,) = collection.together({name: collection.Entry(Path(name), one)
+                                    for name, one in zip("ab", made, strict=True)})
+    assert table
