@@ -57,7 +57,7 @@ def prune(
     with opened(console, out, model=model, sparsity=name, created=created, run=True) as folder:
         console.say("loading torch")
         from pwoa_cli.machine import determinism
-        from pwoa_cli.reports import search, tables
+        from pwoa_cli.reports import tables, verdict
         from pwoa_cli.workflows import prune as workflow
         from pwoa_cli.workflows.prune_job import prepare
         from pwoa_cli.workflows.prune_request import Request, epochs_said
@@ -93,5 +93,5 @@ def prune(
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")
     if not tell(console, gate, result, text=tables.markdown(result), name=folder.name):
         raise typer.Exit(GATE)
-    if tables.only_guesses(result) or tables.falls_short(result) or search.exceeded(result):
+    if verdict.is_short(result):
         raise typer.Exit(UNASKED)

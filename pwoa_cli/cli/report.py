@@ -13,7 +13,17 @@ from pwoa_cli.errors import GATE, UNASKED, InputError
 from pwoa_cli.files import run_folder
 from pwoa_cli.files.atomic import write_text_atomic
 from pwoa_cli.files.plain import dumps
-from pwoa_cli.reports import collection, dossier, gates, json_schema, numbers, page, schema, search, tables
+from pwoa_cli.reports import (
+    collection,
+    dossier,
+    gates,
+    json_schema,
+    numbers,
+    page,
+    schema,
+    tables,
+    verdict,
+)
 from pwoa_cli.reports.collection import Entry
 
 EXAMPLES = """\b
@@ -56,13 +66,8 @@ def report(
         _write(html, partial(page.of_one, dossier.opened(path)), console)
     if not tell(console, gate, found, text=tables.markdown(found), name=path.name):
         raise typer.Exit(GATE)
-    if _unasked(found):
+    if verdict.is_short(found):
         raise typer.Exit(UNASKED)
-
-
-def _unasked(report: Mapping[str, Any]) -> bool:
-    """Whether something that was asked for is not there, as the command that wrote the report ended."""
-    return tables.only_guesses(report) or tables.falls_short(report) or search.exceeded(report)
 
 
 def _checked(html: Path | None) -> Path | None:
@@ -109,7 +114,7 @@ def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates
     if not tell(console, gate, found, text=text, name=" ".join(entries)):
         raise typer.Exit(GATE)
     reports = [entry.report for entry in entries.values()]
-    if any(map(_unasked, reports)):
+    if any(map(verdict.is_short, reports)):
         raise typer.Exit(UNASKED)
 
 

@@ -161,8 +161,11 @@ def logit_layers(model: nn.Module, x: Tensor) -> list[str]:
     their rows are the classes. A network may have several, which it adds up, and others that run later for
     another answer."""
     modules, ends = dict(model.named_modules()), dict[Any, str]()
-    handles = [modules[name].register_forward_hook(
-                   lambda _m, _a, out, name=name: ends.update({t.grad_fn: name for t in _tensors(out)}))
+
+    def ended(name: str, out: object) -> None:
+        ends.update({t.grad_fn: name for t in _tensors(out) if t.grad_fn is not None})
+
+    handles = [modules[name].register_forward_hook(lambda _m, _a, out, name=name: ended(name, out))
                for name in _weighted(list(modules), modules)]
     try:
         with _gradients(model):

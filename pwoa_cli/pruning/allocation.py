@@ -14,6 +14,7 @@ make most of them. No layer is emptied and none is starved: every layer keeps th
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from pwoa_cli.pruning.groups import Groups, nonzero, overlap, single, smallest
 Layers = Mapping[str, Groups]
 Scores = Mapping[str, Tensor]  # (G,) by layer, what each group is worth
 Curves = Mapping[str, Curve] | None
+NO_MACS: Mapping[str, int] = MappingProxyType({})
 Method = Callable[[Layers, Scores, int, Curves], dict[str, int]]
 
 # What a layer keeps at the least. Global magnitude left 1 of 768 weights in the first layer of a plain CNN,
@@ -33,7 +35,7 @@ PER_ROW = 1  # single weights for each output, where the network's density leave
 
 
 def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curves: Curves = None,
-           of: str = "weights", macs: Mapping[str, int] | None = None) -> dict[str, int]:
+           of: str = "weights", macs: Mapping[str, int] = NO_MACS) -> dict[str, int]:
     """Groups to zero by layer, for a fraction `sparsity` in 0..1 of all weights, groups or multiplications.
 
     Args: scores: (G,) by layer. method: one of ALLOCATIONS. curves: of every layer, for "sensitivity". of:
@@ -56,10 +58,9 @@ def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curv
         return ALLOCATIONS[method](priced, here, round(sparsity * sum(g.count for g in groups.values())),
                                    curves)
     if of == "macs":
-        each = per_entry(groups, macs or {})
+        each = per_entry(groups, macs)
         priced = {layer: replace(group, price=group.worth(each)) for layer, group in groups.items()}
-        return _searched(priced, here, sparsity * sum((macs or {}).values()), ALLOCATIONS[method], curves,
-                         each)
+        return _searched(priced, here, sparsity * sum(macs.values()), ALLOCATIONS[method], curves, each)
     if overlap(groups):
         total = nonzero(groups, dict.fromkeys(groups, 0))
         return _searched(groups, here, sparsity * total, ALLOCATIONS[method], curves)
@@ -67,14 +68,14 @@ def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curv
 
 
 def gone(groups: Layers, lost: Mapping[str, int], *, of: str = "weights",
-         macs: Mapping[str, int] | None = None) -> float:
+         macs: Mapping[str, int] = NO_MACS) -> float:
     """The fraction that goes with so many groups of each layer. Args: of, macs: as of `quotas`; of weights
     those in the tensors of the groups."""
     none = dict.fromkeys(groups, 0)
     if of == "groups":
         return sum(lost.values()) / sum(group.count for group in groups.values())
     if of == "macs":
-        each, total = per_entry(groups, macs or {}), sum((macs or {}).values())
+        each, total = per_entry(groups, macs), sum(macs.values())
         return (nonzero(groups, none, each) - nonzero(groups, lost, each)) / total
     return 1 - nonzero(groups, lost) / nonzero(groups, none)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
-from pwoa_cli.reports import tables
+from pwoa_cli.reports import search, tables
 from pwoa_cli.reports.numbers import percent_of_weights, radius, with_interval
 
 
@@ -17,6 +17,12 @@ def verdict(report: Mapping[str, Any]) -> str:
         return _sentence(said + tables.summary(report).removeprefix("Unreliable: "))
     guesses = "No better than guessing: " if tables.only_guesses(report) else ""
     return _sentence(f"{said}{guesses}{_held(report)}{_against(report)}{_cost(report)}.")
+
+
+def is_short(report: Mapping[str, Any]) -> bool:
+    """Whether something that was asked for is not there: the pruned model only guesses, an attack has no
+    figure, a search lost more on the test images than it may."""
+    return tables.only_guesses(report) or tables.falls_short(report) or search.exceeded(report)
 
 
 def _sentence(text: str) -> str:

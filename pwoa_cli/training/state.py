@@ -23,8 +23,8 @@ class Plan:
 
     groups: of weights, by layer. normed: weights whose outputs' mean a bias or a batch norm in training takes
     off. begun: sparsity from which the ramp grows, that of a student that was pruned before. sparsity: a
-    fraction of `budget`, weights, groups or macs. macs: multiplications with each parameter for one image.
-    terms: `objective.terms`, or what computes the same.
+    fraction of `budget`, weights, groups or macs. macs: multiplications with each parameter for one image,
+    for a budget of them. terms: `objective.terms`, or what computes the same.
     """
 
     recipe: Recipe

@@ -81,7 +81,7 @@ def prepare(request: Request, *, say: Say,
         if STRUCTURES[request.structure].couples:
             say("finding which channels go together")
         groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
-        macs = layers.macs_by_weight(subject.model, x[:1])
+        macs = layers.macs_by_weight(subject.model, x[:1]) if request.macs else {}
         request = _of_whole(request, weights, groups, macs)
         total = sum(w.numel() for w in weights.values())
         kept = 0 if request.max_loss is not None else round((1 - request.sparsity) * total)

@@ -1,21 +1,19 @@
 """`pwoa prune --max-loss`: what a search writes and says, how it is typed, given again, refused."""
 import json
-import os
 import re
 import shutil
-import signal
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.cli_world import BUDGET, RUN_FILES, TINY
+from helpers.processes import signal_in_step
 
 import pwoa_cli
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.reports import schema, search
-from pwoa_cli.training import loop
 from pwoa_cli.workflows import prune, prune_search
 from pwoa_cli.workflows import search as targets
 
@@ -147,6 +145,19 @@ def test_a_loss_on_the_test_images_beyond_the_limit_is_said_and_is_exit_3(here, 
     assert pwoa("report", "a")[0] == 3 and pwoa("report", "a", "b")[0] == 3
 
 
+def assert_alike(whole, cut):
+    """Two searches wrote the same: report, model, steps of the log, and nothing else is left."""
+    reports = [json.loads(Path(name, "report.json").read_text()) for name in (whole, cut)]
+    for report in reports:
+        del report["created"], report["seconds"]
+    assert reports[0] == reports[1]
+    assert Path(whole, "model.safetensors").read_bytes() == Path(cut, "model.safetensors").read_bytes()
+    steps = [[(row["stage"], row["step"]) for row in read_metrics(Path(name, "metrics.jsonl"))]
+             for name in (whole, cut)]
+    assert steps[0] == steps[1]
+    assert sorted(p.name for p in Path(cut).iterdir()) == RUN_FILES
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_search_that_is_stopped_goes_on_after_its_last_stage(here, pwoa, few_stages, monkeypatch, stage):
     """In the middle of a stage: the same bytes as of one that was left alone."""
@@ -166,15 +177,7 @@ def test_a_search_that_is_stopped_goes_on_after_its_last_stage(here, pwoa, few_s
     assert code == 130 and "Go on: pwoa prune --resume --out cut" in " ".join(err.split())
     code, _, err = pwoa("prune", "--resume", "--out", "cut")
     assert code == 0 and (stage == 1 or f"goes on after stage {stage - 1}" in err), err
-    assert sorted(p.name for p in Path("cut").iterdir()) == RUN_FILES
-    whole, again = (json.loads(Path(name, "report.json").read_text()) for name in ("whole", "cut"))
-    for report in (whole, again):
-        del report["created"], report["seconds"]
-    assert whole == again
-    assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
-    steps = [[(row["stage"], row["step"]) for row in read_metrics(Path(name, "metrics.jsonl"))]
-             for name in ("whole", "cut")]
-    assert steps[0] == steps[1]
+    assert_alike("whole", "cut")
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 12], ids=lambda step: f"step {step} of all")
@@ -183,15 +186,7 @@ def test_a_search_that_is_stopped_within_a_stage_goes_on_from_its_step(here, pwo
     """Stages of 5, 9 and 13 steps or so: a signal comes in one of them, and no step is done twice."""
     words = [*SEARCH, "--held-out", "24", "--epochs", "1"]
     assert pwoa(*words, "--out", "whole")[0] == 0
-    real, seen = loop.step, []
-
-    def arrives(plan, state):
-        seen.append(state.step)
-        if len(seen) == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(plan, state)
-
-    monkeypatch.setattr(loop, "step", arrives)
+    seen = signal_in_step(monkeypatch, step=stop)
     code, _, err = pwoa(*words, "--out", "cut")
     assert code == 130 and "Go on: pwoa prune --resume --out cut" in " ".join(err.split())
     assert re.search(r"unfinished, stage \d", pwoa("runs", ".")[1])
@@ -199,12 +194,4 @@ def test_a_search_that_is_stopped_within_a_stage_goes_on_from_its_step(here, pwo
     code, _, err = pwoa("prune", "--resume", "--out", "cut")
     assert code == 0 and f"goes on from step {seen[done - 1] + 1} of" in err, err
     assert seen[done] == seen[done - 1] + 1 or seen[done] == 0  # the stage was at its last step
-    whole, again = (json.loads(Path(name, "report.json").read_text()) for name in ("whole", "cut"))
-    for report in (whole, again):
-        del report["created"], report["seconds"]
-    assert whole == again
-    assert Path("whole/model.safetensors").read_bytes() == Path("cut/model.safetensors").read_bytes()
-    steps = [[(row["stage"], row["step"]) for row in read_metrics(Path(name, "metrics.jsonl"))]
-             for name in ("whole", "cut")]
-    assert steps[0] == steps[1]
-    assert sorted(p.name for p in Path("cut").iterdir()) == RUN_FILES
+    assert_alike("whole", "cut")

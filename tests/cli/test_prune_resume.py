@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.cli_world import PRUNE, RUN_FILES, in_process, start
-from helpers.processes import on_closing_terminal, wait
+from helpers.processes import on_closing_terminal, signal_in_step, wait
 
 import pwoa_cli
 from pwoa_cli.evaluation import evaluate
 from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.reports import write as writing
-from pwoa_cli.training import loop
 from pwoa_cli.workflows import prune
 
 LONG = [*PRUNE, "--epochs", "5", "--attacks", "fgsm,pgd-3", "--set", "ema=0.9"]  # 80 steps
@@ -70,22 +69,10 @@ def raising(monkeypatch, place, name, *, call):
     monkeypatch.setattr(place, name, stops)
 
 
-def wish(monkeypatch, *, step):
-    """A signal that comes during a step."""
-    real, calls = loop.step, []
-
-    def arrives(plan, state):
-        calls.append(state.step)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(plan, state)
-
-    monkeypatch.setattr(loop, "step", arrives)
-
-
 STOPS = {
-    "first step": lambda patch: wish(patch, step=1), "step 39": lambda patch: wish(patch, step=39),
-    "last step": lambda patch: wish(patch, step=80),
+    "first step": lambda patch: signal_in_step(patch, step=1),
+    "step 39": lambda patch: signal_in_step(patch, step=39),
+    "last step": lambda patch: signal_in_step(patch, step=80),
     "save": lambda patch: raising(patch, sparse, "save", call=1),
     "saved": lambda patch: raising(patch, prune, "measure", call=1),
     "evaluation": lambda patch: raising(patch, evaluate, "_made", call=3),
@@ -108,7 +95,7 @@ def test_a_run_stopped_anywhere_goes_on_by_what_is_said(here, pwoa, monkeypatch,
 
 def test_the_same_command_goes_on_too(here, pwoa, monkeypatch, whole):
     with monkeypatch.context() as patch:
-        wish(patch, step=30)
+        signal_in_step(patch, step=30)
         assert pwoa(*LONG, "--out", "stopped")[0] == 130
     code, _, err = pwoa(*LONG, "--out", "stopped")
     assert code == 0 and "goes on from step 30 of 80 in stopped" in err
@@ -127,7 +114,7 @@ OTHERS = [
 
 def test_another_configuration_is_refused_with_the_first_difference(here, pwoa, monkeypatch):
     with monkeypatch.context() as patch:
-        wish(patch, step=30)
+        signal_in_step(patch, step=30)
         assert pwoa(*LONG, "--out", "stopped")[0] == 130
     before = {path.name: path.read_bytes() for path in Path("stopped").iterdir()}
     for more, said in OTHERS:
@@ -139,7 +126,7 @@ def test_another_configuration_is_refused_with_the_first_difference(here, pwoa, 
 
 def test_a_run_goes_on_with_the_same_images_wherever_they_are(here, pwoa, monkeypatch, whole):
     with monkeypatch.context() as patch:
-        wish(patch, step=30)
+        signal_in_step(patch, step=30)
         assert pwoa(*LONG, "--out", "stopped")[0] == 130
     Path("elsewhere").mkdir()
     Path("tiny.npz").rename("elsewhere/tiny.npz")
@@ -161,11 +148,11 @@ def test_a_run_goes_on_with_the_same_images_wherever_they_are(here, pwoa, monkey
 def test_the_newest_unfinished_run_goes_on(here, pwoa, monkeypatch):
     shutil.copy("model.pt", "other.pt")
     with monkeypatch.context() as patch:
-        wish(patch, step=2)
+        signal_in_step(patch, step=2)
         assert pwoa(*PRUNE, "--epochs", "1")[0] == 130
     time.sleep(1.1)  # names of runs tell seconds apart
     with monkeypatch.context() as patch:
-        wish(patch, step=2)
+        signal_in_step(patch, step=2)
         assert pwoa("prune", "other.pt", *PRUNE[2:], "--epochs", "1")[0] == 130
     first, second = sorted(filter(run_folder.is_unfinished, Path("pwoa-runs").iterdir()))
     assert first.name.startswith("model-") and second.name.startswith("other-")

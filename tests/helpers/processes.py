@@ -1,10 +1,26 @@
 """Processes of their own: waited for, and on a pseudo-terminal."""
 import os
+import signal
 import subprocess
 import sys
 import time
 
 from helpers.cli_world import PACKAGE
+from pwoa_cli.training import loop
+
+
+def signal_in_step(monkeypatch, step):
+    """A signal comes during a step, counted from 1. Returns: the steps that were begun, as they are."""
+    real, begun = loop.step, []
+
+    def arrives(plan, state):
+        begun.append(state.step)
+        if len(begun) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(plan, state)
+
+    monkeypatch.setattr(loop, "step", arrives)
+    return begun
 
 
 def wait(process, happens, *, seconds=30.0):
