@@ -21,8 +21,9 @@ WORDS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fp
 INSIDE = "module"
 OUTERMOST = re.compile(rf"((module|model)\.)?[^.]+(?=\.{INSIDE}\.)")
 FLAT = ("_flat_param", "_fsdp_flat_param", "flat_param_0")
+COUNT = "n_averaged"  # AveragedModel's
 # last names: of thop in every module, of AveragedModel and of ema-pytorch
-COUNTERS = ("total_ops", "total_params", "n_averaged", "num_updates", "initted", "global_step", "epoch")
+COUNTERS = ("total_ops", "total_params", COUNT, "num_updates", "initted", "global_step", "epoch")
 # first names of what is trained or counted beside a network: losses, metrics, attacks, optimisers
 BESIDE = re.compile(r"((train|val|valid|test|ce|kl|center|adv|aux)(ing|idation)?_?)?"
                     r"(criterion|loss|metric|acc|accuracy|confmat|centers?|attack|attacker|adversary"
@@ -46,6 +47,7 @@ def cleaned(state: State, where: str) -> tuple[dict[str, Tensor], list[str]]:
                          hint="Save it whole: FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT), or "
                               "get_model_state_dict with full_state_dict=True.")
     state, words = _without_words(state)
+    averages = {k.split(".")[-2] for k in state if k.endswith(f".{COUNT}")}
     removed, dropped = "", list[str]()
     while True:
         state, left_out = _without_bookkeeping(state)
@@ -57,8 +59,11 @@ def cleaned(state: State, where: str) -> tuple[dict[str, Tensor], list[str]]:
             break
         state = {k.removeprefix(prefix): t for k, t in state.items()}
         removed += prefix
-    state, beside = _one_of_two(state, where)
+    state, beside = _one_of_two(state, averages, where)
     undone = [f"prefix {removed}"] * bool(removed) + words + dropped
+    if beside:  # the one that is taken may be wrapped in turn
+        state, more = cleaned(state, where)
+        beside += more
     return dict(state), [*undone, *beside]
 
 
@@ -82,8 +87,10 @@ def _without_words(state: State) -> tuple[State, list[str]]:
 
 
 def _is_parallel(state: State, parent: str) -> bool:
-    """Whether all below a name is below `module`, and more than one tensor's layer: data parallelism."""
-    inner, below = f"{parent}.{INSIDE}.", [k for k in state if k.startswith(parent + ".")]
+    """Whether all below a name but counters is below `module`, and more than one tensor's layer: data
+    parallelism, AveragedModel."""
+    inner = f"{parent}.{INSIDE}."
+    below = [k for k, t in state.items() if k.startswith(parent + ".") and not _is_counter(k, t)]
     return all(k.startswith(inner) and "." in k.removeprefix(inner) for k in below)
 
 
@@ -107,22 +114,27 @@ def _is_counter(key: str, tensor: Tensor) -> bool:
     return alone or key.rpartition(".")[2] in COUNTERS and tensor.numel() <= 1
 
 
-def _one_of_two(state: State, where: str) -> tuple[State, list[str]]:
-    """The network whose average lies beside it; all where there is but one."""
+def _one_of_two(state: State, averages: Collection[str], where: str) -> tuple[State, list[str]]:
+    """The network whose average lies beside it, with the normalisation that both share; all where there is
+    but one. Args: averages: names that are known to be of one."""
+    shared = _shared_normalisation(state)
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        if not normalisation_of(key):
+        if key not in shared:
             side, _, rest = key.partition(".")
             sides.setdefault(side, {})[rest] = tensor
     if len(sides) < 2:
         return state, []
-    same = len({tuple(sorted((k, tuple(t.shape)) for k, t in side.items())) for side in sides.values()}) == 1
+    same = len({tuple(sorted((k, tuple(t.shape)) for k, t in side.items() if not normalisation_of(k)))
+                for side in sides.values()}) == 1
     layers = all(sum(t.ndim > 1 and "." in k for k, t in side.items()) > 1 for side in sides.values())
-    plain, averaged = _split(sides)
+    averaged = [n for n in sides if n in averages or AVERAGED.search(n) and n != "teacher"]
+    plain = [n for n in sides if n not in averaged]
     if same and layers and len(plain) == 1 and averaged:
         others = " and ".join(f"{name}.*" for name in averaged)
-        return sides[plain[0]], [f"{plain[0]}.* of the file; beside it lies {others}, an average of the same "
-                                 f"network, which is not used (--entry {averaged[0]} takes it)"]
+        return shared | sides[plain[0]], [
+            f"{plain[0]}.* of the file; beside it lies {others}, an average of the same network, which is "
+            f"not used (--entry {averaged[0]} takes it)"]
     if set(sides) <= set(SIDES):
         names = sorted(sides, key=SIDES.index)
         raise InputError(f"{where} holds {len(sides)} models side by side: the keys begin with "
@@ -131,10 +143,22 @@ def _one_of_two(state: State, where: str) -> tuple[State, list[str]]:
     return state, []
 
 
-def _split(names: Collection[str]) -> tuple[list[str], list[str]]:
-    """(names of plain networks, of averaged ones)."""
-    averaged = [n for n in names if AVERAGED.search(n) and n != "teacher"]
-    return [n for n in names if n not in averaged], averaged
+def normalisation_around(state: State, part: str) -> dict[str, Tensor]:
+    """The normalisation that lies beside a part of a state dict (model, or module.model) and is of no other
+    part, the nearest; without the names around it."""
+    while part:
+        part = part.rpartition(".")[0]
+        outer = f"{part}." * bool(part)
+        if found := _shared_normalisation({k.removeprefix(outer): t for k, t in state.items()
+                                           if k.startswith(outer)}):
+            return found
+    return {}
+
+
+def _shared_normalisation(state: State) -> dict[str, Tensor]:
+    """The normalisation that does not lie in one of the parts that have weights."""
+    parts = {k.partition(".")[0] for k in state if not normalisation_of(k)}
+    return {k: t for k, t in state.items() if normalisation_of(k) and k.partition(".")[0] not in parts}
 
 
 def _shared(keys: Sequence[str]) -> str | None:

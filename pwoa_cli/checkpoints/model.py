@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pwoa_cli.checkpoints import architecture, hub, slim
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, shaped
-from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide
+from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide, stated
 from pwoa_cli.checkpoints.own_words import SPARE, own_words
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import read_state_dict, take_normalisation
@@ -161,6 +161,9 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
         parameters = dict(net.named_parameters())
         for name in set(parameters) - set(take_normalisation(parameters)[0]):
             parameters[name].requires_grad_(False)
+    if inside == [None, None] and source.mean is source.std is None:
+        *inside, sentence = stated(extra, _channels(found))
+        unwrapped += (sentence,) * bool(sentence)
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
     return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),

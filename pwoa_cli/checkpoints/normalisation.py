@@ -1,13 +1,28 @@
 """Normalisation of inputs, (x - mean) / std by channel: the ones in circulation, and what a user or a file
 says of it."""
+import argparse
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from pwoa_cli.errors import InputError
 
 Values = tuple[float, ...]
+# what training scripts call a normalisation that they save beside the weights, and a mapping of both
+NAMES = (("mean", "std"), ("means", "stds"), ("mu", "sigma"), ("mu", "std"), ("norm_mean", "norm_std"),
+         ("normalize_mean", "normalize_std"), ("data_mean", "data_std"), ("dataset_mean", "dataset_std"),
+         ("image_mean", "image_std"), ("img_mean", "img_std"), ("pixel_mean", "pixel_std"))
+HOLDERS = ("normalize", "normalise", "normalizer", "normalization", "normalisation", "norm", "preprocess")
+STATED = frozenset((*HOLDERS, *(name for names in NAMES for name in names)))
+NUMBER = int | float | np.integer | np.floating
+MANY = 16  # numbers that no normalisation has
+LEAST_STD = 0.05  # of inputs in [0,1]; accuracies of several seeds lie closer
 # Means and deviations of inputs in [0,1] as released code has them. CIFAR-10 has two deviations: that of all
 # pixels, and (older, kuangliu/pytorch-cifar and Madry's robustness) the mean of the deviations of single
 # images.
@@ -84,6 +99,63 @@ def parse_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
     except ValueError:
         raise InputError(f"{flag} {text} is not a list of numbers.",
                          hint=f"One a channel, for example: {flag} 0.491,0.482,0.447") from None
+
+
+def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | None, Values | None, str]:
+    """(mean, std, a sentence on where they stand) of what a file says beside its weights or in its settings;
+    (None, None, "") where it says none, and with a sentence where that cannot be a normalisation: `mean` and
+    `std` may be of anything, such as the accuracy of several seeds.
+
+    Args: channels: of the model's inputs, None: not known. Those of inputs in 0..255 are for `decide`.
+    """
+    refused = ""
+    for way, place in _mappings(extra):
+        held = way[-1:] in [(name,) for name in HOLDERS]
+        for names in NAMES:
+            mean, std = (_values(place.get(name), alone=held) for name in names)
+            if mean is None or std is None:
+                continue
+            where = " and ".join(".".join((*way, name)) for name in names)
+            if _are_plausible(mean, std, (channels or len(mean), 1 if held else channels)):
+                return mean, std, f"normalisation: {where} beside the weights"
+            refused = refused or (f"{where} beside the weights are not taken as a normalisation: "
+                                  f"{short(mean)} and {short(std)}, expected {channels or 3} numbers each, "
+                                  "of inputs in [0,1]")
+    return None, None, refused
+
+
+def _are_plausible(mean: Values, std: Values, counts: Sequence[int | None]) -> bool:
+    """Whether they can be of inputs in [0,1] or 0..255. Args: counts: how many numbers they may have."""
+    scale = 255 if max(mean) > 1 else 1
+    return len(mean) == len(std) and len(mean) in counts and all(0 <= m <= scale for m in mean) and all(
+        LEAST_STD <= s / scale <= 1 for s in std)
+
+
+def _mappings(content: Mapping[Any, Any], way: tuple[str, ...] = ()) -> Iterator[
+        tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """(the names on the way, a mapping), the outer ones first; a pickle may hold itself, so the depth
+    ends."""
+    yield way, content
+    for key, value in content.items():
+        value = vars(value) if isinstance(value, argparse.Namespace) else value
+        if isinstance(value, Mapping) and len(way) < 3:
+            yield from _mappings(value, (*way, str(key)[:40]))
+
+
+def _values(value: Any, *, alone: bool) -> Values | None:
+    """A list, a tensor or an array of a few numbers as such; None for anything else. Args: alone: a single
+    number is one too."""
+    if isinstance(value, Tensor | np.ndarray):
+        with suppress(RuntimeError):  # of a tensor without values, or of another layout
+            count = value.numel() if isinstance(value, Tensor) else value.size
+            value = value.flatten().tolist() if (value.ndim or alone) and count <= MANY else None
+    elif alone and isinstance(value, NUMBER):
+        value = [value]
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= MANY:
+        return None
+    numbers = [float(v) for v in value
+               if isinstance(v, NUMBER) and not isinstance(v, bool) and -255 <= v <= 255]
+    return tuple(numbers) if len(numbers) == len(value) else None
 
 
 def decide(mean: Values | None, std: Values | None, *, inside: Sequence[Values | None], channels: int | None,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pwoa_cli.checkpoints import pickles
 from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
-from pwoa_cli.checkpoints.keys import cleaned, normalisation_of
+from pwoa_cli.checkpoints.keys import COUNT, cleaned, normalisation_around, normalisation_of
+from pwoa_cli.checkpoints.normalisation import STATED
 from pwoa_cli.checkpoints.parametrisations import fold
 from pwoa_cli.checkpoints.shards import files_of, index_of
 from pwoa_cli.errors import InputError, one_line, reading
@@ -201,7 +202,7 @@ def _open_envelopes(content: Mapping[str, Any], where: str,
     extra: dict[str, Any] = {}
     way, notes, asked = [], [], entry.split(".") if entry else []
     for _ in range(6):
-        extra |= {str(k): v for k, v in content.items() if k in SETTINGS
+        extra |= {str(k): v for k, v in content.items() if k in SETTINGS or k in STATED
                   or not isinstance(v, Tensor | Mapping)}
         known = [k for k in ENVELOPES if _holds_weights(content.get(k))]
         others = [k for k, v in content.items() if isinstance(k, str) and k not in known and _is_model(v)]
@@ -247,26 +248,36 @@ def _chosen(content: Mapping[str, Any], known: list[str], others: list[str],
         pair = [k for k in known if any(k in choice for choice in CHOICES)]
         raise InputError(f"{where} holds two models, {' and '.join(map(repr, sorted(pair, reverse=True)))}.",
                          hint=f"Say which: --entry {shlex.quote(min(pair))}")
-    if known:
-        beside = [*known[1:], *others]
-        note = f"weights: {known[0]!r} of the file; it also holds {', '.join(map(repr, beside))}, which " \
-            f"{'are' if len(beside) > 1 else 'is'} not used"
-        return known[0], [note] * bool(beside)
-    if _holds_weights(content) or not others:
+    if not known and (not others or any(isinstance(v, Tensor) and v.ndim > 1 and not normalisation_of(str(k))
+                                        for k, v in content.items())):
         return None, []
-    if len(others) > 1:
+    plain = [k for k in others if not any(_is_average(content[k], content[other]) for other in others)]
+    if not known and len(plain) > 1:
         likeliest = "student" if "student" in others else others[0]
         raise InputError(f"{where} holds {len(others)} models: {', '.join(map(repr, others[:6]))}.",
                          hint=f"Say which: --entry {shlex.quote(likeliest)}")
-    return others[0], []
+    taken = (known or plain)[0]
+    beside = [k for k in (*known, *others) if k != taken]
+    note = f"weights: {taken!r} of the file; it also holds {', '.join(map(repr, beside))}, which " \
+        f"{'are' if len(beside) > 1 else 'is'} not used"
+    return taken, [note] * bool(beside)
+
+
+def _is_average(content: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a mapping is AveragedModel's of the network of the other one."""
+    return COUNT in content and other.keys() == {
+        str(k).removeprefix("module.") for k in content if k != COUNT}
 
 
 def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None) -> dict[str, Any]:
-    """The tensors whose keys begin with the prefix that --entry names, without it."""
-    for start in (prefix + ".", "module." + prefix + "."):
-        part = {str(k).removeprefix(start): v for k, v in content.items() if str(k).startswith(start)}
+    """The tensors whose keys begin with the prefix that --entry names, without it; with the normalisation
+    beside them if they have none."""
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    for start in (prefix, "module." + prefix):
+        part = {k.removeprefix(start + "."): v for k, v in tensors.items() if k.startswith(start + ".")}
         if _holds_weights(part):
-            return part
+            around = {} if any(map(normalisation_of, part)) else normalisation_around(tensors, start)
+            return around | part
     names = list(dict.fromkeys(str(k).removeprefix("module.").partition(".")[0] for k in content))
     raise InputError(f"{where} has no entry {entry!r}; its tensors begin with: {', '.join(names[:8])}.",
                      hint="Leave --entry out.")

@@ -3,6 +3,8 @@ networks."""
 import pytest
 import torch
 from helpers.checkpoint_files import refused_with, saved
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pwoa_cli.checkpoints.keys import BESIDE, COUNTERS, WORDS
 from pwoa_cli.checkpoints.model import Source, load_model
@@ -109,6 +111,72 @@ def test_a_network_beside_its_average_is_taken_and_the_other_is_offered(net, pla
     assert all(torch.equal(state[k], net[k]) for k in net) and f"--entry {average} takes it" in notes[0]
     state, _, notes = read_state_dict(path, entry=average)
     assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
+
+
+def copies(net, **more):
+    """Two copies of a network side by side, the second one of other weights."""
+    return {f"model.{k}": t for k, t in net.items()} | {
+        f"ema_model.{k}": t + 1 for k, t in net.items()} | more
+
+
+MEAN = torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1)
+STD = torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize("entry", [None, "model", "ema_model"])
+@pytest.mark.parametrize("names", [("normalize.mean", "normalize.std"), ("mean", "std"), ("0.mean", "0.std")])
+@pytest.mark.parametrize("outer", ["", "module.", "net."])
+def test_a_normalisation_beside_two_copies_of_a_network_is_that_of_both(net, outer, names, entry):
+    content = copies(net, **dict(zip(names, (MEAN, STD), strict=True)))
+    whole = entry and (outer if outer == "net." else "") + entry  # data parallelism's name may be left out
+    loaded = load_model(Source(saved({outer + k: t for k, t in content.items()}), entry=whole))
+    assert (loaded.mean, loaded.std, loaded.normalisation.said_by) == (
+        (0.5, 0.25, 0.125), (0.25, 0.5, 0.75), "file")
+    added = float(entry == "ema_model")
+    assert torch.equal(loaded.model.net.state_dict()["conv1.weight"], net["conv1.weight"] + added)
+
+
+@pytest.mark.parametrize(("entry", "mean"), [(None, 0.5), ("model", 0.5), ("ema_model", 0.25)])
+@pytest.mark.parametrize(("net_at", "norm_at"), [("", "normalize."), ("1.", "0.")])
+def test_each_copy_keeps_the_normalisation_in_it_whatever_lies_beside(net, net_at, norm_at, entry, mean):
+    sides = {f"{side}.{key}": tensor for side, value in (("model", 0.5), ("ema_model", 0.25))
+             for key, tensor in ({net_at + k: t for k, t in net.items()} | {
+                 f"{norm_at}mean": torch.full((3,), value), f"{norm_at}std": torch.full((3,), 0.75)}).items()}
+    loaded = load_model(Source(saved(sides | {"mean": torch.zeros(3), "std": torch.ones(3)}), entry=entry))
+    assert (loaded.mean, loaded.std) == ((mean,) * 3, (0.75,) * 3)
+
+
+def averaged(net):
+    """What AveragedModel stores of a network whose weights are one more than these."""
+    made = CifarResNet(blocks=(1, 1, 1), widths=(2, 4, 6))
+    made.load_state_dict({k: t + 1 for k, t in net.items()})
+    return AveragedModel(made).state_dict()
+
+
+@pytest.mark.parametrize(("plain", "average", "outer"), [
+    ("model", "swa_model", ""), ("model", "second", ""), ("net", "swa", "module."), ("a", "b", "model.")])
+def test_averaged_model_side_by_side_with_its_network(net, plain, average, outer):
+    content = {f"{outer}{plain}.{k}": t for k, t in net.items()} | {
+        f"{outer}{average}.{k}": t for k, t in averaged(net).items()}
+    state, _, notes = read_state_dict(saved({"state_dict": content}))
+    assert state.keys() == net.keys() and all(torch.equal(state[k], net[k]) for k in net)
+    assert f"--entry {average} takes it" in notes[0]
+    state = read_state_dict("m.pt", entry=(outer if outer == "model." else "") + average)[0]
+    assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
+
+
+@pytest.mark.parametrize(("plain", "average"), [("model", "swa"), ("base", "swa"), ("base", "second")])
+def test_averaged_model_in_a_mapping_beside_its_network(net, plain, average):
+    state, _, notes = read_state_dict(saved({average: averaged(net), plain: net, "epoch": 3}))
+    assert all(torch.equal(state[k], net[k]) for k in net)
+    assert notes[0] == f"weights: {plain!r} of the file; it also holds {average!r}, which is not used"
+    state = read_state_dict("m.pt", entry=average)[0]
+    assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
+
+
+def test_averaged_model_of_another_network_is_no_average_of_this_one(net):
+    other = AveragedModel(nn.Linear(2, 2)).state_dict()
+    assert refused_with(saved({"base": net, "swa": other}))[0] == "m.pt holds 2 models: 'base', 'swa'."
 
 
 def test_branches_of_one_network_are_no_two_networks():

@@ -1,7 +1,13 @@
 """Normalisations in circulation, and what a user or a file says of them."""
+import argparse
+
+import numpy as np
 import pytest
 import torch
+from helpers.checkpoint_files import saved
+from torch import nn
 
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.checkpoints.normalisation import (
     NORMALISATIONS,
     Normalisation,
@@ -9,8 +15,10 @@ from pwoa_cli.checkpoints.normalisation import (
     known_for,
     of_user,
     parse_numbers,
+    stated,
 )
 from pwoa_cli.errors import InputError
+from pwoa_cli.networks.families.resnet import CifarResNet
 
 
 def refused(call, *args, **options):
@@ -77,3 +85,110 @@ def test_cifar10_values_are_those_of_the_images_and_of_single_images():
     together, single = x.std((0, 2, 3)), x.std((2, 3)).mean(0)
     older, newer = (torch.tensor(NORMALISATIONS[name][1]) for name in ("cifar10-old", "cifar10"))
     assert (single < together).all() and (older < newer).all()
+
+
+# --- beside the weights of a file ---------------------------------------------------------------
+
+MEAN, STD = [0.5, 0.25, 0.125], [0.25, 0.5, 0.75]
+BOTH = {"mean": MEAN, "std": STD}
+SAID = "mean and std beside the weights"
+BESIDE = {
+    "lists": (BOTH, SAID), "tuples": ({k: tuple(v) for k, v in BOTH.items()}, SAID),
+    "tensors": ({k: torch.tensor(v).view(1, 3, 1, 1) for k, v in BOTH.items()}, SAID),
+    "arrays": ({k: np.array(v) for k, v in BOTH.items()}, SAID),
+    "normalize": ({"normalize": BOTH}, "normalize.mean and normalize.std beside the weights"),
+    "args": ({"args": argparse.Namespace(**BOTH)}, "args.mean and args.std beside the weights"),
+    "config": ({"config": {"norm": BOTH, "eps": 1}},
+               "config.norm.mean and config.norm.std beside the weights"),
+    "other names": ({"norm_mean": MEAN, "norm_std": STD}, "norm_mean and norm_std beside the weights")}
+
+
+def weights(*, in_channels=3):
+    torch.manual_seed(0)
+    return CifarResNet(blocks=(1, 1, 1), widths=(2, 4, 6), in_channels=in_channels).state_dict()
+
+
+@pytest.mark.parametrize("envelope", ["state_dict", "ema", "of no known name"])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_stands_beside_the_weights_is_read_and_said(tmp_path, monkeypatch, kind, envelope):
+    monkeypatch.chdir(tmp_path)
+    content, said = BESIDE[kind]
+    loaded = load_model(saved({envelope: weights(), "epoch": 3} | content))
+    assert (loaded.mean, loaded.std, loaded.normalisation.said_by) == (tuple(MEAN), tuple(STD), "file")
+    assert f"normalisation: {said}" in loaded.notes
+    user = load_model(Source("m.pt", mean=(0.5,), std=(1.0,)))
+    assert user.normalisation == Normalisation((0.5,), (1.0,), "user") and said not in "".join(user.notes)
+
+
+def test_what_lies_in_the_network_wins_over_what_stands_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    buffers = {"normalize.mean": torch.zeros(3), "normalize.std": torch.ones(3)}
+    loaded = load_model(saved({"state_dict": weights() | buffers} | BOTH))
+    assert (loaded.mean, loaded.std) == ((0.0,) * 3, (1.0,) * 3) and SAID not in "".join(loaded.notes)
+
+
+@pytest.mark.parametrize(("beside", "channels", "expected"), [
+    ({"mean": [0.1307], "std": [0.3081]}, 1, (0.1307, 0.3081)),
+    ({"normalize": {"mean": 0.5, "std": 0.25}}, 3, (0.5, 0.25)),
+    ({"normalize": {"mean": torch.tensor(0.5), "std": torch.tensor(0.25)}}, 3, (0.5, 0.25)),
+    ({"mean": [0, 0], "std": [1, 1]}, None, (0, 0, 1, 1))])
+def test_stated_for_channels(beside, channels, expected):
+    mean, std, _ = stated(beside, channels)
+    assert (*mean, *std) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("beside", [
+    {"mean": 0.912, "std": 0.31}, {"mean": MEAN}, {"std": STD}, {"mean": "0.5", "std": "0.5"},  # accuracies
+    {"mean": [True] * 3, "std": STD}, {"mean": [0.5, "a", 0.5], "std": STD}, {"mean": [], "std": []},
+    {"mean": torch.zeros(3).to_sparse(), "std": torch.ones(3)}, {"mean": torch.zeros(3, device="meta")} | {
+        "std": STD}, {"mean": [0.5] * 17, "std": [0.5] * 17}, {"mean": [10**400] * 3, "std": STD},
+    {"normalize": True}, {"norm": "batch"}, {}])
+def test_what_states_no_normalisation(beside):
+    assert stated(beside, 3) == (None, None, "")
+
+
+@pytest.mark.parametrize("beside", [
+    {"mean": [0.91, 0.92, 0.9], "std": [0.01, 0.02, 0.01]},  # accuracies of three seeds
+    {"mean": [91.2, 90.0, 92.3], "std": [0.9, 1, 2]},
+    {"mean": [0.5, 0.5], "std": [0.5, 0.5]},
+    {"mean": [-0.5, 0, 0], "std": STD}, {"mean": MEAN, "std": [0] * 3},
+    {"mean": MEAN, "std": [0.5]}, {"mean": [123.7, 116.3, 103.5], "std": [1.0] * 3}])
+def test_what_cannot_be_a_normalisation_is_left_with_a_sentence(beside, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_model(saved({"state_dict": weights()} | beside))
+    assert loaded.normalisation.said_by == "nobody"
+    assert "mean and std beside the weights are not taken as a normalisation: " in "".join(loaded.unwrapped)
+
+
+def test_values_of_inputs_in_0_to_255_are_refused_with_those_that_are_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved({"state_dict": weights(), "mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7]})
+    message, hint = refused(load_model, "m.pt")
+    assert "mean 125.3, 123, 113.9 and std 63, 62.1, 66.7: of inputs in 0..255" in message
+    assert hint == "Divided by 255: --mean 0.4914,0.4824,0.4467 --std 0.2471,0.2435,0.2616"
+    assert load_model(Source("m.pt", mean=(0.4914,), std=(0.2471,))).mean == (0.4914,)
+
+
+def test_a_file_s_settings_that_hold_themselves_end():
+    args = dict(BOTH)
+    args["args"] = args
+    assert stated({"args": args}, 3)[2] == "normalisation: args.mean and args.std beside the weights"
+
+
+def test_a_network_that_normalises_itself_is_not_normalised_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("""
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+        self.fc = nn.Linear(3, 2)
+    def forward(self, x):
+        return self.fc(((x - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)).mean((2, 3)))
+""")
+    state = nn.Linear(3, 2).state_dict(prefix="fc.") | {k: torch.tensor(v) for k, v in BOTH.items()}
+    loaded = load_model(Source(saved({"model": state} | BOTH), arch="net.py:Net"))
+    assert loaded.normalisation.said_by == "network" and loaded.mean is None
