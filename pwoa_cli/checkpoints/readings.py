@@ -45,7 +45,20 @@ SHOWN = 4  # readings in a sentence
 
 
 class Undecided(InputError):
-    """Images do not tell how a file is to be read."""
+    """Images do not tell how a file is to be read. reading: the likeliest, which may be compared with those
+    of other data, but not used."""
+
+    def __init__(self, message: str, *, hint: str, reading: Reading):
+        super().__init__(message, hint=hint)
+        self.reading = reading
+
+
+def check_decided(chosen: Reading, undecided: Iterable[Undecided]) -> None:
+    """Raises: Undecided whose reading it is: the best of several that were tried is then told with its hint,
+    and no other one is taken in its place."""
+    for error in undecided:
+        if error.reading is chosen:
+            raise error
 
 
 def warn_of_code(source: Source, *, say: Callable[[str], None]) -> None:
@@ -96,7 +109,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
         why = ("its batch norms' statistics fit another reading than the one that is right most often"
                if chosen else "neither accuracy nor its batch norms' statistics tell; likeliest first")
         raise Undecided(f"{loaded.source}: its file does not say how it is to be read, and {why}: {figures}.",
-                        hint=_how(likeliest.loaded, loaded))
+                        hint=_how(likeliest.loaded, loaded), reading=likeliest)
     if chosen is not first:
         settled = f"read as {chosen.words}: {figures}"
     elif len(left) > 1:

@@ -10,7 +10,7 @@ from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, answer
 from pwoa_cli.checkpoints.protocol import framing_of, is_published
 from pwoa_cli.checkpoints.reading import PROBE, Reading
-from pwoa_cli.checkpoints.readings import settle
+from pwoa_cli.checkpoints.readings import Undecided, check_decided, settle
 from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
@@ -96,9 +96,11 @@ def settled(loaded: Loaded, possible: Sequence[Dataset], *, say: Say) -> tuple[D
     """The size of images and the order of classes with which the model is clearly more often right than with
     the likeliest, and the reading of the model that is.
 
-    Raises: InputError as `settle`, of the likeliest, if none can be read.
+    Raises: InputError as `settle`, of the likeliest, if none can be read; Undecided if it is not known how
+    the file is to be read with what is chosen.
     """
     found: list[tuple[Dataset, Reading]] = []
+    undecided = list[Undecided]()
     refused: InputError | None = None
     for dataset in possible:
         if len(possible) > 1:
@@ -106,12 +108,16 @@ def settled(loaded: Loaded, possible: Sequence[Dataset], *, say: Say) -> tuple[D
         dataset = dataset.probed(PROBE, say=say)
         try:
             found.append((dataset, settle(loaded, dataset, say=say)))
+        except Undecided as error:
+            found.append((dataset, error.reading))
+            undecided.append(error)
         except InputError as error:
             refused = refused or error
     if not found:
         assert refused is not None
         raise refused
     dataset, reading = _best(found)
+    check_decided(reading, undecided)
     if len(found) > 1:
         dataset = _noted(dataset, found, lambda other: f"images of {sides(other.shape[1:])}",
                          flag=" (--image-size decides)", taken={"image_size": dataset.shape[1:]})
@@ -138,12 +144,16 @@ def _ordered(loaded: Loaded, dataset: Dataset, reading: Reading, *, say: Say) ->
         return dataset, reading
     other = dataset.in_other_order()
     words = {id(dataset): "folders in the order of text", id(other): "in the order of number"}
-    found = [(dataset, reading)]
+    found, undecided = [(dataset, reading)], list[Undecided]()
     try:
         found.append((other, settle(reading.loaded, other, say=say)))
+    except Undecided as error:
+        found.append((other, error.reading))
+        undecided.append(error)
     except InputError:
         return dataset, reading
     best, chosen = _best(found)
+    check_decided(chosen, undecided)
     order = "number" if best is other else "text"
     return _noted(best, found, lambda one: words[id(one)], flag=" (--class-order decides)",
                   taken={"class_order": order}), chosen

@@ -11,7 +11,7 @@ from pwoa_cli.attacks.threat import parse_eps, parse_norm
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.model import Loaded, Source, load_model, read_as
 from pwoa_cli.checkpoints.reading import Reading, is_near_chance, outputs, run
-from pwoa_cli.checkpoints.readings import settle, warn_of_code
+from pwoa_cli.checkpoints.readings import Undecided, check_decided, settle, warn_of_code
 from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
@@ -173,15 +173,22 @@ def _candidate(source: Source, error: UnknownArchitecture, data: str | None, cho
     def quiet(_: str) -> None: ...
 
     readings: dict[str, Reading] = {}
+    undecided = list[Undecided]()
     for name in error.candidates:
         say(f"{source.path} fits {len(error.candidates)} networks; trying {name} on training images")
-        with suppress(InputError):
+        try:
             loaded = open_model(replace(source, arch=name), device=device, say=quiet)
             readings[name] = _tried(loaded, data, choices, device=device, say=quiet)[1]
+        except Undecided as open_one:
+            readings[name] = open_one.reading
+            undecided.append(open_one)
+        except InputError:  # it may not take the images
+            continue
     best = max(readings, key=lambda name: readings[name].accuracy, default=None)
     others = [reading for name, reading in readings.items() if name != best]
     if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for other in others):
         raise error
+    check_decided(readings[best], undecided)
     shown = ", ".join(f"{name} {100 * reading.accuracy:.1f}%" for name, reading in readings.items())
     say(f"{error.message} Told apart by accuracy on training images: {shown}.")
     return open_model(replace(source, arch=best), device=device, say=say)
@@ -239,7 +246,7 @@ def short_path(path: str) -> str:
 
 def _guess_data(loaded: Loaded, *, device: torch.device, say: Say) -> tuple[datasets.Dataset, Reading]:
     """The fitting known data set with the highest clean accuracy among those that are here (or the first,
-    downloaded)."""
+    downloaded). Raises: Undecided if that is of one on which it is not known how the file is to be read."""
     fitting = datasets.candidates(loaded.input_shape, loaded.num_classes,
                                   channels=loaded.arch_options.get("in_channels"))
     if not fitting:
@@ -249,11 +256,14 @@ def _guess_data(loaded: Loaded, *, device: torch.device, say: Say) -> tuple[data
                          hint="Name yours: --data FILE.npz (x_train, y_train, x_test, y_test) or --data "
                               "FOLDER (train/CLASS/*.png, test/CLASS/*.png).")
     here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
-    tried, refused = {}, None
+    tried, undecided, refused = {}, list[Undecided](), None
     for name in here:
         dataset = datasets.load(name, device=device, say=say)
         try:
             tried[name] = dataset, settle(loaded, dataset, say=say)
+        except Undecided as error:
+            tried[name] = dataset, error.reading
+            undecided.append(error)
         except InputError as error:  # a model of three channels and a set of one; another may fit
             refused = error
     if refused and not tried:
@@ -262,6 +272,7 @@ def _guess_data(loaded: Loaded, *, device: torch.device, say: Say) -> tuple[data
     if len(tried) > 1:
         shown = ", ".join(f"{name} {100 * tried[name][1].accuracy:.1f}%" for name in best)
         say(f"data sets that fit its shape, by accuracy: {shown}")
+    check_decided(tried[best[0]][1], undecided)
     return tried[best[0]]
 
 

@@ -1,4 +1,5 @@
 """Model, data, teacher and threat of a command: what is inferred is said, what does not fit is refused."""
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,17 +7,20 @@ import pytest
 import torch
 import torchvision
 from helpers import small_models as small
+from helpers.levels import levels, nearest_centre
 from helpers.workflow_calls import FAST, described, refused, request, run_in
 from torch import nn
 
 import pwoa_cli
 from pwoa_cli.checkpoints import architecture
 from pwoa_cli.checkpoints.model import Source
+from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
+from pwoa_cli.checkpoints.readings import Undecided
 from pwoa_cli.data import datasets
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.networks.build import build
-from pwoa_cli.workflows import evaluate
+from pwoa_cli.workflows import evaluate, images, setup
 from pwoa_cli.workflows.prune_job import prepare
 
 
@@ -233,3 +237,75 @@ def test_a_forward_that_raises_anything_is_a_sentence(tmp_path, name, words):
         assert message.startswith(f"{file} cannot take images (1, 8, 8) of grey: {words}")
     noted = described(file, arch=f"raising.py:{name}")["notes"]
     assert any(f"the network was not run, so dead weights are not known: {words}" in note for note in noted)
+
+
+# --- several that may fit, one of which is read in several ways ---------------------------------
+
+def undecided():
+    """(a network, images) that several normalisations fit."""
+    torch.manual_seed(0)
+    dataset = levels(step=60)
+    return nearest_centre(dataset, "imagenet", norm=False), dataset
+
+
+def of_other_classes(dataset, labels):
+    split = datasets.Split(dataset.train.images, labels)
+    return replace(dataset, train=split, test=split)
+
+
+@pytest.mark.parametrize("order", [("cifar10", "svhn"), ("svhn", "cifar10")])
+def test_that_a_set_does_not_tell_is_said_and_not_that_another_one_does_not_fit(monkeypatch, order):
+    """The network is of the first set, and no better than chance on the second."""
+    dataset = undecided()[1]
+    chance = dataset.train.labels[torch.randperm(len(dataset.train))]
+    sets = {"cifar10": dataset, "svhn": replace(of_other_classes(dataset, chance), name="svhn")}
+    monkeypatch.setattr(datasets, "candidates", lambda *_, **__: order)
+    monkeypatch.setattr(datasets, "locate", lambda name: Path(name))
+    monkeypatch.setattr(datasets, "load", lambda name, **_: sets[name])
+
+    def opened(**options):
+        source = Source("model.pt", arch="net.py:Without", **options)
+        return setup.open_subject(source, data=None, norm=None, eps="8/255", device=torch.device("cpu"),
+                                  say=lambda text: None)
+
+    with pytest.raises(Undecided, match="right on 500 training images of cifar10") as caught:
+        opened()
+    name = caught.value.hint.rpartition("--normalize ")[2]
+    mean, std = NORMALISATIONS[name]
+    assert opened(mean=mean, std=std).dataset.name == "cifar10", "the hint helps"
+
+
+def test_that_a_size_or_an_order_of_folders_does_not_tell_is_said():
+    """The likeliest size, or order, is near chance; the other one is right, read in several ways."""
+    loaded, dataset = undecided()
+    labels = dataset.train.labels
+    other = of_other_classes(dataset, labels[torch.randperm(len(labels))])
+    for possible in ([other, dataset], [dataset, other]):
+        with pytest.raises(Undecided, match="does not say how it is to be read"):
+            images.settled(loaded, possible, say=lambda text: None)
+    numbers = torch.tensor([3, 0, 1, 2])
+    turned = replace(of_other_classes(dataset, (labels + 1) % 4), reordered=numbers)
+    with pytest.raises(Undecided, match="does not say how it is to be read"):
+        images.settled(loaded, [turned], say=lambda text: None)
+
+
+def test_that_the_better_of_two_networks_does_not_tell_is_said(monkeypatch):
+    """Of two networks with the same keys the first is right, under several normalisations."""
+    dataset = undecided()[1]
+    with open("net.py", "a") as file:
+        file.write("""
+class Turned(Without):
+    def forward(self, x):
+        return super().forward(x).roll(1, 1)
+""")
+
+    def two(state, *, where):
+        raise architecture.UnknownArchitecture(f"{where} fits 2 networks.", hint="Say which.",
+                                               candidates=("net.py:Without", "net.py:Turned"))
+
+    monkeypatch.setattr(architecture, "identify", two)
+    monkeypatch.setattr(images, "ways", lambda *_, **__: [dataset])
+    with pytest.raises(Undecided, match="does not say how it is to be read") as caught:
+        setup.open_subject(Source("model.pt"), data="levels", norm=None, eps="8/255",
+                           device=torch.device("cpu"), say=lambda text: None)
+    assert "--normalize " in caught.value.hint
