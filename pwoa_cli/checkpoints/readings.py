@@ -42,6 +42,7 @@ LIKELY = 8  # options that are tried with every normalisation
 FINALISTS = 16  # readings that all images are shown to, and those that are even with the last of them
 BELIEVED = 0.95  # accuracy from which another activation is
 SHOWN = 4  # readings in a sentence
+USUAL = ("imagenet", "half", "cifar10", "cifar10-old", "mnist")  # much code keeps those of another set
 
 
 class Undecided(InputError):
@@ -268,11 +269,13 @@ def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:
-    """Normalisations that people use with a data set: its own, those of ImageNet and of 0.5; all for one that
-    is not known."""
-    fitting = [name for name in known_for(dataset.shape[0]) if name != "none"]
-    own = [name for name in fitting if name == dataset.name or name.startswith(dataset.name + "-")]
-    return [*own, *(n for n in fitting if n in ("imagenet", "half"))] if own else fitting
+    """Normalisations that people use with a data set: its own (of one number for all channels too) and the
+    USUAL ones; all for one that is not known."""
+    channels = dataset.shape[0]
+    fitting = [name for name in known_for(channels) if name != "none"]
+    own = [name for name, (mean, _) in NORMALISATIONS.items() if len(mean) in (1, channels)
+           and (name == dataset.name or name.startswith(dataset.name + "-"))]
+    return list(dict.fromkeys([*own, *(name for name in fitting if name in USUAL)])) if own else fitting
 
 
 def _how(best: Loaded, loaded: Loaded) -> str:

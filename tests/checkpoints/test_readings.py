@@ -44,6 +44,43 @@ def test_the_normalisation_that_a_network_was_made_with_is_found(truth):
         assert (reading.loaded.model(x).argmax(1) == y).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("name", ["cifar100", "svhn"])
+@pytest.mark.parametrize("truth", ["own", "cifar10", "cifar10-old", "imagenet"])
+def test_colour_sets_are_tried_with_the_statistics_of_cifar10_too(name, truth):
+    """Much code for them keeps those of CIFAR-10; their own are still told from them."""
+    dataset, truth = levels(name), name if truth == "own" else truth
+    reading, _ = settle(nearest_centre(dataset, truth), dataset)
+    assert reading.words == f"normalisation {truth}" and reading.accuracy > 0.95
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_a_grey_set_in_three_channels_is_tried_with_its_own_statistics(name):
+    dataset = levels(name)
+    reading, _ = settle(nearest_centre(dataset, name), dataset)
+    assert reading.words == f"normalisation {name}" and reading.accuracy > 0.95
+    assert reading.loaded.mean == NORMALISATIONS[name][0], "one number for all channels"
+
+
+@pytest.mark.parametrize(("name", "channels", "tried"), [
+    ("cifar10", 3, {"cifar10", "cifar10-old", "imagenet", "half"}),
+    ("cifar100", 3, {"cifar100", "cifar10", "cifar10-old", "imagenet", "half"}),
+    ("svhn", 3, {"svhn", "cifar10", "cifar10-old", "imagenet", "half"}),
+    ("mnist", 1, {"mnist", "half"}), ("fashion-mnist", 1, {"fashion-mnist", "mnist", "half"}),
+    ("mnist", 3, {"mnist", "cifar10", "cifar10-old", "imagenet", "half"}),
+    ("mine", 3, {"cifar10", "cifar10-old", "cifar100", "svhn", "imagenet", "half"}),
+    ("mine", 1, {"mnist", "fashion-mnist", "half"})])
+def test_normalisations_that_are_tried_with_a_set(name, channels, tried):
+    assert set(readings._names(replace(levels(name), shape=(channels, 8, 8)))) == tried
+
+
+def test_relatives_that_nothing_tells_apart_are_not_chosen_between():
+    """CIFAR-100's and CIFAR-10's statistics differ by less than what a network without batch norms shows."""
+    dataset = levels("cifar100", step=60)
+    with pytest.raises(readings.Undecided, match="normalisation cifar100 100.0%") as caught:
+        settle(nearest_centre(dataset, "cifar10", norm=False), dataset)
+    assert "normalisation cifar10 " in caught.value.message
+
+
 def test_statistics_of_batch_norm_tell_what_accuracy_cannot():
     dataset = levels(step=60)  # so far apart that similar normalisations are right equally often
     reading, said = settle(nearest_centre(dataset, "imagenet"), dataset)
