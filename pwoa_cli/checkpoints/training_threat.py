@@ -13,6 +13,9 @@ NORM = ("norm", "constraint", "attack_norm", "threat_model", "threat", "adv_norm
         "perturbation_type", "distance", "norm_type")
 NORMS = {"linf": "linf", "inf": "linf", "infinity": "linf", "l2": "l2", "2": "l2", "2.0": "l2", "l1": "l1",
          "1": "l1", "1.0": "l1"}
+# under these a bare 1 is more often a flag or a kind of layer (0: none, 1: normalise) than l1, which code
+# that trains in it spells out; under the others it is a norm
+UNCLEAR = {("norm", "1"), ("norm", "1.0"), ("norm_type", "1"), ("norm_type", "1.0")}
 PRIVACY = ("noise_multiplier", "target_delta", "max_grad_norm", "secure_rng", "dp_delta")
 LEAST = 1e-5  # 1e-8 is Adam's eps
 # in units of [0,1] a ball of that radius holds nearly everything: it is in 255ths
@@ -28,7 +31,7 @@ def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
     settings = dict(_settings(extra))
     if any(name in settings for name in PRIVACY):
         return None
-    norm = next((norm for norm in map(_norm, (settings.get(name) for name in NORM)) if norm), None)
+    norm = next((norm for norm in (_norm(name, settings.get(name)) for name in NORM) if norm), None)
     eps = next((n for n in (_number(settings.get(name)) for name in EPS) if n is not None), None)
     if norm is None or eps is None or not LEAST < eps < math.inf:
         return None
@@ -47,13 +50,13 @@ def _settings(extra: Mapping[str, Any], depth: int = 3) -> Iterator[tuple[str, A
     yield from mine
 
 
-def _norm(value: Any) -> str | None:
+def _norm(name: str, value: Any) -> str | None:
     """"linf", "l2" or "l1" for "Linf", "l_inf", "inf", math.inf, 2, "L2", ...; None for anything else, such
-    as a batch norm's kind."""
+    as a batch norm's kind or what is UNCLEAR."""
     if isinstance(value, bool | np.bool_) or isinstance(value, int) and value not in range(10):
         return None  # Python makes no text of an integer of thousands of digits
     text = str(value).lower().replace("_", "").replace("-", "").replace(" ", "").removesuffix("norm")
-    return NORMS.get(text)
+    return None if (name, text) in UNCLEAR else NORMS.get(text)
 
 
 def _number(value: Any) -> float | None:

@@ -22,6 +22,11 @@ def test_norms_under_their_names(name, norm):
 @pytest.mark.parametrize(("settings", "threat"), [
     ({"eps": "2.0", "norm": "l2"}, ("l2", 2.0)), ({"eps": 0.5, "constraint": "2"}, ("l2", 0.5)),
     ({"eps": 0.5, "norm": 2}, ("l2", 0.5)), ({"eps": 12, "norm": "L1"}, ("l1", 12.0)),
+    ({"eps": 12, "norm": "l_1"}, ("l1", 12.0)), ({"eps": 12, "p_norm": 1}, ("l1", 12.0)),
+    ({"eps": 12, "attack_norm": 1.0}, ("l1", 12.0)),
+    # 1 may be a flag there, and another setting says the norm
+    ({"eps": 8, "norm": 1, "constraint": "inf"}, ("linf", 8 / 255)),
+    ({"eps": 0.5, "norm": True, "attack_norm": "l2"}, ("l2", 0.5)),
     ({"args": argparse.Namespace(epsilon=0.5, norm="L2")}, ("l2", 0.5)),
     # in 255ths: every image is within 8, or 128 of another in l2
     ({"eps": 8, "norm": "Linf"}, ("linf", 8 / 255)), ({"attack_eps": 128, "norm": "l2"}, ("l2", 128 / 255)),
@@ -37,7 +42,9 @@ def test_threat_of_settings(settings, threat):
     {"epsilon": 0.3}, {"args": {"eps": 0.1, "label_smoothing": True}}, {"eps": "8/255"},  # of what?
     {"eps": 1e-8} | LINF, {"eps": "nan"} | LINF, {"eps": 0} | LINF, {"eps": True} | LINF,
     {"eps": "8/0"} | LINF, {"eps": "small"} | LINF, {"args": {"eps": torch.tensor([0.1, 0.2])} | LINF}, LINF,
-    LINF, {}, {"norm": "batch", "eps": 1e-3}, {"norm": True, "eps": 0.1}, {"norm": None, "eps": 0.1},
+    LINF, {}, {"norm": "batch", "eps": 1e-3}, {"norm": True, "eps": 0.1},
+    {"norm": 1, "eps": 8}, {"norm": 1.0, "eps": 0.03}, {"norm": "1", "eps": 0.1}, {"norm_type": 1, "eps": 12},
+    {"norm": np.bool_(True), "eps": 0.1}, {"norm": "True", "eps": 0.1}, {"norm": None, "eps": 0.1},
     {"epsilon": 8.0, "noise_multiplier": 1.1, "norm": "l2"}])  # differential privacy
 def test_what_names_no_threat(settings):
     assert threat_of(settings) is None
