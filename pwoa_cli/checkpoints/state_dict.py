@@ -270,10 +270,11 @@ def _is_average(content: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None) -> dict[str, Any]:
-    """The tensors whose keys begin with the prefix that --entry names, without it; with the normalisation
-    beside them if they have none."""
+    """The tensors whose keys begin with the prefix that --entry names, behind what all begin with, without
+    it; with the normalisation beside them if they have none."""
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    for start in (prefix, "module." + prefix):
+    weights = [k.split(".") for k, v in tensors.items() if v.ndim > 1 and not normalisation_of(k)]
+    for start in (prefix, "module." + prefix, ".".join([*os.path.commonprefix(weights), prefix])):
         part = {k.removeprefix(start + "."): v for k, v in tensors.items() if k.startswith(start + ".")}
         if _holds_weights(part):
             around = {} if any(map(normalisation_of, part)) else normalisation_around(tensors, start)

@@ -125,11 +125,12 @@ STD = torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1)
 
 @pytest.mark.parametrize("entry", [None, "model", "ema_model"])
 @pytest.mark.parametrize("names", [("normalize.mean", "normalize.std"), ("mean", "std"), ("0.mean", "0.std")])
-@pytest.mark.parametrize("outer", ["", "module.", "net."])
+@pytest.mark.parametrize("outer", ["", "module.", "net.", "module._orig_mod.", "wrapper."])
 def test_a_normalisation_beside_two_copies_of_a_network_is_that_of_both(net, outer, names, entry):
     content = copies(net, **dict(zip(names, (MEAN, STD), strict=True)))
-    whole = entry and (outer if outer == "net." else "") + entry  # data parallelism's name may be left out
-    loaded = load_model(Source(saved({outer + k: t for k, t in content.items()}), entry=whole))
+    beside = "" if outer == "wrapper." else outer  # or even beside what is around both
+    named = {(beside if t is MEAN or t is STD else outer) + k: t for k, t in content.items()}
+    loaded = load_model(Source(saved(named), entry=entry))
     assert (loaded.mean, loaded.std, loaded.normalisation.said_by) == (
         (0.5, 0.25, 0.125), (0.25, 0.5, 0.75), "file")
     added = float(entry == "ema_model")
@@ -161,7 +162,7 @@ def test_averaged_model_side_by_side_with_its_network(net, plain, average, outer
     state, _, notes = read_state_dict(saved({"state_dict": content}))
     assert state.keys() == net.keys() and all(torch.equal(state[k], net[k]) for k in net)
     assert f"--entry {average} takes it" in notes[0]
-    state = read_state_dict("m.pt", entry=(outer if outer == "model." else "") + average)[0]
+    state = read_state_dict("m.pt", entry=average)[0]
     assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
 
 
