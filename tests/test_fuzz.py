@@ -33,7 +33,7 @@ from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.files.plain import dumps, write_toml
-from pwoa_cli.reports import gates, plots, runs, schema, tables
+from pwoa_cli.reports import gates, plots, runs, schema, tables, terminal
 from pwoa_cli.training.recipe import read_recipe, text_of
 from pwoa_cli.workflows import card
 
@@ -132,7 +132,7 @@ def _config(folder):
 
 def _show(found):
     """As pwoa report shows and judges it."""
-    tables.table(found)
+    terminal.one(found)
     scores = [name for column in tables.columns(found).values() for name in column]
     asked = gates.parse("min", ["clean=0.5"]) + gates.parse("max-drop", ["clean=1"] * ("drop" in found))
     attacks = {name: name for name in scores if name != "clean"}

@@ -52,7 +52,7 @@ def evaluate(
         run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")  # it may be in --out
         console.say("loading torch")
         from pwoa_cli.machine import determinism
-        from pwoa_cli.reports import tables
+        from pwoa_cli.reports import tables, terminal
         from pwoa_cli.workflows import evaluate as workflow
 
         if deterministic:
@@ -81,7 +81,7 @@ def evaluate(
             workflow.keep(outcome, folder=folder, saved=save_samples)
         finally:  # a full disk must not cost the figures
             shown = console.result(tables.markdown(outcome.result), outcome.result,
-                                   table=lambda: tables.table(outcome.result))
+                                   table=lambda: terminal.one(outcome.result))
         if shown or folder:
             workflow.forget(outcome, job)
     for written in filter(None, (folder, save_samples)):

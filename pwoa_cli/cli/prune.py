@@ -57,7 +57,7 @@ def prune(
     with opened(console, out, model=model, sparsity=name, created=created, run=True) as folder:
         console.say("loading torch")
         from pwoa_cli.machine import determinism
-        from pwoa_cli.reports import tables, verdict
+        from pwoa_cli.reports import tables, terminal, verdict
         from pwoa_cli.workflows import prune as workflow
         from pwoa_cli.workflows.prune_job import prepare
         from pwoa_cli.workflows.prune_request import Request, epochs_said
@@ -81,7 +81,7 @@ def prune(
                                       checkpoint_every=checkpoint_every)
         where = {"run": {"folder": str(folder), "model": str(folder / "model.safetensors")}}
         show = partial(console.result, tables.markdown(result), result | where,
-                       table=lambda: tables.table(result))
+                       table=lambda: terminal.one(result))
         try:
             workflow.keep(folder, result)
         except Exception:  # a full disk must not cost the figures

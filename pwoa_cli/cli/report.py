@@ -22,6 +22,7 @@ from pwoa_cli.reports import (
     page,
     schema,
     tables,
+    terminal,
     verdict,
 )
 from pwoa_cli.reports.collection import Entry
@@ -61,7 +62,7 @@ def report(
     found = schema.read(path / "report.json" if path.is_dir() else path)
     if asked:
         found["gates"] = _judged(found, asked, strict=gate.strict)
-    console.result(tables.markdown(found), found, table=lambda: tables.table(found))
+    console.result(tables.markdown(found), found, table=lambda: terminal.one(found))
     if html:
         _write(html, partial(page.of_one, dossier.opened(path)), console)
     if not tell(console, gate, found, text=tables.markdown(found), name=path.name):
@@ -108,7 +109,7 @@ def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates
     notes = [*why, *(note for table in shown for note in table["notes"])]
     found = {"schema_version": schema.SCHEMA_VERSION, "tables": shown, "gates": verdicts, "notes": notes}
     text = "\n".join([*(f"{tables.inline(sentence)}\n" for sentence in why), *map(tables.markdown, shown)])
-    console.result(text, found, table=lambda: tables.tables(shown, why))
+    console.result(text, found, table=lambda: terminal.several(shown, why))
     if html:
         _write(html, partial(page.of_several, shown, why), console)
     if not tell(console, gate, found, text=text, name=" ".join(entries)):

@@ -130,8 +130,8 @@ def _few_classes(classes: int, attacks: Collection[str] | None) -> Finding | Non
     if classes > TARGETS or (attacks is not None and not set(attacks) & set(TARGETED)):
         return None
     return Finding("few-classes",
-                   f"the model has {classes} classes, so targeted attacks try {classes - 1} "
-                   f"target{'s' * (classes > 2)} for each sample instead of {TARGETS}.", False)
+                   f"the model has {classes} classes, so targeted attacks try at most {classes - 1} "
+                   f"target{'s' * (classes > 2)} for each sample where {TARGETS} would be possible.", False)
 
 
 def _coarse(logits: Tensor) -> Finding | None:

@@ -1,11 +1,10 @@
 """What `pwoa info` found, for people: as Markdown and as a terminal table."""
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from pwoa_cli.checkpoints.model import SHOWN, said
-from pwoa_cli.reports import numbers, tables
+from pwoa_cli.reports import numbers, tables, terminal
 
 
 def headline(info: Mapping[str, Any]) -> str:
@@ -98,19 +97,17 @@ def markdown(info: Mapping[str, Any]) -> str:
 def table(info: Mapping[str, Any]) -> Any:
     """The findings for a terminal: a rich renderable that holds at 60 columns."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    plain = partial(Table, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    findings, weights = plain(show_header=False), plain(header_style="bold")
+    findings, weights = terminal.grid(show_header=False), terminal.grid()
     findings.add_column(no_wrap=True)
     findings.add_column(overflow="fold")
     for label, text in facts(info):
-        findings.add_row(tables.text_cell(label), tables.text_cell(text))
+        findings.add_row(terminal.text_cell(label), terminal.text_cell(text))
     weights.add_column(HEAD[0], overflow="fold")
     for heading in HEAD[1:]:
         weights.add_column(heading, justify="right", no_wrap=True)
     for row in rows(info):
-        weights.add_row(*map(tables.text_cell, row))
+        weights.add_row(*map(terminal.text_cell, row))
     file = [Text(code(info) + "\n")] * bool(code(info))
-    return Group(tables.text_cell(headline(info), "bold"), "", findings, "", *file, weights)
+    return Group(terminal.text_cell(headline(info), "bold"), "", findings, "", *file, weights)

@@ -1,21 +1,25 @@
 """Commands that make a report again, or what it lacks, from what it says."""
+import math
 import shlex
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pwoa_cli.reports.numbers import radius
 
+CHOICES = ("--image-size", "--class-map", "--class-order", "--labels-from", "--logits")  # of how data is read
 SHARES = (0.25, 0.5, 0.75, 1, 1.25, 1.5)  # of the threat's eps: a curve to begin with
 
 
-def again(report: Mapping[str, Any], folder: Path, *, run: Path | None = None) -> str:
+def again(report: Mapping[str, Any], folder: Path, *, run: Mapping[str, Any] | None = None) -> str:
     """What prunes, or measures, the same again. Options on how the model is read are not in an evaluation's
-    report. Args: run: the run that an evaluation lies in, which knows its teacher and data."""
+    report. Args: run: the report of the run that an evaluation lies in, whose teacher and data are taken."""
     if "sparsity" in report:
         return words("pwoa", "prune", "--config", str(folder / "config.toml"))
-    typed = _eval(report) if run is None else ("pwoa", "eval", str(run), *_options(report))
-    points = [radius(point["eps"]) for point in report.get("curve", [])]
+    typed = _eval(report) if run is None else (
+        "pwoa", "eval", str(folder.parent), *_given(_data(report["data"], run["data"])), *_options(report))
+    points = [_typed(point["eps"]) for point in report.get("curve", [])]
     return words(*typed, *(("--curve", ",".join(points)) if points else ()))
 
 
@@ -23,7 +27,7 @@ def curve_and_samples(report: Mapping[str, Any], folder: Path) -> str:
     """What measures the curve and keeps adversarial images, in a folder inside that of a run."""
     run, eps = "sparsity" in report, report["threat"]["eps"] or 8 / 255
     most = 1.0 if report["threat"]["norm"] == "linf" else float("inf")
-    radii = ",".join(radius(share * eps) for share in SHARES if share * eps <= most)
+    radii = ",".join(_typed(share * eps) for share in SHARES if share * eps <= most)
     names = (f"eval-{number}" if number > 1 else "eval" for number in range(1, 1000))
     parent = folder if run else folder.parent
     out = next(parent / name for name in names if not (parent / name).exists())
@@ -44,15 +48,30 @@ def _eval(report: Mapping[str, Any]) -> tuple[str, ...]:
     elif "teacher" in report:
         reference = next(iter(sources), None)
     named = [source for who, source in sources.items() if who != reference]
-    return ("pwoa", "eval", *named, *_given({
-        "--compare": sources.get(reference), "--data": data.get("argument") or data.get("where")}),
-        *_options(report))
+    return ("pwoa", "eval", *named, *_given({"--compare": sources.get(reference)} | _data(data)),
+            *_options(report))
+
+
+def _data(data: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Where the images are and how they were read, but for what is as `known`."""
+    choices = data.get("choices", {})
+    found = {flag: choices[flag[2:].replace("-", "_")] for flag in CHOICES
+             if flag[2:].replace("-", "_") in choices}
+    found |= {"--image-size": "x".join(map(str, found["--image-size"]))} if "--image-size" in found else {}
+    found |= {"--data": data.get("where") or data["name"]}
+    return {flag: said for flag, said in found.items() if known is None or _data(known).get(flag) != said}
+
+
+def _typed(eps: float) -> str:
+    """An eps as it is typed: as people write it, where that is the same number."""
+    short = radius(eps)
+    return short if math.isclose(Fraction(short), eps, rel_tol=1e-6) else repr(eps)
 
 
 def _options(report: Mapping[str, Any]) -> tuple[str, ...]:
     """Threat, attacks and samples."""
     data, threat = report["data"], report["threat"]
-    return _given({"--norm": threat["norm"], "--eps": radius(threat["eps"]) if threat["eps"] else None,
+    return _given({"--norm": threat["norm"], "--eps": _typed(threat["eps"]) if threat["eps"] else None,
                    "--attacks": ",".join(report.get("attacks", [])) or "clean", "--samples": data["n"],
                    "--seed": data.get("seed")})
 

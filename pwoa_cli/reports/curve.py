@@ -1,4 +1,5 @@
 """The security curve of a report: accuracy over eps, of each model."""
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,18 +14,21 @@ def table(report: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, .
     """Head and rows of `--curve`: eps, then a cell for each model; no rows where there is no curve."""
     points = report.get("curve", [])
     names = list(dict.fromkeys(name for point in points for name in point["scores"]))
-    rows = [(radius(point["eps"]), *(_cell(point, name) for name in names)) for point in points]
+    rows = [(radius(point["eps"]), *(_cell(report, point, name) for name in names)) for point in points]
     return ("eps", *names), rows
 
 
-def _cell(point: Mapping[str, Any], name: str) -> str:
+def _cell(report: Mapping[str, Any], point: Mapping[str, Any], name: str) -> str:
     score = point["scores"].get(name)
-    return with_interval(score) + " unreliable" * doubted(point, name) if score else "unfinished"
+    return with_interval(score) + " unreliable" * doubted(report, point, name) if score else "unfinished"
 
 
-def doubted(point: Mapping[str, Any], name: str) -> bool:
-    """Whether a model's figure at a point must not be believed."""
-    return any(name in (finding["models"] or [name]) for finding in point.get("findings", []))
+def doubted(report: Mapping[str, Any], point: Mapping[str, Any], name: str) -> bool:
+    """Whether a model's figure at a point must not be believed; at the threat's eps the report says why."""
+    threat = report["threat"]["eps"]
+    ours = report.get("findings", []) if threat and math.isclose(point["eps"], threat, rel_tol=1e-5) else []
+    return any(finding["unreliable"] and name in (finding["models"] or [name])
+               for finding in [*point.get("findings", []), *ours])
 
 
 def doubts(points: Sequence[Mapping[str, Any]]) -> list[str]:

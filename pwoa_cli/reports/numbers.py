@@ -34,6 +34,11 @@ def ratio(a: float, b: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def times(dense: float, file: float) -> str:
+    """8.65 times smaller, or 1.20 times larger."""
+    return f"{ratio(dense, file)} times smaller" if file <= dense else f"{ratio(file, dense)} times larger"
+
+
 def duration(seconds: float) -> str:
     """A time for people: 3.2s, 43s, 1m 44s, 12m, 2h 05m; "?" when it is not known."""
     if not math.isfinite(seconds):

@@ -68,15 +68,20 @@ def over_epochs(rows: Sequence[Mapping[str, Any]], *, name: str, says: str) -> s
     return _svg(draw, title="Training loss", name=name, says=says)
 
 
-def pareto(points: Sequence[tuple[float, float, float, float]], *, xlabel: str, ylabel: str,
+def pareto(points: Sequence[tuple[float, float, float, float, bool]], *, xlabel: str, ylabel: str,
            reference: float | None, best_is_low: bool, name: str, says: str) -> str:
-    """A numbered point a model. Args: points: (x, y, low, high), y in percent; reference: of the model that
-    they are compared with; best_is_low: whether a small x is wanted."""
+    """A numbered point a model. Args: points: (x, y, low, high, doubted), y in percent; what is doubted is
+    hollow and in no front; reference: of the model that they are compared with; best_is_low: whether a small
+    x is wanted."""
     def draw(axes: Any) -> None:
-        x, y, low, high = zip(*points, strict=True)
+        x, y, low, high, _ = zip(*points, strict=True)
         errors = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
-        axes.errorbar(x, y, yerr=errors, fmt="o", color=SERIES[0], ecolor=EDGE, capsize=3)
-        front = _front([(a, b) for a, b, *_ in points], best_is_low=best_is_low)
+        axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=EDGE, capsize=3)
+        for doubt, fill, label in ((False, SERIES[0], None), (True, PAPER, "unreliable")):
+            own = [(a, b) for a, b, *_, doubted in points if doubted == doubt]
+            if own:
+                axes.plot(*zip(*own, strict=True), "o", color=SERIES[0], markerfacecolor=fill, label=label)
+        front = _front([(a, b) for a, b, *_, doubted in points if not doubted], best_is_low=best_is_low)
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=SERIES[1], linestyle="--", linewidth=1.2,
                       label="Pareto front")
@@ -86,7 +91,7 @@ def pareto(points: Sequence[tuple[float, float, float, float]], *, xlabel: str, 
             axes.axhline(reference, color=INK, linewidth=1, linestyle=(0, (1, 2)), label="reference")
         axes.margins(0.12)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        if len(front) > 1 or reference is not None:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best")
 
     return _svg(draw, title=f"{ylabel} against {xlabel}", name=name, says=says)

@@ -8,9 +8,10 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files import locks, run_folder
 from pwoa_cli.files.metrics import read_metrics
-from pwoa_cli.reports import numbers, schema, tables
+from pwoa_cli.reports import numbers, schema, tables, terminal
 
-HEAD = ("run", "model", "zeros", "clean", "worst case", "file", "date", "state")
+HEAD = ("run", "model", "zeros", "clean", "worst case", "over", "file",
+        "date", "state")
 
 
 def listed(root: Path) -> list[dict[str, Any]]:
@@ -27,7 +28,8 @@ def listed(root: Path) -> list[dict[str, Any]]:
 
 def _entry(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"folder": str(folder), "model": None, "sparsity": None, "clean": None,
-                             "worst_case": None, "file_bytes": None, "created": None}
+                             "worst_case": None, "attacks": None, "norm": None, "eps": None, "data": None,
+                             "n": None, "file_bytes": None, "created": None}
     if not all((folder / name).is_file() for name in run_folder.FINISHED):
         return found | {"state": _share_done(folder)}
     try:
@@ -38,8 +40,10 @@ def _entry(folder: Path) -> dict[str, Any]:
     state = "near chance" if tables.only_guesses(report) else "unreliable" if doubt else "finished"
     return {"folder": str(folder), "model": report["model"]["source"],
             "sparsity": report["sparsity"]["achieved"], "clean": _of(report, "clean"),
-            "worst_case": _of(report, WORST), "file_bytes": report["size"]["file_bytes"],
-            "created": report["created"], "state": state}
+            "worst_case": _of(report, WORST),
+            "attacks": [name for name in report["student"] if name not in ("clean", WORST)],
+            **report["threat"], "data": report["data"]["name"], "n": report["data"]["n"],
+            "file_bytes": report["size"]["file_bytes"], "created": report["created"], "state": state}
 
 
 def _share_done(folder: Path) -> str:
@@ -75,9 +79,17 @@ def rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
     return [(Path(e["folder"]).name, Path(e["model"]).name if e["model"] else "-",
              f"{numbers.percent_of_weights(e['sparsity'])}%" if e["sparsity"] is not None else "-",
-             arrow(e["clean"]), arrow(e["worst_case"]),
+             arrow(e["clean"]), arrow(e["worst_case"]), _over(e),
              numbers.size(e["file_bytes"]) if e["file_bytes"] is not None else "-",
              (e["created"] or "-")[:16].replace("T", " "), e["state"]) for e in entries]
+
+
+def _over(entry: Mapping[str, Any]) -> str:
+    """What a run's figures are of; worst cases over different attacks are no comparison."""
+    if not entry["attacks"]:
+        return "-"
+    return (f"{', '.join(entry['attacks'])} at {entry['norm']} {numbers.radius(entry['eps'])}, "
+            f"{entry['n']} of {entry['data']}")
 
 
 def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -86,14 +98,12 @@ def markdown(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> Any:
-    """For a terminal: a block a run, as eight columns do not fit into 60."""
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    """For a terminal: a block a run, as nine columns do not fit into 60."""
+    shown = terminal.grid(show_header=False)
     shown.add_column(no_wrap=True)
     shown.add_column(overflow="fold")
     for row in rows(entries):
         for label, cell in zip(HEAD, row, strict=True):
-            shown.add_row(label, tables.text_cell(cell, "bold" if label == "run" else ""))
+            shown.add_row(label, terminal.text_cell(cell, "bold" if label == "run" else ""))
         shown.add_row("", "")
-    return shown if entries else tables.text_cell("no run there")
+    return shown if entries else terminal.text_cell("no run there")

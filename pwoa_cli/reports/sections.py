@@ -77,17 +77,21 @@ def over_eps(report: Mapping[str, Any], *, name: str, where: str = "") -> dict[s
     found, caption = _points(report)
     if not found:
         return None
-    says = "; ".join(f"{who}: " + ", ".join(f"{y:.1f}% at {radius(x)}" for x, y, *_ in points)
+    says = "; ".join(f"{who}: " + ", ".join(
+        f"{y:.1f}% at {radius(x)}{' (unreliable)' * doubt}" for x, y, *_, doubt in points)
                      for who, points in found.items())
+    hollow = any(doubt for points in found.values() for *_, doubt in points)
     svg = plots.over_eps(found, eps=report["threat"]["eps"] or 0.0, name=name, says=says)
     head, rows = curve.table(report)
     if not rows:
-        own = [{x: f"{y:.1f}" for x, y, *_ in points} for points in found.values()]
+        own = [{x: f"{y:.1f}{' unreliable' * doubt}" for x, y, *_, doubt in points}
+               for points in found.values()]
         radii = sorted({x for points in own for x in points})
         rows = [(radius(x), *(points.get(x, "-") for points in own)) for x in radii]
     return {"svg": svg, "where": where, "doubts": [
         sentence.removeprefix("unreliable: ") for sentence in curve.doubts(report.get("curve", []))],
-            "table": table(head if "curve" in report else ["eps", *found], rows, caption)}
+            "table": table(head if "curve" in report else ["eps", *found], rows,
+                           caption + " Hollow marks are unreliable." * hollow)}
 
 
 # by heading: eps; accuracy, low and high in %; whether it must not be believed
@@ -99,15 +103,16 @@ def _points(report: Mapping[str, Any]) -> tuple[Points, str]:
     found: Points = {}
     for point in report.get("curve", []):
         for who, score in point["scores"].items():
-            found.setdefault(who, []).append((point["eps"], *_percent(score), curve.doubted(point, who)))
+            found.setdefault(who, []).append(
+                (point["eps"], *_percent(score), curve.doubted(report, point, who)))
     if found:
-        hollow = any(doubted for points in found.values() for *_, doubted in points)
-        return found, curve.CAPTION + " Hollow marks are unreliable." * hollow
+        return found, curve.CAPTION
+    wrong = tables.doubted(report)
     for who, scores in tables.scores(report).items():
         for attack, score in scores.items():
             if "curve" in score:
                 found[f"{who}, {attack}"] = [(0.0, *_percent(scores["clean"]), False), *(
-                    (x, 100 * y, 100 * y, 100 * y, False) for x, y in score["curve"])]
+                    (x, 100 * y, 100 * y, 100 * y, who in wrong) for x, y in score["curve"])]
     return found, "Accuracy in % by the smallest perturbations that the attack found: an upper bound."
 
 
@@ -198,7 +203,7 @@ def _spread(values: Mapping[str, Any] | None) -> str:
 
 def _again(dossier: Dossier) -> list[str]:
     """The commands that make the report and its evaluations again."""
-    own = dossier.folder if "sparsity" in dossier.report else None
+    own = dossier.report if "sparsity" in dossier.report else None
     return [commands.again(report, folder, run=own) for folder, report in reversed(dossier.reports.items())]
 
 
@@ -223,7 +228,7 @@ def _files(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def several(report: Mapping[str, Any], *, name: str) -> dict[str, Any]:
     """The sections of models in one table. Args: name: makes ids its own."""
-    figure = tables.attack_names(report)[-1]
+    figure = tables.figure(report)
     return {"headline": tables.headline(report), "verdict": verdict(report),
             "table": _comparison(report, figure), "accuracy": accuracy(report),
             "plots": _pareto(report, figure, name), "curve": over_eps(report, name=f"{name}-curve"),
@@ -251,15 +256,16 @@ def _comparison(report: Mapping[str, Any], figure: str) -> Table:
 
 def _pareto(report: Mapping[str, Any], figure: str, name: str) -> list[str]:
     """Zeros and bytes against the figure that counts, where every model has both."""
-    shown, made = _shown(report), []
+    shown, made, wrong = _shown(report), [], tables.doubted(report)
     reference = report["models"].get(report["reference"], {}).get("scores", {}).get(figure)
     for key, label, scale, low in (("sparsity", "zeros in %", 100, False),
                                    ("file_bytes", "file in kB", 1e-3, True)):
         if len(shown) < 2 or not all(key in model and figure in model["scores"] for model in shown.values()):
             continue
-        points = [(scale * model[key], *_percent(model["scores"][figure])) for model in shown.values()]
-        says = "; ".join(f"{who}: {label} {x:.4g}, {y:.1f}%" for who, (x, y, *_) in zip(
-            shown, points, strict=True))
+        points = [(scale * model[key], *_percent(model["scores"][figure]), who in wrong)
+                  for who, model in shown.items()]
+        says = "; ".join(f"{who}: {label} {x:.4g}, {y:.1f}%{' (unreliable)' * doubt}"
+                         for who, (x, y, *_, doubt) in zip(shown, points, strict=True))
         made.append(plots.pareto(points, xlabel=label, ylabel=f"{figure}, accuracy in %", best_is_low=low,
                                  reference=100 * reference["accuracy"] if reference else None,
                                  name=f"{name}-{key}", says=says))

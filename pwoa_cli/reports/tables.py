@@ -1,5 +1,4 @@
-"""A report or an evaluation for people: as Markdown, as a terminal table, and each kind of number in one
-form."""
+"""A report or an evaluation for people: what its tables and sentences say, and all of it as Markdown."""
 import math
 import os
 from collections import Counter
@@ -8,7 +7,16 @@ from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.reports import curve, escapes, search, training
-from pwoa_cli.reports.numbers import duration, percent_of_weights, radius, ratio, scaled, size, with_interval
+from pwoa_cli.reports.numbers import (
+    duration,
+    percent_of_weights,
+    radius,
+    ratio,
+    scaled,
+    size,
+    times,
+    with_interval,
+)
 
 
 def scores(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
@@ -35,13 +43,13 @@ def drops(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
 
 def headings(report: Mapping[str, Any]) -> list[str]:
     """What stands above `columns`: a figure that must not be believed says so where it stands."""
-    doubted = _doubted(report)
-    if doubted and "reference" not in report:
-        doubted |= {"accuracy", "drop"}
-    return [f"{heading} (unreliable)" if heading in doubted else heading for heading in columns(report)]
+    wrong = doubted(report)
+    if wrong and "reference" not in report:
+        wrong |= {"accuracy", "drop"}
+    return [f"{heading} (unreliable)" if heading in wrong else heading for heading in columns(report)]
 
 
-def _doubted(report: Mapping[str, Any]) -> set[str]:
+def doubted(report: Mapping[str, Any]) -> set[str]:
     """The models whose figures must not be believed, by their headings."""
     return {who for finding in report.get("findings", []) if finding["unreliable"]
             for who in finding["models"] or scores(report)}
@@ -66,6 +74,25 @@ def attack_names(report: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys(name for column in [*columns(report).values(), *unfinished(report).values()]
                           for name in column if name != WORST)
     return [*names, *([WORST] if any(WORST in column for column in columns(report).values()) else [])]
+
+
+def figure(report: Mapping[str, Any]) -> str:
+    """The name of what models are compared by: the last, which is the worst case where there is one; where
+    worst cases are over different attacks, the last attack that all have."""
+    names = attack_names(report)
+    shared = [name for name in names if name != WORST and all(name in own for own in scores(report).values())]
+    return names[-1] if len(_worst_over(report)) < 2 else shared[-1]
+
+
+def _worst_over(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The models by the attacks that their worst case is over; without what several are compared with, which
+    has the attacks of all."""
+    found: dict[str, list[str]] = {}
+    for heading, own in scores(report).items():
+        if WORST in own and heading != report.get("reference"):
+            over = ", ".join(n for n in attack_names(report) if n in own and n not in ("clean", WORST))
+            found.setdefault(over, []).append(heading)
+    return found
 
 
 def _cell(score: Mapping[str, Any] | None, left: Mapping[str, Any] | None) -> str:
@@ -125,21 +152,16 @@ def summary(report: Mapping[str, Any]) -> str:
         parts.append(f"unfinished: {', '.join(left)}")
     if "size" in report:
         parts.append(f"file {times(report['size']['dense_bytes'], report['size']['file_bytes'])}")
-    return ("Unreliable: " if _doubted(report) else "") + ", ".join(parts) + "."
+    return ("Unreliable: " if doubted(report) else "") + ", ".join(parts) + "."
 
 
 def _summary_of_several(report: Mapping[str, Any]) -> str:
     """The last figure that is there, the worst case where there is one, of each model."""
-    name, doubted = attack_names(report)[-1], _doubted(report)
-    parts = [f"{heading} {_short(column.get(name))}%{' (unreliable)' * (heading in doubted)}"
+    name, wrong = figure(report), doubted(report)
+    parts = [f"{heading} {_short(column.get(name))}%{' (unreliable)' * (heading in wrong)}"
              if name in column else f"{heading} unfinished" if heading in unfinished(report) else
              f"{heading} -" for heading, column in scores(report).items()]
     return f"{name}: {', '.join(parts)}."
-
-
-def times(dense: float, file: float) -> str:
-    """8.65 times smaller, or 1.20 times larger."""
-    return f"{ratio(dense, file)} times smaller" if file <= dense else f"{ratio(file, dense)} times larger"
 
 
 def _short(score: Mapping[str, Any] | None) -> str:
@@ -159,13 +181,19 @@ def caption(report: Mapping[str, Any]) -> str:
     norm, eps = report["threat"]["norm"], report["threat"]["eps"]
     threat = "" if eps is None else f"; attacks within {norm} eps {radius(eps)}"
     return (f"Accuracy in % [Wilson 95% interval]{drop}. n = {common}{f' ({others})' if others else ''} "
-            f"test samples of {report['data']['name']}{threat}.{_bound(report)}")
+            f"test samples of {report['data']['name']}{threat}.{_bound(report)}{_worst_differ(report)}")
 
 
 def _bound(report: Mapping[str, Any]) -> str:
     """That aa-fast is no AutoAttack, wherever its figure is shown."""
     words = " aa-fast is an upper bound: AutoAttack without FAB-T and Square."
     return words if "aa-fast" in attack_names(report) else ""
+
+
+def _worst_differ(report: Mapping[str, Any]) -> str:
+    """That worst cases are over different attacks: the one over more is lower for that alone."""
+    found = [f"over {attacks} ({' and '.join(names)})" for attacks, names in _worst_over(report).items()]
+    return f" The worst case is {'; '.join(found)}." if len(found) > 1 else ""
 
 
 def _against(report: Mapping[str, Any]) -> str:
@@ -218,7 +246,9 @@ def _drop_sentences(drops: Mapping[str, Mapping]) -> list[str]:
         return []
     lost, won, p, (low, high) = (drops[name][key] for key in ("lost", "won", "p", "ci95"))
     verdict = ("a loss" if low > 0 else "a gain under these attacks" if high < 0 else
-               f"no loss was found; one above {high:.1f} points is unlikely (95%)")
+               f"no loss beyond chance; one above {high:.1f} points is unlikely (95%)")
+    if (p < 0.05) != (low > 0 or high < 0):
+        verdict += ", and borderline, as test and interval disagree"
     return [f"{name}: {lost} sample{'s' * (lost != 1)} lost, {won} won, McNemar p = {p:.2g}: {verdict}"]
 
 
@@ -319,81 +349,3 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[s
 def inline(text: str) -> str:
     """Text on one line of Markdown, none of it read as more than text."""
     return escapes.markdown(text)
-
-
-def table(report: Mapping[str, Any]) -> Any:
-    """A report or an evaluation for a terminal: a rich renderable that holds at 60 columns (layers are in
-    report.md)."""
-    from rich.console import Group
-    from rich.table import Table
-
-    costs = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    costs.add_column(no_wrap=True)
-    costs.add_column(overflow="fold")
-    for label, sentence in [*facts(report), *(("note", note) for note in report["notes"])]:
-        costs.add_row(text_cell(label), text_cell(sentence))
-    figures = _by_attack(report) if "reference" in report else _by_model(report)
-    parts = [text_cell(headline(report), "bold"), text_cell(summary(report)), "", figures, "",
-             text_cell(caption(report), "dim"), "", costs]
-    for title, head, body, below in more_tables(report):
-        parts += ["", text_cell(title, "bold"), _plain_table(head, body)]
-        parts += [text_cell(below, "dim")] if below else []
-    return Group(*parts)
-
-
-def tables(reports: Sequence[Mapping[str, Any]], why: Sequence[str]) -> Any:
-    """Several tables one below the other, after the sentences on why they are not one."""
-    from rich.console import Group
-
-    return Group(*(text_cell(sentence) for sentence in why),
-                 *(part for report in reports for part in (["", table(report)] if why else [table(report)])))
-
-
-def _by_model(report: Mapping[str, Any]) -> Any:
-    """A column a model, intervals below the figures, to fit."""
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown.add_column("")
-    for heading in headings(report):
-        shown.add_column(text_cell(heading.replace(" (", "\n(")), justify="right", no_wrap=True)
-    for name, *cells in rows(report):
-        stacked = [cell.replace(" ", "\n", 1) if len(cells) > 1 else cell for cell in cells]
-        shown.add_row(text_cell(name), *map(text_cell, stacked))
-    return shown
-
-
-def _by_attack(report: Mapping[str, Any]) -> Any:
-    """A row a model below each attack: many models fit into the width of one."""
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    lost = drops(report)
-    shown.add_column("", overflow="fold")
-    for heading in ("accuracy", "drop")[:1 + bool(lost)]:
-        shown.add_column(heading, justify="right", overflow="fold", min_width=17)
-    for name, *cells in rows(report):
-        shown.add_row(text_cell(name, "bold"))
-        for who, heading, cell in zip(scores(report), headings(report), cells, strict=True):
-            drop = with_interval(lost[who].get(name)) if who in lost else ""
-            label = who + heading.removeprefix(who).replace(" ", "\n  ", 1)  # doubt on a line of its own
-            shown.add_row(text_cell(f"  {label}"), *map(text_cell, [cell, drop][:1 + bool(lost)]))
-    return shown
-
-
-def _plain_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Any:
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in head:
-        shown.add_column(text_cell(heading), justify="right", overflow="fold")
-    for row in body:
-        shown.add_row(*map(text_cell, row))
-    return shown
-
-
-def text_cell(content: str, style: str = "") -> Any:
-    """Content as it is: rich must not read markup such as [x] in a file name."""
-    from rich.text import Text
-
-    return Text(escapes.visible(content), style=style, overflow="fold")

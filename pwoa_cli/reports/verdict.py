@@ -5,7 +5,7 @@ from typing import Any
 
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.reports import search, tables
-from pwoa_cli.reports.numbers import percent_of_weights, radius, with_interval
+from pwoa_cli.reports.numbers import percent_of_weights, radius, times, with_interval
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -72,5 +72,5 @@ def _against(report: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    return f"; the file is {tables.times(report['size']['dense_bytes'], report['size']['file_bytes'])}" \
+    return f"; the file is {times(report['size']['dense_bytes'], report['size']['file_bytes'])}" \
         if "size" in report else ""

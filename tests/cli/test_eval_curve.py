@@ -7,7 +7,7 @@ import pytest
 from helpers.cli_world import TINY
 
 from pwoa_cli.evaluation import sample_file, security_curve
-from pwoa_cli.reports import collection, several
+from pwoa_cli.reports import collection, curve, sections, several
 
 EVAL = ["eval", "model.pt", *TINY, "--attacks", "fgsm,pgd-2"]
 
@@ -192,6 +192,19 @@ def test_why_a_point_is_unreliable_stands_in_the_text(here, pwoa):
     Path("one/report.json").write_text(json.dumps(report))
     out = pwoa("report", "one", "two")[1]
     assert " unreliable |" in out and "unreliable: the curve at eps 0.1: one: it rises" in out
+
+
+def test_the_point_of_the_threat_is_as_unreliable_as_the_figures_of_the_report(here, pwoa):
+    """Its findings are the report's, which stand once."""
+    doubt = {"check": "curve-rises", "unreliable": True, "text": "masked", "models": []}
+    args = ("--attacks", "fgsm", "--curve", "0.05", "--out", "one")
+    assert pwoa("eval", "model.pt", *TINY, *args)[0] == 0
+    report = json.loads(Path("one/report.json").read_text())
+    for findings, unreliable in ([doubt], True), ([doubt | {"unreliable": False}], False), ([], False):
+        rows = curve.table(report | {"findings": findings})[1]
+        assert [cell.endswith(" unreliable") for *_, cell in rows] == [False, False, unreliable]
+        hollow = sections._points(report | {"findings": findings})[0]["model"]
+        assert [doubted for *_, doubted in hollow] == [False, False, unreliable]
 
 
 def test_a_model_of_several_is_not_doubted_for_another():

@@ -8,7 +8,7 @@ import pytest
 from helpers.report_samples import DATA, STUDENT, TEACHER, evaluation, report, score
 
 from pwoa_cli.files.plain import read_json
-from pwoa_cli.reports import collection, tables
+from pwoa_cli.reports import collection, sections, tables
 from pwoa_cli.reports.write import write
 
 MODEL = {"source": "/a/b/lenet.pt", "sha256": "0" * 64, "arch": "lenet5", "num_classes": 10,
@@ -155,3 +155,20 @@ def test_choices_in_another_order_are_the_same_conditions():
     (table,) = collection.together({name: collection.Entry(Path(name), one)
                                     for name, one in zip("ab", made, strict=True)})
     assert table
+
+
+def test_worst_cases_over_other_attacks_are_not_compared(tmp_path):
+    """The one over more attacks is lower for that alone: no plot, no summary of both, and it is said."""
+    sets = {"a": ("pgd-20", "cw"), "b": ("pgd-20", "cw"), "c": ("pgd-20", "aa")}
+    for name, attacks in sets.items():
+        scores = {"clean": STUDENT["clean"], **dict.fromkeys(attacks, score(0.8, 0.77, 0.82)),
+                  "worst case": score(0.7 if name == "c" else 0.75, 0.67, 0.78)}
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, report(model=MODEL, teacher=scores, student=scores))
+    (alike,), (differ,) = (collection.together(collection.read([str(tmp_path / name) for name in names]))
+                           for names in ("ab", "abc"))
+    words = "The worst case is over pgd-20, cw (a and b); over pgd-20, aa (c)."
+    assert words not in tables.caption(alike) and words in tables.caption(differ)
+    assert tables.summary(alike).startswith("worst case: ") and tables.summary(differ).startswith("pgd-20: ")
+    assert sections.several(differ, name="t")["table"]["head"][-2] == "pgd-20"
+    assert sections.several(alike, name="t")["table"]["head"][-2] == "worst case"

@@ -7,6 +7,7 @@ from helpers.cli_world import PRUNE, TINY
 from helpers.processes import in_terminal
 
 from pwoa_cli.files import run_folder
+from pwoa_cli.reports.numbers import radius
 
 
 def test_a_run_is_a_model_for_info_prune_and_compare(here, pwoa):
@@ -41,7 +42,10 @@ def test_runs_are_listed_oldest_first_with_their_state(here, pwoa):
     assert entry["model"] == "model.pt" and entry["sparsity"] == report["sparsity"]["achieved"]
     assert entry["clean"] == {"teacher": 1.0, "pruned": report["student"]["clean"]["accuracy"]}
     assert entry["worst_case"]["pruned"] == report["student"]["fgsm"]["accuracy"]
+    assert [entry[key] for key in ("attacks", "norm", "eps", "data", "n")] == [
+        ["fgsm"], "linf", report["threat"]["eps"], report["data"]["name"], report["data"]["n"]]
     code, out, _ = pwoa("runs", root)
+    assert f"| fgsm at linf {radius(entry['eps'])}, {entry['n']} of {entry['data']} |" in out
     assert code == 0 and out.startswith("| run | model | zeros |") and out.count("\n") == 6
     assert pwoa("runs", "nowhere")[0] == 2
     Path("empty").mkdir()

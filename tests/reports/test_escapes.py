@@ -12,7 +12,7 @@ from helpers.nasty_texts import NASTY, flat, rendered
 from rich.console import Console as RichConsole
 
 from pwoa_cli.files.plain import dumps
-from pwoa_cli.reports import checkpoint, ci, escapes, runs, tables
+from pwoa_cli.reports import checkpoint, ci, escapes, runs, tables, terminal
 
 
 @pytest.mark.parametrize("kind", NASTY)
@@ -86,7 +86,7 @@ def test_every_form_of_a_report_shows_text_as_text(field, kind, monkeypatch, tmp
 @pytest.mark.parametrize("kind", NASTY)
 def test_a_terminal_s_table_reads_no_markup_and_sends_no_controls(field, kind):
     stream = io.StringIO()
-    RichConsole(file=stream, width=2000, height=25).print(tables.table(report(field, NASTY[kind])))
+    RichConsole(file=stream, width=2000, height=25).print(terminal.one(report(field, NASTY[kind])))
     shown = stream.getvalue()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\ud800-\udfff]", shown)
     if field in ("note", "model"):
@@ -96,7 +96,7 @@ def test_a_terminal_s_table_reads_no_markup_and_sends_no_controls(field, kind):
 @pytest.mark.parametrize("kind", NASTY)
 def test_lists_of_runs_and_what_info_found_are_text(kind):
     entry = {"folder": NASTY[kind], "model": "m.pt", "sparsity": None, "clean": None, "worst_case": None,
-             "file_bytes": None, "created": NASTY[kind], "state": f"broken: {NASTY[kind]}"}
+             "attacks": None, "file_bytes": None, "created": NASTY[kind], "state": f"broken: {NASTY[kind]}"}
     assert f"broken: {flat(NASTY[kind])}" in rendered(runs.markdown([entry]))
     text = NASTY[kind]
     info = {"source": text, "arch": text, "num_classes": 2, "input_shape": [1, 8, 8], "default_size": None,

@@ -12,7 +12,7 @@ from helpers.report_samples import DATA, STUDENT, TEACHER, evaluation, report, s
 from PIL import Image
 
 from pwoa_cli.files.plain import write_json
-from pwoa_cli.reports import pictures, plots, verdict
+from pwoa_cli.reports import collection, pictures, plots, sections, verdict
 
 
 @pytest.fixture
@@ -57,6 +57,19 @@ def test_a_run_with_all_beside_it_shows_all(run):
     assert first.startswith("pwoa prune --config ") and again == f"pwoa eval {run} {options}"
     assert Page(html(run / "eval")).commands[-1] == (
         f"pwoa eval pruned.pt --compare teacher.pt --data examples/data {options}")
+
+
+def test_the_command_that_makes_it_again_says_what_differs_from_the_run(run):
+    """Another data set, how it was read, and an eps that is not as people write it."""
+    eps = 0.0123456789
+    choices = {"image_size": [16, 24], "class_order": "text", "labels_from": 1, "logits": "data",
+               "class_map": "a b"}
+    write_json(run / "eval/report.json", measured(eps=eps, curve=None, data=DATA | {
+        "name": "other", "where": "~/other set", "choices": choices}))
+    said = ("--image-size 16x24 --class-map 'a b' --class-order text --labels-from 1 --logits data "
+            f"--data ~/'other set' --norm linf --eps {eps!r} --attacks pgd-10,aa --samples 1000 --seed 0")
+    assert Page(html(run)).commands[-1] == f"pwoa eval {run} {said}"
+    assert Page(html(run / "eval")).commands[-1] == f"pwoa eval pruned.pt --compare teacher.pt {said}"
 
 
 def test_figures_are_those_of_the_markdown(run):
@@ -215,6 +228,26 @@ def test_the_pareto_front_is_what_no_other_point_is_better_than(low):
     better = lambda a, b: (a[0] <= b[0] if low else a[0] >= b[0]) and a[1] >= b[1] and a != b  # noqa: E731
     slow = sorted({b for b in points if not any(better(a, b) for a in points)})
     assert plots._front(points, best_is_low=low) == slow
+
+
+def test_what_must_not_be_believed_is_hollow_and_in_no_front(monkeypatch):
+    drawn = []
+    points = [(90, 50.0, 48.0, 52.0, False), (95, 60.0, 58.0, 62.0, True), (97, 40.0, 38.0, 42.0, False)]
+    monkeypatch.setattr(plots, "_front", lambda points, **_: drawn.append(points) or points)
+    options = {"xlabel": "zeros in %", "ylabel": "aa", "reference": None, "best_is_low": False, "name": "n",
+               "says": ""}
+    assert "unreliable" in plots.pareto(points, **options) and drawn == [[(90, 50.0), (97, 40.0)]]
+    assert "unreliable" not in plots.pareto([(*point, False) for *point, _ in points], **options)
+
+
+def test_a_comparison_marks_the_models_that_must_not_be_believed(tmp_path):
+    doubt = {"check": "x", "unreliable": True, "text": "t", "models": ["pruned"]}
+    for name, findings in (("a", []), ("b", [doubt])):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "report.json", report(model=MODEL, findings=findings))
+    (table,) = collection.together(collection.read([str(tmp_path / name) for name in "ab"]))
+    (zeros, _) = sections.several(table, name="t")["plots"]
+    assert "b: zeros in % 90, 82.0% (unreliable)" in zeros and "a: zeros in % 90, 82.0%;" in zeros
 
 
 def test_a_comparison_has_a_row_a_model_and_two_plots(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import in_points
 from pwoa_cli.files.plain import dumps
-from pwoa_cli.reports import schema, search, tables
+from pwoa_cli.reports import schema, search, tables, terminal
 
 
 def stage(sparsity, points, *, accepted, why=""):
@@ -58,7 +58,7 @@ def test_beyond_the_limit_on_the_test_images():
 
 def test_the_table_holds_at_60_columns_and_says_why():
     stream = io.StringIO()
-    Console(file=stream, width=60, force_terminal=False).print(tables.table(made()))
+    Console(file=stream, width=60, force_terminal=False).print(terminal.one(made()))
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 60 and "The way there" in text and "gradients" in text
     shown = tables.markdown(made())

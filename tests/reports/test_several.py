@@ -5,7 +5,7 @@ import pytest
 from helpers.report_samples import DATA, ENVIRONMENT, STUDENT, TEACHER, evaluation
 from rich.console import Console
 
-from pwoa_cli.reports import gates, schema, several, tables
+from pwoa_cli.reports import gates, schema, several, tables, terminal
 
 
 @pytest.mark.parametrize(("paths", "names"), [
@@ -40,7 +40,7 @@ def table(reference="teacher", **changes):
 
 def rendered(shown):
     stream = io.StringIO()
-    Console(file=stream, width=60, force_terminal=False).print(tables.table(shown))
+    Console(file=stream, width=60, force_terminal=False).print(terminal.one(shown))
     return stream.getvalue()
 
 

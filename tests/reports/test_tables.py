@@ -6,12 +6,12 @@ import pytest
 from helpers.report_samples import STUDENT, TEACHER, evaluation, report, score
 from rich.console import Console
 
-from pwoa_cli.reports import tables
+from pwoa_cli.reports import tables, terminal
 
 
 def rendered(shown: dict, width: int = 60) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=False).print(tables.table(shown))
+    Console(file=stream, width=width, force_terminal=False).print(terminal.one(shown))
     return stream.getvalue()
 
 
@@ -116,14 +116,18 @@ def test_terminal_table_reads_no_markup_and_no_escape():
     assert "[bold]x[bold][nope]\\x1b[2J.pt" in text and "\x1b" not in text and "a note on [x]" in text
 
 
-@pytest.mark.parametrize("lost,won,ci95,says", [
-    (9, 1, [0.1, 1.6], "9 samples lost, 1 won, McNemar p = 0.021: a loss"),
-    (1, 9, [-1.6, -0.1], "1 sample lost, 9 won, McNemar p = 0.021: a gain under these attacks"),
-    (4, 4, [-1.2, 1.2],
-     "4 samples lost, 4 won, McNemar p = 0.021: no loss was found; one above 1.2 points is unlikely (95%)")])
-def test_what_a_paired_difference_means(lost, won, ci95, says):
+@pytest.mark.parametrize("lost,won,p,ci95,says", [
+    (9, 1, 0.021, [0.1, 1.6], "9 samples lost, 1 won, McNemar p = 0.021: a loss"),
+    (1, 9, 0.021, [-1.6, -0.1], "1 sample lost, 9 won, McNemar p = 0.021: a gain under these attacks"),
+    (4, 4, 1, [-1.2, 1.2],
+     "4 samples lost, 4 won, McNemar p = 1: no loss beyond chance; one above 1.2 points is unlikely (95%)"),
+    (6, 1, 0.12, [0.1, 1.1],
+     "6 samples lost, 1 won, McNemar p = 0.12: a loss, and borderline, as test and interval disagree"),
+    (6, 0, 0.031, [-0.1, 1.3], "6 samples lost, 0 won, McNemar p = 0.031: no loss beyond chance; one above "
+     "1.3 points is unlikely (95%), and borderline, as test and interval disagree")])
+def test_what_a_paired_difference_means(lost, won, p, ci95, says):
     drop = {"clean": {"points": 0.0, "ci95": [-1.0, 1.0]},
-            "worst case": {"points": 1.0, "ci95": ci95, "lost": lost, "won": won, "p": 0.021}}
+            "worst case": {"points": 1.0, "ci95": ci95, "lost": lost, "won": won, "p": p}}
     teacher, results = TEACHER | {"worst case": TEACHER["aa"]}, STUDENT | {"worst case": STUDENT["aa"]}
     shown = tables.markdown(evaluation(teacher=teacher, results=results, drop=drop))
     assert f"- paired: worst case: {says}" in shown and "worst case 83.0 -> 82.0%." in shown
