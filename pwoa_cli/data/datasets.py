@@ -255,6 +255,7 @@ def load(name_or_path: str, *, device: str | torch.device = "cpu", framing: Fram
     choices = choices or Choices()
     name, where, layout = _resolve(str(name_or_path), download=download, say=say)
     if layout is None and where.is_dir():
+        choices.check_for_folders(str(where))
         folder = image_folder.read_image_folder(where, framing=framing, channels=channels, classes=classes,
                                                 choices=choices, patience=Patience(say))
         made = _dataset(name, where, folder.raw, device, notes=folder.notes)
