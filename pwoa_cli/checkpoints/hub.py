@@ -1,6 +1,7 @@
 """Pretrained weights by name through timm: `timm:NAME` and `hf-hub:ID`, downloaded once into the Hugging Face
 cache. Both libraries are imported for such a name alone: every file passes here."""
 import logging
+import math
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from urllib.request import getproxies
 
 from torch import Tensor
 
+from pwoa_cli.data.pictures import Framing, read_framing
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import state_sha256
 
@@ -21,7 +23,7 @@ PLAIN = (bool, int, float)  # options that a pruned file may carry: nothing that
 @dataclass(frozen=True)
 class Pretrained:
     """What timm gives: weights, the name and options that build the same network, and its own description of
-    the inputs."""
+    the inputs. framing: None where that describes none that is known."""
 
     state: dict[str, Tensor]
     arch: str
@@ -29,6 +31,7 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int]
+    framing: Framing | None
     sha256: str
 
 
@@ -64,7 +67,18 @@ def pretrained(source: str) -> Pretrained:
     state = net.state_dict()
     return Pretrained(state, f"timm:{config['architecture']}", options, tuple(config["mean"]),
                       tuple(config["std"]),
-                      tuple(config["input_size"][1:]), state_sha256(state))
+                      tuple(config["input_size"][1:]), framing(config, source), state_sha256(state))
+
+
+def framing(config: Mapping[str, Any], source: str) -> Framing | None:
+    """How pictures are framed by timm's description of weights; None where it describes no way that is
+    known."""
+    crop = float(config.get("crop_pct") or 0.875)
+    size = list(config["input_size"][1:])
+    return read_framing({"size": size, "scaled": [math.floor(side / crop) for side in size],
+                         "interpolation": config.get("interpolation") or "bicubic",
+                         "squashed": config.get("crop_mode") == "squash",
+                         "by": f"as published: timm on {source}"})
 
 
 def _is_cut_off() -> bool:

@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, shaped
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide, stated
 from pwoa_cli.checkpoints.own_words import SPARE, own_words
+from pwoa_cli.checkpoints.protocol import published
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
@@ -195,7 +196,8 @@ def _from_hub(source: Source) -> Loaded:
                            where=source.path)
     if normalisation.said_by == "file":
         normalisation = replace(normalisation, said_by="library")
-    return _loaded(net, found, made.state, normalisation, source, made.sha256)
+    return _loaded(net, found, made.state, normalisation, source, made.sha256,
+                   extra={"framing": made.framing})
 
 
 def _loaded(net: nn.Module, found: Architecture, state: Mapping[str, Tensor], normalisation: Normalisation,
@@ -364,8 +366,10 @@ def _build_for(found: Architecture, where: str) -> nn.Module:
 
 def to_metadata(loaded: Loaded) -> dict[str, str]:
     """What a pruned file must say for `load_model` to build the same model again: strings by name."""
+    framing = published(loaded)
     return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options),
             "num_classes": str(loaded.num_classes),
             "input_shape": json.dumps(loaded.input_shape), "default_size": json.dumps(loaded.default_size),
             "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std),
+            **({"framing": json.dumps(asdict(framing))} if framing else {}),
             **({slim.MARK: loaded.extra[slim.MARK]} if slim.is_slim(loaded.extra, loaded.source) else {})}

@@ -8,6 +8,7 @@ from torch import Tensor
 from pwoa_cli.checkpoints import hub, slim
 from pwoa_cli.checkpoints.architecture import is_own
 from pwoa_cli.checkpoints.state_dict import json_field
+from pwoa_cli.data.pictures import read_framing
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks.build import build
 
@@ -22,7 +23,8 @@ def own_words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str)
     """
     keys = ("input_shape", "default_size", "mean", "std")
     slimmed = slim.is_slim(extra, where)  # a network of ours takes no memory then until its sizes are known
-    fields = {key: json_field(extra, key) for key in ("arch_options", *keys)}
+    fields = {key: json_field(extra, key) for key in ("arch_options", "framing", *keys)}
+    framing = read_framing(fields["framing"])
     arch, options = extra.get("arch"), fields["arch_options"]
     numbers = {key: fields[key] is None or isinstance(fields[key], list)
                and all(type(v) in (int, float) for v in fields[key])
@@ -33,13 +35,14 @@ def own_words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str)
             options, state, times=slim.MOST if slimmed and is_own(arch) else 1) and (
             slimmed or _elements_fit(arch, options, state) if is_own(arch)
             else all(type(v) in hub.PLAIN for v in options.values())),
+        "framing": fields["framing"] is None or framing is not None,
         "input_shape": numbers["input_shape"] and len(fields["input_shape"] or "chw") == 3,
         "default_size": numbers["default_size"] and len(fields["default_size"] or "hw") == 2}
     for key in [k for k, good in fits.items() if not good]:
         raise InputError(f"{where}: metadata field {key!r} is {str(extra.get(key))[:60]!r}, which pwoa does "
                          "not write.",
                          hint="The file was changed after pwoa wrote it; prune again.")
-    return {"arch": arch, "arch_options": options,
+    return {"arch": arch, "arch_options": options, "framing": framing,
             **{key: fields[key] and tuple(fields[key]) for key in keys}}
 
 

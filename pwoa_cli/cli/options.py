@@ -117,12 +117,12 @@ HeldOut = Annotated[int | None, _option(
     "--held-out", PRUNING, "How many, for --max-loss. Default: as many as --samples, at most a fifth.",
     metavar="N", parser=_whole("--held-out", 2))]
 Channels = Annotated[str | None, _option(
-    "--channels", PRUNING, "Or the fraction of channels to remove, with --structure channel.", metavar="F")]
+    "--channels", PRUNING, "Or the fraction of channels to remove.", metavar="F")]
 Macs = Annotated[str | None, _option(
-    "--macs", PRUNING, "Or the fraction of multiplications to remove, with --structure channel.",
-    metavar="F")]
-Structure = Annotated[str, _option(
-    "--structure", PRUNING, "unstructured, filter, column, or channel (coupled, removable).", metavar="KIND")]
+    "--macs", PRUNING, "Or the fraction of multiplications to remove, by whole channels.", metavar="F")]
+Structure = Annotated[str | None, _option(
+    "--structure", PRUNING, "unstructured, filter, column, or channel (coupled, removable). Default: channel "
+                            "with --channels or --macs, else unstructured.", metavar="KIND")]
 RecipeName = Annotated[str,
                        _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, _option(

@@ -18,7 +18,7 @@ EXAMPLES = """\b
 Examples:
   pwoa prune model.pt --sparsity 0.9
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
-  pwoa prune model.pt --channels 0.5 --structure channel
+  pwoa prune model.pt --channels 0.5
   pwoa prune model.pt --sparsity 0.9 --max-drop worst=2
   pwoa prune model.pt --max-loss 1.0"""
 
@@ -27,7 +27,7 @@ Examples:
 def prune(
     *, context: typer.Context, model: options.Model, sparsity: options.Sparsity = None,
     max_loss: options.MaxLoss = None, held_out: options.HeldOut = None, channels: options.Channels = None,
-    macs: options.Macs = None, structure: options.Structure = "unstructured",
+    macs: options.Macs = None, structure: options.Structure = None,
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
@@ -66,7 +66,7 @@ def prune(
             determinism.fix()
         job = prepare(Request(
             source.of(model_of(model)), wanted or 0.0, max_loss=points, held_out=held_out,
-            structure=structure, recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
+            structure=structure or "", recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
             data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device, gates=gates, strict=gate.strict, command=said(context),
             sha256=expected(context, config), channels=removed, macs=saved, compile=compile), say=console.say)

@@ -1,6 +1,6 @@
 """What a user says of how a data set is to be read; what is not said is inferred, and that is said."""
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pwoa_cli.errors import InputError
@@ -29,6 +29,24 @@ class Choices:
             if value:
                 raise InputError(f"{flag} is for folders of pictures; {where} holds arrays, which are taken "
                                  "as they are.", hint=f"Leave {flag} out.")
+
+    def check_for_folders(self, where: str) -> None:
+        """Raises: InputError for a choice that is about arrays."""
+        if self.labels_from:
+            raise InputError(f"--labels-from is for labels in arrays; {where} holds folders of pictures, "
+                             "whose names are the classes.",
+                             hint="Leave --labels-from out; --class-map FILE says the number of each folder.")
+
+    def check_nothing_said(self) -> None:
+        """Raises: InputError for any choice, where no data is read."""
+        for name in self.said():
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} says how --data is read, but no data is read here.",
+                             hint=f"Name it: --data NAME|PATH. Or leave {flag} out.")
+
+    def over(self, earlier: "Choices") -> "Choices":
+        """With those of an earlier run that are not made here."""
+        return replace(earlier, **{name: getattr(self, name) for name in self.said()})
 
     def said(self) -> dict[str, Any]:
         """Those that were made, for a report; `of_report` is the inverse."""

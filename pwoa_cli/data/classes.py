@@ -24,9 +24,12 @@ def numbered(names: Sequence[str], where: str, *, classes: int | None,
     Raises: InputError if the numbers cannot be known.
     """
     if choices.class_map:
+        _check_order_open(choices.class_order, where, by=f"--class-map {choices.class_map}")
         return _mapped(names, where, read_map(Path(choices.class_map)), classes, choices.class_map)
     if classes not in (None, len(names)):
-        return _by_synset(names, where, classes)
+        found = _by_synset(names, where, classes)
+        _check_order_open(choices.class_order, where, by="ImageNet's synsets")
+        return found
     order = choices.class_order or "text"
     if order == "number" and not all_numbers(names):
         raise InputError(f"--class-order number: {where} has folders that are no numbers, such as "
@@ -37,6 +40,13 @@ def numbered(names: Sequence[str], where: str, *, classes: int | None,
     if all_numbers(names) and ordered_differently(names):
         notes = [f"folders that are numbers are classes in the order of {order}: {_few(ordered)}"]
     return {name: number for number, name in enumerate(ordered)}, tuple(notes)
+
+
+def _check_order_open(order: str | None, where: str, *, by: str) -> None:
+    """Raises: InputError if an order is asked for of folders whose numbers are known."""
+    if order:
+        raise InputError(f"--class-order {order} has nothing to order: the folders of {where} are numbered "
+                         f"by {by}.", hint="Leave --class-order out.")
 
 
 def all_numbers(names: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -126,13 +126,22 @@ def locate(name: str, folder: Path | None = None) -> Path | None:
     return None
 
 
-def _find(name: str, folder: Path) -> tuple[Path, _Layout] | None:
-    """The first layout of `name` that is complete in FOLDER/name or FOLDER."""
+def _ways(name: str, folder: Path, *, said: bool) -> Iterator[tuple[Path, _Layout]]:
+    """Where the layouts of `name` may lie in FOLDER/name and FOLDER. The outer folders of a layout may be
+    missing where a folder of that name, or who `said` so, tells whose files they are: those of MNIST and
+    Fashion-MNIST have the same names."""
     for root in (folder / name, folder):
         for layout in KNOWN[name].layouts:
-            path = root / layout.path
-            if path.is_dir() and not _missing(path, layout) if layout.files else path.is_file():
-                return path, layout
+            parts = Path(layout.path).parts
+            inner = len(parts) if layout.files and (said or root != folder) else 0
+            yield from ((root.joinpath(*parts[outer:]), layout) for outer in range(inner + 1))
+
+
+def _find(name: str, folder: Path, *, said: bool = False) -> tuple[Path, _Layout] | None:
+    """The first layout of `name` that is complete in FOLDER/name or FOLDER. Args: said: as of `_ways`."""
+    for path, layout in _ways(name, folder, said=said):
+        if path.is_dir() and not _missing(path, layout) if layout.files else path.is_file():
+            return path, layout
     return None
 
 
@@ -142,15 +151,14 @@ def _missing(path: Path, layout: _Layout) -> list[str]:
             if not any((path / f"{name}{ending}").is_file() for ending in endings)]
 
 
-def _why_not(name: str, folder: Path) -> str:
-    """Why `folder` does not hold `name`, in a few words."""
+def _why_not(name: str, folder: Path, *, said: bool = False) -> str:
+    """Why `folder` does not hold `name`, in a few words. Args: said: as of `_ways`."""
     if not folder.is_dir():
         return "no such folder"
-    for root in (folder / name, folder):
-        for layout in KNOWN[name].layouts:
-            missing = _missing(root / layout.path, layout)
-            if 0 < len(missing) < len(layout.files):
-                return f"{Path(name if root != folder else '') / layout.path} lacks {', '.join(missing)}"
+    for path, layout in _ways(name, folder, said=said):
+        missing = _missing(path, layout)
+        if 0 < len(missing) < len(layout.files):
+            return f"{path.relative_to(folder)} lacks {', '.join(missing)}"
     return "not there"
 
 
@@ -191,9 +199,9 @@ def _unknown(name: str) -> InputError:
 
 
 def _require(name: str, folder: Path) -> _Found:
-    if found := _find(name, folder):
+    if found := _find(name, folder, said=True):
         return _Found(name, *found)
-    raise InputError(f"{name} is not in {folder} ({_why_not(name, folder)}).", hint=_wanted(name))
+    raise InputError(f"{name} is not in {folder} ({_why_not(name, folder, said=True)}).", hint=_wanted(name))
 
 
 def _wanted(name: str) -> str:
@@ -202,18 +210,22 @@ def _wanted(name: str) -> str:
 
 
 def _in_folder(folder: Path) -> _Found:
-    """The one known data set in a folder, or the image folder that it is."""
-    if (name := known_name(folder.name)) and (found := _find(name, folder)):
-        return _Found(name, *found)
-    there = {name: found for name in KNOWN if (found := _find(name, folder))}
+    """The one known data set in a folder or around it, or the image folder that it is."""
+    for word in Path(os.path.abspath(folder)).parts[:-3:-1]:  # MNIST/raw: the folder that it is in may tell
+        if (name := known_name(word)) and (found := _find(name, folder, said=True)):
+            return _Found(name, *found)
+    there = {name: found for name in KNOWN if (found := _find(name, folder, said=True))}
     if len(there) > 1:
-        raise InputError(f"{folder} holds {len(there)} data sets: {', '.join(there)}.",
+        alike = len({path for path, _ in there.values()}) == 1
+        files, several = f"the files of {' or '.join(there)}", f"{len(there)} data sets: {', '.join(there)}"
+        raise InputError(f"{folder} holds {files if alike else several}.",
                          hint=f"Say which one: --data {shlex.quote(str(folder / next(iter(there))))}")
     for name, found in there.items():
         return _Found(name, *found)
     if splits.find(folder):
         return _Found(folder.name, folder, None)
-    partial = [f"{name}: {why}" for name in KNOWN if (why := _why_not(name, folder)) != "not there"]
+    partial = [f"{name}: {why}" for name in KNOWN
+               if (why := _why_not(name, folder, said=True)) != "not there"]
     raise InputError(f"{folder} holds no known data set, nor train/CLASS/ and test/CLASS/ (or val/CLASS/) "
                      "with pictures.",
                      hint="\n".join([*partial, _NAMES]))
@@ -255,6 +267,7 @@ def load(name_or_path: str, *, device: str | torch.device = "cpu", framing: Fram
     choices = choices or Choices()
     name, where, layout = _resolve(str(name_or_path), download=download, say=say)
     if layout is None and where.is_dir():
+        choices.check_for_folders(str(where))
         folder = image_folder.read_image_folder(where, framing=framing, channels=channels, classes=classes,
                                                 choices=choices, patience=Patience(say))
         made = _dataset(name, where, folder.raw, device, notes=folder.notes)

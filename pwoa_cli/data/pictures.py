@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from pwoa_cli.progress import Patience
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 CROPS_FROM = 128  # networks for smaller images saw them whole; for larger ones 224 of 256 is shown
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MOST_SIDE = 2**16  # of an image
 MOST_PIXELS = 2**30 // 12  # of a picture: from there on Pillow warns of a bomb
 WORKERS = min(16, os.cpu_count() or 1)
 _CHUNK = 256  # headers read at a time
@@ -44,6 +46,18 @@ class Framing:
         verb = "squashed to" if self.squashed else "scaled to cover"
         cut = "" if self.scaled == self.size else f", centre {sides(self.size)} kept"
         return f"{verb} {sides(self.scaled)} ({self.interpolation}){cut}{self.by and f' ({self.by})'}"
+
+
+def read_framing(said: object) -> Framing | None:
+    """A framing from its fields, as a file or a library says them; None if they are none."""
+    if not isinstance(said, dict) or said.keys() != {f.name for f in fields(Framing)}:
+        return None
+    pairs = [said["size"], said["scaled"]]
+    fine = (all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+            and all(type(side) is int and 0 < side < MOST_SIDE for pair in pairs for side in pair)
+            and said["interpolation"] in INTERPOLATIONS and type(said["squashed"]) is bool
+            and isinstance(said["by"], str))
+    return Framing(**said | {"size": tuple(pairs[0]), "scaled": tuple(pairs[1])}) if fine else None
 
 
 def sides(size: tuple[int, int]) -> str:

@@ -17,7 +17,7 @@ from pwoa_cli.networks.build import WRAPPED, public_name
 
 CLOSE = 1e-5  # largest difference of logits, of those beyond 1 as a share: sums are shorter by zeros alone
 SINGLE = 0.3  # of the weights that stay: with more zeros that lie one by one, the file would be no small one
-HINT = "Prune whole channels: pwoa prune MODEL --structure channel --channels 0.5"
+HINT = "Prune whole channels: pwoa prune MODEL --channels 0.5"
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Exported:
 
 def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
           held_out: int | None = None, channels: float | None = None, macs: float | None = None,
-          out: PathText | None = None, structure: str = "unstructured",
+          out: PathText | None = None, structure: str | None = None,
           recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           mean: Sequence[float] | None = None, std: Sequence[float] | None = None, entry: str | None = None,
@@ -110,8 +110,9 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         or empty folder, or one where the same run was stopped, which goes on; None: a new one under
         pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. max_loss: in place of sparsity: as
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
-        channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1),
-        with structure="channel".
+        channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1).
+        structure: "unstructured", "filter", "column" or "channel"; None: "channel" with channels or macs,
+        else "unstructured".
         mean, std: a number a channel, in the place of normalize. trust_pickle: run code that the file holds.
         eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
         called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
@@ -131,7 +132,7 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
                            sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved),
                            now=created, run=True) as folder:
         request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
-                          macs=saved, structure=structure, recipe=recipe,
+                          macs=saved, structure=structure or "", recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher)),
                                                                       trust_pickle=trust_pickle),

@@ -174,7 +174,7 @@ def _of_run(request: Request, folder: Path, *, say: Say) -> Request:
     norm, eps = run.threat(request.norm, request.eps)
     return replace(request, source=replace(request.source, path=run.model), teacher=teacher,
                    teacher_is_source=request.teacher is None and run.is_source, norm=norm, eps=eps,
-                   choices=request.choices if request.data or request.choices != Choices() else run.choices,
+                   choices=request.choices if request.data else request.choices.over(run.choices),
                    data=request.data or run.data)
 
 

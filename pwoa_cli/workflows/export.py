@@ -87,6 +87,7 @@ def prepare(request: Request, *, say: Say) -> Job:
             device="cpu", alone=True), say=say)
         loaded = found.subject.loaded
     else:
+        request.choices.check_nothing_said()
         source = replace(request.source, path=run_folder.model_of(path))
         loaded = open_model(source, device=torch.device("cpu"), say=say)
     like = _like(request, say=say) if request.format == "dense" else None

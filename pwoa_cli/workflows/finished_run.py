@@ -60,11 +60,16 @@ class FinishedRun:
     def data(self) -> str:
         """--data of the run, where it is now. Raises: InputError if it is a file or folder that has gone."""
         name = self.report["data"].get("argument", self.report["data"]["name"])
-        where = name if name in datasets.KNOWN else run_folder.beside(name, self.folder)
-        if where not in datasets.KNOWN and not os.path.exists(os.path.expanduser(where)):
-            raise InputError(f"{name}, the data of {self.folder}, is not there any more.",
-                             hint="Name it: --data FILE, a folder or a known data set.")
-        return where
+        folder, last = os.path.split(name)
+        if datasets.known_name(name):
+            return name
+        # a path, or DIR/NAME for the data set NAME that a folder holds
+        for path, inside in ((name, ""), (folder, last))[:2 if datasets.known_name(last) else 1]:
+            where = run_folder.beside(path, self.folder)
+            if os.path.exists(os.path.expanduser(where)):
+                return os.path.join(where, inside) if inside else where
+        raise InputError(f"{name}, the data of {self.folder}, is not there any more.",
+                         hint="Name it: --data FILE, a folder or a known data set.")
 
     @property
     def choices(self) -> Choices:

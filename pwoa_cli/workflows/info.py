@@ -50,6 +50,8 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
 
 def _described(source: Source, data: str | None, choices: Choices, *,
                say: Callable[[str], None]) -> dict[str, Any]:
+    if data is None:
+        choices.check_nothing_said()
     log_environment(device="cpu")
     warn_of_code(source, say=say)
     say_of_size(source, say=say)

@@ -50,7 +50,9 @@ def prepare(request: Request, *, say: Say,
     Raises: InputError for anything that would fail later.
     """
     seconds: dict[str, float] = {}
-    request = _checked(request)
+    asked, request = request, _checked(request)
+    if not asked.structure and request.of != "weights":
+        say(f"structure: {request.structure} ({request.flag} is of whole channels)")
     device = device_named(request.device)
     log_environment(device=str(device))
     with timed(seconds, "load"):
@@ -101,17 +103,20 @@ def prepare(request: Request, *, say: Say,
 
 
 def _checked(request: Request) -> Request:
-    """The request with its gates resolved. Raises: InputError for what is wrong whatever the model and the
-    data are."""
+    """The request with its gates and structure resolved. Raises: InputError for what is wrong whatever the
+    model and the data are."""
     seeds.check(request.seed)
     compilation.check(request.compile)
     request = replace(request, gates=resolved(request.gates, attacks.typed(request.attacks), compared=True))
+    if not request.structure:
+        request = replace(request, structure="unstructured" if request.of == "weights" else "channel")
     if request.structure not in STRUCTURES:
         raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
                          hint="For example: --structure filter")
     if request.of != "weights" and not STRUCTURES[request.structure].couples:
         raise InputError(f"{request.flag} is for whole channels; --structure is {request.structure}.",
-                         hint="--structure channel")
+                         hint=f"Leave --structure out. Or say the fraction of weights: --sparsity "
+                              f"{request.share:g}")
     read_recipe(request.recipe, overrides=request.overrides)
     return request
 

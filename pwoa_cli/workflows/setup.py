@@ -199,7 +199,7 @@ def _tried(loaded: Loaded, data: str | None, choices: Choices, *, device: torch.
     """The data set that was named or that fits best, and the reading of the model that is right on it."""
     if data is None:
         choices.check_for_arrays("a known data set")
-        return _guess_data(loaded, device=device, say=say)
+        return _guess_data(loaded, choices, device=device, say=say)
     return images.settled(loaded, images.ways(loaded, data, choices, device=device, say=say), say=say)
 
 
@@ -244,7 +244,8 @@ def short_path(path: str) -> str:
     return f"~{path.removeprefix(str(folder))}" if folder and path.startswith(f"{folder}/") else path
 
 
-def _guess_data(loaded: Loaded, *, device: torch.device, say: Say) -> tuple[datasets.Dataset, Reading]:
+def _guess_data(loaded: Loaded, choices: Choices, *, device: torch.device,
+                say: Say) -> tuple[datasets.Dataset, Reading]:
     """The fitting known data set with the highest clean accuracy among those that are here (or the first,
     downloaded). Raises: Undecided if that is of one on which it is not known how the file is to be read."""
     fitting = datasets.candidates(loaded.input_shape, loaded.num_classes,
@@ -258,7 +259,7 @@ def _guess_data(loaded: Loaded, *, device: torch.device, say: Say) -> tuple[data
     here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
     tried, undecided, refused = {}, list[Undecided](), None
     for name in here:
-        dataset = datasets.load(name, device=device, say=say)
+        dataset = datasets.load(name, device=device, choices=choices, say=say)
         try:
             tried[name] = dataset, settle(loaded, dataset, say=say)
         except Undecided as error:

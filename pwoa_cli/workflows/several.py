@@ -85,8 +85,7 @@ def _of_runs(runs: Mapping[str, FinishedRun], asked: Asked) -> Asked:
         return asked
     first = next(iter(runs.values()))
     if not asked.data:
-        chosen = asked.choices != Choices()
-        said = {name: asked.choices if chosen else run.choices for name, run in runs.items()}
+        said = {name: asked.choices.over(run.choices) for name, run in runs.items()}
         _agree({name: ((_place(run.data), _images(run.report["data"], said[name].said())),
                        run.data + _words(said[name].said())) for name, run in runs.items()},
                what="are of different data", hint=f"One for all of them: --data {shlex.quote(first.data)}")

@@ -2,6 +2,7 @@
 import json
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pwoa_cli.data.pictures import Framing
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.files.hashes import state_sha256
-from pwoa_cli.workflows import evaluate, prune, setup
+from pwoa_cli.workflows import evaluate, export, prune, setup
 from pwoa_cli.workflows.prune_job import prepare
 from pwoa_cli.workflows.prune_request import Request
 
@@ -163,3 +164,63 @@ def test_pictures_are_framed_as_the_weights_were_published(cache):
     config = timm.get_pretrained_cfg(NAME)
     made = protocol.framing_of(load_model(f"timm:{NAME}"))
     assert made.scaled[0] == int(160 / config.crop_pct) and made.interpolation == config.interpolation
+
+
+def written(loaded, path, **changes):
+    """The file that is pruned from it, as a model."""
+    said = to_metadata(loaded) | {"source": Path(loaded.source).name, "source_sha256": loaded.sha256}
+    said = {key: text for key, text in (said | changes).items() if text is not None}
+    sparse.save(loaded.model.net.state_dict(), path, metadata=said)
+    return load_model(path)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/robust", f"timm:{NAME}"])
+def test_a_pruned_file_says_how_pictures_were_framed_and_nothing_is_fetched(cache, tmp_path, monkeypatch,
+                                                                            name):
+    loaded = load_model(name)
+    made = protocol.framing_of(loaded)
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda *_: pytest.fail("fetched unasked"))
+    again = written(loaded, tmp_path / "once.safetensors")
+    assert protocol.framing_of(again) == made and protocol.is_published(again, made)
+    twice = written(again, tmp_path / "twice.safetensors")  # from a file that names no weights
+    assert protocol.framing_of(twice) == made
+    export.execute(export.prepare(export.Request(Source(name), "sparse", tmp_path / "own.safetensors"),
+                                  say=lambda text: None), progress=lambda *_: None, say=lambda text: None)
+    assert protocol.framing_of(load_model(tmp_path / "own.safetensors")) == made
+
+
+def test_a_pruned_file_without_a_framing_is_read_as_before(cache, tmp_path, monkeypatch):
+    """By what timm's own list says of a name; what is not found is said, with what is used."""
+    loaded = load_model(f"timm:{NAME}")
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda *_: pytest.fail("fetched unasked"))
+    old = written(loaded, tmp_path / "old.safetensors", framing=None)
+    assert protocol.framing_of(old) == protocol.framing_of(loaded)
+    for source, words in (("robust", "the size of timm:test_resnet"), *(
+            (name, f"the size of timm:test_resnet; how pictures were framed for {name} is not known")
+            for name in ("hf-hub:someone/robust", "timm:of_tomorrow"))):
+        other = written(loaded, tmp_path / "other.safetensors", framing=None, source=source)
+        assert protocol.framing_of(other) == Framing((160, 160), (183, 183), by=words)
+
+
+@pytest.mark.parametrize("changes", [
+    {"size": [96]}, {"size": [96, 96.5]}, {"size": [True, 96]}, {"scaled": [0, 109]}, {"scaled": [9**6, 109]},
+    {"interpolation": "magic"}, {"interpolation": ["bicubic"]}, {"squashed": 1}, {"by": None}, {"more": 1}])
+def test_a_damaged_framing_is_named(cache, tmp_path, changes):
+    loaded = load_model("hf-hub:someone/robust")
+    fields = json.loads(to_metadata(loaded)["framing"])
+    for text in (json.dumps(fields | changes), json.dumps([fields]), "{"):
+        with pytest.raises(InputError, match="metadata field 'framing'") as caught:
+            written(loaded, tmp_path / "p.safetensors", framing=text)
+        assert caught.value.hint == "The file was changed after pwoa wrote it; prune again."
+
+
+def test_a_framing_that_is_not_known_is_not_taken_from_the_hub(cache, tmp_path):
+    file = cache / "models--someone--robust/snapshots/abc/config.json"
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"]["interpolation"] = "magic"
+    file.write_text(json.dumps(config))
+    loaded = load_model("hf-hub:someone/robust")
+    made = protocol.framing_of(loaded)
+    assert made.interpolation == "bilinear" and made.by.endswith(
+        "how pictures were framed for hf-hub:someone/robust is not known")
+    assert protocol.framing_of(written(loaded, tmp_path / "p.safetensors")).size == made.size

@@ -24,7 +24,8 @@ def test_help_groups_options_and_shows_defaults(pwoa):
     assert re.findall(r"^(\w.*):$", out, re.M) == ["Arguments", "Pruning", "Model", "Data and attacks",
                                                   "Gates", "Run"]
     words = " ".join(out.split())
-    for default in ("unstructured", "default", "fgsm,pgd-10,pgd-20,cw", "1000", "0", "auto"):
+    assert "Default: channel with --channels or --macs, else unstructured." in words
+    for default in ("default", "fgsm,pgd-10,pgd-20,cw", "1000", "0", "auto"):
         assert f"[default: {default}]" in words
 
 

@@ -62,14 +62,14 @@ def test_evaluate_of_several_gives_each_as_it_is_alone(here):
 
 
 def test_channels_are_removed_as_the_command_removes_them(here, pwoa):
-    words = [*PRUNE[:2], "--channels", "0.5", "--structure", "channel", *PRUNE[4:]]
+    words = [*PRUNE[:2], "--channels", "0.5", *PRUNE[4:]]
     assert pwoa(*words, "--out", "by_command")[0] == 0
     run = pwoa_cli.prune("model.pt", channels=0.5, structure="channel", out="by_api", **SETTINGS, **QUICK)
     assert run.model.read_bytes() == Path("by_command/model.safetensors").read_bytes()
     default = pwoa_cli.prune("model.pt", channels=0.25, structure="channel", **SETTINGS, **QUICK)
     assert default.folder.name.startswith("model-0.25-")
     assert pwoa(*words[:2], "--macs", "0.5", *words[4:], "--out", "macs_by_command")[0] == 0
-    run = pwoa_cli.prune("model.pt", macs=0.5, structure="channel", **SETTINGS, **QUICK)
+    run = pwoa_cli.prune("model.pt", macs=0.5, **SETTINGS, **QUICK)
     assert run.folder.name.startswith("model-macs0.5-")
     assert run.model.read_bytes() == Path("macs_by_command/model.safetensors").read_bytes()
     assert 'macs = "0.5"' in Path("macs_by_command/config.toml").read_text()
@@ -137,7 +137,7 @@ def test_wrong_input_is_an_error_of_ours_and_leaves_nothing(here):
                  lambda: pwoa_cli.evaluate("model.pt", attacks="nothing", **SETTINGS),
                  lambda: pwoa_cli.prune("model.pt", 0.9, out="o", settings={"lr": "x"}, **SETTINGS),
                  lambda: pwoa_cli.prune("model.pt", 0.9, channels=0.5, **SETTINGS),
-                 lambda: pwoa_cli.prune("model.pt", channels=0.5, **SETTINGS),  # of single weights
+                 lambda: pwoa_cli.prune("model.pt", channels=0.5, structure="filter", **SETTINGS),
                  lambda: pwoa_cli.export("missing.pt", "dense"),
                  lambda: pwoa_cli.export("model.pt", "best"),
                  lambda: pwoa_cli.export("model.pt", "dense", "model.pt"),

@@ -90,6 +90,8 @@ def test_synsets_are_numbered_as_in_imagenet(nowhere):
     names = ["n01440764", "n02102040", "n03888257"]  # tench, English springer, parachute: 0, 217, 701
     data = folder(nowhere / "nette", names)
     assert numbers(data, names, classes=1000) == dict(zip(names, (0, 217, 701), strict=True))
+    with pytest.raises(InputError, match="--class-order text has nothing to order: .*by ImageNet's synsets"):
+        datasets.load(data, classes=1000, choices=Choices(class_order="text"))
     with pytest.raises(InputError, match="3 class folders, the model has 10 classes") as error:
         datasets.load(data, classes=10)
     assert "--class-map FILE" in error.value.hint
@@ -150,6 +152,12 @@ def test_multi_hot_labels_are_not_called_one_hot(nowhere):
 def test_choices_survive_a_report():
     for choices in (Choices(), Choices((8, 9), "map.txt", "number", 1)):
         assert of_report(json.loads(json.dumps(choices.said()))) == choices
+
+
+def test_choices_win_over_earlier_ones_one_by_one():
+    earlier = Choices(class_map="map.txt", labels_from=1)
+    assert Choices(class_map="other.txt", logits="data").over(earlier) == Choices(
+        class_map="other.txt", labels_from=1, logits="data")
 
 
 @pytest.mark.parametrize("choices", [Choices(image_size=(8, 8)), Choices(class_map="m"),

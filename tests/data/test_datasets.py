@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import scipy.io
 from helpers.data_files import cifar_batch, digits, equal, pixels, write_idx, write_npz
 
 from pwoa_cli.data import datasets, formats
@@ -76,6 +77,55 @@ def test_several_sets_in_a_folder_must_be_told_apart(nowhere):
     assert f"--data {nowhere / 'd/mnist'}" in error.value.hint
     for name in ("mnist", "fashion-mnist", "fashionmnist"):
         assert datasets.load(str(nowhere / "d" / name)).name in (name, "fashion-mnist")
+
+
+def write_cifar(folder, files, labels):
+    for name in files:
+        cifar_batch(folder / name, pixels(5, 3, 32, 32), digits(5, 10), labels)
+
+
+def write_svhn(folder):
+    folder.mkdir(parents=True)
+    for name in formats.SVHN_FILES:
+        scipy.io.savemat(folder / name, {"X": pixels(32, 32, 3, 4), "y": digits(4)[:, None] + 1})
+
+
+PUBLISHED = {
+    "mnist": ("MNIST/raw", write_idx), "fashion-mnist": ("FashionMNIST/raw", write_idx),
+    "cifar10": ("cifar-10-batches-py", lambda path: write_cifar(path, formats.CIFAR10_FILES, "labels")),
+    "cifar100": ("cifar-100-python", lambda path: write_cifar(path, formats.CIFAR100_FILES, "fine_labels")),
+    "svhn": ("SVHN", write_svhn)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_any_folder_of_a_published_layout_may_be_named(nowhere, monkeypatch, name):
+    layout, write = PUBLISHED[name]
+    write(nowhere / "d" / layout)
+    folders = [nowhere / "d" / layout, *(nowhere / "d" / layout).parents][:len(Path(layout).parts) + 1]
+    for folder in folders[:1] if name == "svhn" else folders:  # whose files lie in the folder itself
+        loaded = datasets.load(str(folder), download=False)
+        assert (loaded.name, loaded.where) == (name, str(nowhere / "d" / layout))
+        assert loaded.threat == datasets.KNOWN[name].threat
+        assert datasets.load(loaded.where).sha256() == loaded.sha256()
+    monkeypatch.chdir(nowhere / "d" / layout)
+    assert datasets.load(".").name == name
+
+
+def test_files_of_two_sets_are_told_apart_by_the_folder_s_name_or_by_the_user(nowhere, monkeypatch):
+    """Those of MNIST and Fashion-MNIST have the same names."""
+    write_idx(nowhere / "raw")
+    with pytest.raises(InputError, match="raw holds the files of mnist or fashion-mnist.") as error:
+        datasets.load(str(nowhere / "raw"))
+    assert error.value.hint == f"Say which one: --data {nowhere / 'raw/mnist'}"
+    assert datasets.load(str(nowhere / "raw/fashion-mnist")).threat == ("linf", 0.1)
+    write_idx(nowhere / "MNIST/raw")
+    monkeypatch.setenv("PWOA_DATA", str(nowhere / "MNIST/raw"))
+    assert datasets.locate("fashion-mnist") is None
+    for file in formats.IDX_FILES[2:]:
+        (nowhere / "MNIST/raw" / file).unlink()
+    with pytest.raises(InputError, match="holds no known data set") as error:
+        datasets.load(str(nowhere / "MNIST/raw"))
+    assert "mnist: . lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte" in error.value.hint
 
 
 def test_a_missing_set_says_where_it_looked(nowhere, monkeypatch):

@@ -23,6 +23,10 @@ def path(nowhere):
     return nowhere / "x.png"
 
 
+def test_interpolations_are_those_of_torchvision():
+    assert tuple(mode.value for mode in transforms.InterpolationMode) == pictures.INTERPOLATIONS
+
+
 @pytest.mark.parametrize("size", [224, 160, 299])
 def test_the_usual_protocol_is_torchvisions_resize_and_centre_crop(path, size):
     shorter = {224: 256, 160: 183, 299: 342}[size]  # 342: what torchvision says of Inception v3

@@ -1,4 +1,5 @@
 """Pictures as a model takes them: size, channels, classes, only test images; said, and in the report."""
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pwoa_cli.checkpoints import protocol
 from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
-from pwoa_cli.workflows import evaluate, info
+from pwoa_cli.workflows import evaluate, export, images, info
 from pwoa_cli.workflows.prune_job import prepare
 
 NET = """
@@ -122,6 +123,46 @@ def test_folders_that_are_numbers_are_tried_in_both_orders(there):
     assert "near chance" in message
 
 
+@pytest.mark.parametrize("kind", ["arrays", "cats", "numbers", "flat"])
+@pytest.mark.parametrize("choices, used", [
+    (Choices(image_size=(4, 4)), "cats numbers flat"), (Choices(class_map="map.txt"), "cats numbers flat"),
+    (Choices(class_order="number"), "numbers"), (Choices(labels_from=1), "arrays"),
+    (Choices(class_map="map.txt", class_order="number"), "")])
+def test_no_option_is_ignored_for_some_kind_of_data(there, kind, choices, used):
+    """Either the images or their classes are others than without it, or it is refused by its name."""
+    names = ("1", "2", "3", "10") if kind == "numbers" else ("cat", "dog", "eel", "fox")
+    Path("map.txt").write_text("".join(f"{name} {3 - i}\n" for i, name in enumerate(names)))
+    x, y = small.images(16)
+    np.savez("d.npz", x_test=x, y_test=y + 1)
+    folders = write(there / "d", names=names)
+    data = {"arrays": "d.npz", "flat": f"{folders}/train"}.get(kind, folders)
+    loaded = load_model(Source("grey.pt", arch="grey.py:net"))
+
+    def read(choices):
+        made = images.ways(loaded, data, choices, device=torch.device("cpu"), say=lambda text: None)[0]
+        return made.shape, made.test.labels.tolist()
+
+    if kind in used.split():
+        assert kind == "arrays" or read(choices) != read(Choices())
+        assert kind != "arrays" or read(choices)[1] == y.tolist()
+        return
+    with pytest.raises(InputError) as caught:
+        read(choices)
+    said = [f"--{name.replace('_', '-')}" for name in choices.said()]
+    assert any(flag in caught.value.message for flag in said) and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("choices", [Choices(image_size=(4, 4)), Choices(class_map="map.txt"),
+                                     Choices(class_order="text"), Choices(labels_from=1)])
+def test_options_of_data_need_data(there, choices):
+    """pwoa info, and an export that opens none."""
+    source, (name,) = Source("grey.pt", arch="grey.py:net"), choices.said()
+    for call in (lambda: info.describe(source, choices=choices, say=print),
+                 lambda: export.prepare(export.Request(source, "dense", choices=choices), say=print)):
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} says how --data is read, but no"):
+            call()
+
+
 def test_near_chance_names_the_order_of_folders_as_a_cause(there):
     data = write(there / "d", names=("3", "10", "2", "1"))
     message = refused("grey.pt", arch="grey.py:net", data=data, mean=(), std=())
@@ -199,7 +240,8 @@ def test_what_a_model_is_compared_with_decides_among_the_same_classes(some):
 
 @pytest.mark.parametrize("asked", [Choices(class_order="number"), Choices()])
 def test_a_run_is_evaluated_on_the_images_that_it_was_pruned_on(there, asked):
-    """The order of classes too, which a network that was pruned too far could not tell any more."""
+    """The order of classes too, which a network that was pruned too far could not tell any more, and whatever
+    else is asked for now."""
     names = ("1", "2", "3", "10")
     options = {"arch": "grey.py:net", "data": write(there / "d", names=names), "mean": (), "std": (),
                "choices": asked}
@@ -210,6 +252,8 @@ def test_a_run_is_evaluated_on_the_images_that_it_was_pruned_on(there, asked):
     assert job.subject.choices == Choices(class_order="number")
     assert job.subject.dataset.notes == (
         "folders that are numbers are classes in the order of number: 1, 2, 3, 10",)
+    job = evaluate.prepare(replace(again, choices=Choices(logits="data")), say=lambda text: None)
+    assert job.subject.choices == Choices(class_order="number", logits="data")
 
 
 def test_info_says_how_the_pictures_are_read(there):

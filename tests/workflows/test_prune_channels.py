@@ -81,11 +81,28 @@ def test_what_does_not_fit_is_refused_with_the_layer():
                    say=lambda text: None)
 
 
+@pytest.mark.parametrize(("budget", "kind"), [({"channels": 0.5}, "channel"), ({"macs": 0.5}, "channel"),
+                                             ({}, "unstructured")])
+def test_a_budget_of_channels_implies_them(budget, kind):
+    said = []
+    job = prepare(request(**budget), say=said.append)
+    assert job.request.structure == kind
+    told = [line for line in said if line.startswith("structure: ")]
+    assert told == [f"structure: channel (--{name} is of whole channels)" for name in budget]
+    assert not any(line.startswith("structure: ") for line in _said(structure=kind, **budget))
+
+
+def _said(**options):
+    said = []
+    prepare(request(**options), say=said.append)
+    return said
+
+
 @pytest.mark.parametrize(("options", "sentence"), [
-    ({"channels": 0.5}, "--channels is for whole channels; --structure is unstructured"),
+    ({"channels": 0.5, "structure": "unstructured"}, "--channels is for whole channels; --structure is uns"),
     ({"channels": 0.01, "structure": "channel"}, "--channels 0.01 of the 28 channels of lenet.pt is less"),
     ({"channels": 0.97, "structure": "channel"}, "must stay in each of 3 coupled sets: at most 89.3%"),
-    ({"macs": 0.5}, "--macs is for whole channels; --structure is unstructured"),
+    ({"macs": 0.5, "structure": "filter"}, "--macs is for whole channels; --structure is filter"),
     ({"macs": 0.001, "structure": "channel"}, "multiplications of lenet.pt is less than one channel"),
     ({"macs": 0.999, "structure": "channel"}, "99.9% of its multiplications cannot go"),
     ({"sparsity": 0.998, "structure": "channel"}, "cannot be reached with whole channels"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from helpers import small_models as small
+from helpers.data_files import write_idx
 from helpers.levels import levels, nearest_centre
 from helpers.workflow_calls import FAST, described, refused, request, run_in
 from torch import nn
@@ -17,6 +18,7 @@ from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.checkpoints.normalisation import NORMALISATIONS
 from pwoa_cli.checkpoints.readings import Undecided
 from pwoa_cli.data import datasets
+from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.networks.build import build
@@ -117,6 +119,14 @@ def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch)
     assert str(tmp_path / "place") in caught.value.message
     assert "the network (no route to host)" in caught.value.message
     assert "--data DIR" in caught.value.hint and "PWOA_DATA" in caught.value.hint
+
+
+def test_options_of_arrays_hold_for_data_that_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "places", lambda: (tmp_path,))
+    write_idx(tmp_path / "MNIST/raw")
+    file = small.save(small.LeNet(size=28, widths=(1, 2), hidden=4, num_classes=10), tmp_path / "digits.pt")
+    message = refused(file, data=None, choices=Choices(labels_from=1))
+    assert message == f"--labels-from 1, but {tmp_path}/MNIST/raw holds the label 0."
 
 
 def test_threat_models():

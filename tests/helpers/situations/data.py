@@ -137,6 +137,7 @@ def arrays_that_are_no_images(tool):
     FOLDERS + "from_zero",
     FOLDERS + "check_range",
     "data/choices.py:check_for_arrays",
+    "data/choices.py:check_nothing_said",
     "cli/options.py:parse: For",
 )
 def labels_that_count_otherwise(tool):
@@ -150,10 +151,13 @@ def labels_that_count_otherwise(tool):
     ):
         tool.refused(*words)
         tool.works(*without(words, flag))
+    tool.follow(["info", "model.pt", "--labels-from", "1"], "--data NAME|PATH", "--data one.npz")
 
 
 @prints(
     FOLDERS + "numbered",
+    FOLDERS + "_check_order_open",
+    "data/choices.py:check_for_folders",
     "cli/options.py:choices: --class-order",
     FOLDERS + "_by_synset",
     FOLDERS + "read_map",
@@ -164,6 +168,7 @@ def folders_and_their_numbers(tool):
     write_colour()
     write_pictures()
     tool.follow([*COLOUR, "--class-order", "number"])
+    assert "--class-map FILE" in tool.refused(*COLOUR, "--labels-from", "1")
     tool.refused(*COLOUR, "--class-order", "size")
     write_pictures("numbers", names=("2", "4", "8", "16"))
     tool.follow([*at("numbers", COLOUR), "--class-order", "size"])
@@ -186,6 +191,8 @@ def folders_and_their_numbers(tool):
     for name, content in (("map.txt", "cat 0\ndog 1\neel 2\n"), ("map.json", json.dumps(numbers))):
         Path(name).write_text(content)
         tool.works(*words, "--class-map", name)
+        both = [*words, "--class-map", name, "--class-order", "text"]
+        assert tool.refused(*both) == "Leave --class-order out."
 
 
 @prints(

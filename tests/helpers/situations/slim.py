@@ -18,7 +18,7 @@ JOB = "workflows/prune_job.py:"
 typed("workflows/search.py:fraction: {} {}", [*DRY[:3], "90", *DRY[4:]])
 typed("workflows/search.py:fraction: A half", [*CHANNELS[:3], "much", *CHANNELS[4:]])
 left_out("workflows/search.py:goal: Give one", [*CHANNELS, "--sparsity", "0.5"], "--sparsity")
-typed(JOB + "_checked: --structure channel", [*CHANNELS[:4], *CHANNELS[6:]])
+left_out(JOB + "_checked: Leave", [*CHANNELS[:5], "filter", *CHANNELS[6:]], "--structure")
 typed(JOB + "_of_whole: Half", [*CHANNELS[:3], "0.01", *CHANNELS[4:]])
 typed(JOB + "_of_whole: {} {}", [*CHANNELS[:3], "0.99", *CHANNELS[4:]])
 ONE_LAYER = """from torch import nn
