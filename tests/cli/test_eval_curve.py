@@ -8,6 +8,7 @@ from helpers.cli_world import TINY
 
 from pwoa_cli.evaluation import sample_file, security_curve
 from pwoa_cli.reports import collection, curve, sections, several
+from pwoa_cli.workflows import attack_time
 
 EVAL = ["eval", "model.pt", *TINY, "--attacks", "fgsm,pgd-2"]
 
@@ -76,10 +77,11 @@ def test_words_that_are_no_radii_are_refused_before_the_model_is_read(here, pwoa
     assert code == 2 and "eps 'abc' is not a number" in err and "absent" not in err
 
 
-def test_a_dry_run_counts_every_point(here, pwoa):
+def test_a_dry_run_counts_every_point(here, pwoa, monkeypatch):
+    monkeypatch.setattr(attack_time, "_of_model", lambda *_: {"clean": 1.0, "fgsm": 2.0})
     one, three = (made(pwoa, *EVAL, *more, "--dry-run") for more in ([], ["--curve", "0.1,0.2"]))
-    assert three["seconds_by_attack"].keys() == one["seconds_by_attack"].keys()
-    assert three["seconds"] > one["seconds"]
+    assert one["seconds_by_attack"] == {"clean": 1.0, "fgsm": 2.0} and one["seconds"] == 3.0
+    assert three["seconds_by_attack"] == {"clean": 3.0, "fgsm": 6.0} and three["seconds"] == 9.0
 
 
 def test_samples_with_inputs_may_lie_in_the_folder_of_the_report(here, pwoa):
