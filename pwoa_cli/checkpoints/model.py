@@ -162,11 +162,13 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
         parameters = dict(net.named_parameters())
         for name in set(parameters) - set(take_normalisation(parameters)[0]):
             parameters[name].requires_grad_(False)
-    if inside == [None, None] and source.mean is source.std is None:
-        *inside, sentence = stated(extra, _channels(found))
-        unwrapped += (sentence,) * bool(sentence)
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
+    if normalisation.said_by == "nobody":
+        mean, std, sentence = stated(extra, _channels(found))
+        unwrapped += (sentence,) * bool(sentence)
+        if mean is not None and std is not None:
+            normalisation = Normalisation(mean, std, "settings")
     return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),
                    unwrapped=unwrapped + _said_plain(plain) + (slim.SAID,) * slimmed, extra=extra)
 

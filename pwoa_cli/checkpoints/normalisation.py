@@ -42,12 +42,17 @@ NORMALISATIONS: dict[str, tuple[Values, Values]] = {
 @dataclass(frozen=True)
 class Normalisation:
     """mean, std by channel, of inputs in [0,1]; both empty: inputs are taken as they are. said_by: "user",
-    "file", "network", "library" (a library's own description of its weights), or "nobody": then it is an
-    assumption."""
+    "file", "network", "library" (a library's own description of its weights), "settings" (what stands beside
+    the weights, which may be of another step of training), or "nobody": the last two are assumptions."""
 
     mean: Values
     std: Values
     said_by: str
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether images may know better."""
+        return self.said_by in ("settings", "nobody")
 
     def words(self) -> str:
         """For people: the values and where they come from."""
@@ -56,6 +61,7 @@ class Normalisation:
         values = (f"mean {short(self.mean)}, std {short(self.std)}" if self.mean
                   else "none, inputs are taken in [0,1] as they are")
         return {"user": values, "file": f"{values} (in the file)",
+                "settings": f"{values} (beside the weights)",
                 "library": f"{values} (the library's, for these weights)",
                 "nobody": "none in the file, inputs are taken in [0,1] as they are (--normalize, --mean and "
                           "--std change it)"
@@ -106,7 +112,7 @@ def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | Non
     (None, None, "") where it says none, and with a sentence where that cannot be a normalisation: `mean` and
     `std` may be of anything, such as the accuracy of several seeds.
 
-    Args: channels: of the model's inputs, None: not known. Those of inputs in 0..255 are for `decide`.
+    Args: channels: of the model's inputs, None: not known. Those of inputs in 0..255 are brought to [0,1].
     """
     refused = ""
     for way, place in _mappings(extra):
@@ -117,7 +123,9 @@ def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | Non
                 continue
             where = " and ".join(".".join((*way, name)) for name in names)
             if _are_plausible(mean, std, (channels or len(mean), 1 if held else channels)):
-                return mean, std, f"normalisation: {where} beside the weights"
+                scale = _scale(mean)
+                return (tuple(m / scale for m in mean), tuple(s / scale for s in std),
+                        f"normalisation: {where} beside the weights{', divided by 255' * (scale > 1)}")
             refused = refused or (f"{where} beside the weights are not taken as a normalisation: "
                                   f"{short(mean)} and {short(std)}, expected {channels or 3} numbers each, "
                                   "of inputs in [0,1]")
@@ -126,9 +134,14 @@ def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | Non
 
 def _are_plausible(mean: Values, std: Values, counts: Sequence[int | None]) -> bool:
     """Whether they can be of inputs in [0,1] or 0..255. Args: counts: how many numbers they may have."""
-    scale = 255 if max(mean) > 1 else 1
+    scale = _scale(mean)
     return len(mean) == len(std) and len(mean) in counts and all(0 <= m <= scale for m in mean) and all(
         LEAST_STD <= s / scale <= 1 for s in std)
+
+
+def _scale(mean: Values) -> int:
+    """Of what inputs are: [0,1] or 0..255."""
+    return 255 if max(mean) > 1 else 1
 
 
 def _mappings(content: Mapping[Any, Any], way: tuple[str, ...] = ()) -> Iterator[

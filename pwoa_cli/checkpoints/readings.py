@@ -76,7 +76,7 @@ def settle(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], No
     """
     patience = Patience(say)
     loaded = _of_their_size(loaded, dataset)
-    if not (loaded.others or loaded.normalisation.said_by == "nobody"):
+    if not (loaded.others or loaded.normalisation.is_assumed):
         return run("as read", loaded, dataset, patience=patience)
     begun = run("as read", loaded, dataset, images=STAGES[0], patience=patience)
     first = run("as read", loaded, dataset, images=STAGES[1], patience=patience, after=begun)
@@ -256,9 +256,9 @@ def _alternatives(loaded: Loaded, dataset: datasets.Dataset, *,
     """(words, options, normalisation) of every combination of the likely options but the one that was read,
     and of the others by themselves; if not `together`, of those that change one of both."""
     normalisations = [("", loaded.normalisation)]
-    if loaded.normalisation.said_by == "nobody":
+    if loaded.normalisation.is_assumed:
         normalisations += [(f"normalisation {n}", Normalisation(*NORMALISATIONS[n], "nobody"))
-                           for n in _names(dataset)]
+                           for n in [*_names(dataset), *["none"] * bool(loaded.normalisation.mean)]]
     side = dataset.shape[-1]  # a reading for images of another size cannot be tried on these
     options = [other for other in loaded.others if other.get("size", side) == side]
     likely = [{}, *options[:LIKELY]] if together else [{}]

@@ -67,7 +67,8 @@ def test_decide_prefers_the_user_then_the_file():
 
 def test_words_say_who_said_it():
     expected = {"user": "mean 0.5, std 0.25", "file": "mean 0.5, std 0.25 (in the file)",
-                "network": "inside the network", "nobody": "mean 0.5, std 0.25 (inferred)"}
+                "network": "inside the network", "settings": "mean 0.5, std 0.25 (beside the weights)",
+                "nobody": "mean 0.5, std 0.25 (inferred)"}
     for said_by, words in expected.items():
         assert Normalisation((0.5,), (0.25,), said_by).words() == words
     assert "inputs are taken in [0,1] as they are" in Normalisation((), (), "nobody").words()
@@ -114,7 +115,7 @@ def test_what_stands_beside_the_weights_is_read_and_said(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     content, said = BESIDE[kind]
     loaded = load_model(saved({envelope: weights(), "epoch": 3} | content))
-    assert (loaded.mean, loaded.std, loaded.normalisation.said_by) == (tuple(MEAN), tuple(STD), "file")
+    assert (loaded.mean, loaded.std, loaded.normalisation.said_by) == (tuple(MEAN), tuple(STD), "settings")
     assert f"normalisation: {said}" in loaded.notes
     user = load_model(Source("m.pt", mean=(0.5,), std=(1.0,)))
     assert user.normalisation == Normalisation((0.5,), (1.0,), "user") and said not in "".join(user.notes)
@@ -160,12 +161,13 @@ def test_what_cannot_be_a_normalisation_is_left_with_a_sentence(beside, tmp_path
     assert "mean and std beside the weights are not taken as a normalisation: " in "".join(loaded.unwrapped)
 
 
-def test_values_of_inputs_in_0_to_255_are_refused_with_those_that_are_meant(tmp_path, monkeypatch):
+def test_values_of_inputs_in_0_to_255_are_brought_to_those_of_0_to_1(tmp_path, monkeypatch):
+    """(255 x - m) / s = (x - m / 255) / (s / 255)."""
     monkeypatch.chdir(tmp_path)
-    saved({"state_dict": weights(), "mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7]})
-    message, hint = refused(load_model, "m.pt")
-    assert "mean 125.3, 123, 113.9 and std 63, 62.1, 66.7: of inputs in 0..255" in message
-    assert hint == "Divided by 255: --mean 0.4914,0.4824,0.4467 --std 0.2471,0.2435,0.2616"
+    mean, std = [125.3, 123.0, 113.9], [63.0, 62.1, 66.7]
+    loaded = load_model(saved({"state_dict": weights(), "mean": mean, "std": std}))
+    assert loaded.mean == tuple(m / 255 for m in mean) and loaded.std == tuple(s / 255 for s in std)
+    assert f"normalisation: {SAID}, divided by 255" in loaded.notes
     assert load_model(Source("m.pt", mean=(0.4914,), std=(0.2471,))).mean == (0.4914,)
 
 

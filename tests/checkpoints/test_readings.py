@@ -165,6 +165,22 @@ def test_what_the_user_or_the_file_says_is_not_tried_again():
     assert reading.loaded is loaded and not said and reading.accuracy < 0.5
 
 
+@pytest.mark.parametrize(("truth", "stated", "words"), [
+    ("cifar10", "cifar10", "as read"), ("imagenet", "imagenet", "as read"),
+    ("none", "cifar10", "normalisation none"), ("imagenet", "half", "normalisation imagenet")])
+def test_what_stands_beside_the_weights_is_read_first_and_images_may_know_better(truth, stated, words):
+    """Settings may be of a step of training that did not use them."""
+    dataset = levels()
+    nearest_centre(dataset, truth)
+    mean, std = map(list, NORMALISATIONS[stated])
+    torch.save({"state_dict": torch.load("model.pt"), "args": {"mean": mean, "std": std}}, "model.pt")
+    loaded = load_model(Source("model.pt", arch="net.py:Net"))
+    assert loaded.normalisation.said_by == "settings" and list(loaded.mean) == mean
+    reading, said = settle(loaded, dataset)
+    assert (reading.loaded.mean or ()) == NORMALISATIONS[truth][0] and reading.accuracy > 0.95
+    assert reading.words == words, said
+
+
 def test_options_that_the_keys_allow_are_tried():
     torch.manual_seed(0)
     net = small.learn(CifarResNet(blocks=(1, 1, 1), widths=(4, 8, 16), shortcut="pad-end", num_classes=4),
