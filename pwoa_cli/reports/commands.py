@@ -8,7 +8,7 @@ from typing import Any
 
 from pwoa_cli.reports.numbers import radius
 
-CHOICES = ("--image-size", "--class-map", "--class-order", "--labels-from", "--logits")  # of how data is read
+CHOICES = ("image_size", "class_map", "class_order", "labels_from", "logits")  # of how data is read
 SHARES = (0.25, 0.5, 0.75, 1, 1.25, 1.5)  # of the threat's eps: a curve to begin with
 
 
@@ -18,7 +18,8 @@ def again(report: Mapping[str, Any], folder: Path, *, run: Mapping[str, Any] | N
     if "sparsity" in report:
         return words("pwoa", "prune", "--config", str(folder / "config.toml"))
     typed = _eval(report) if run is None else (
-        "pwoa", "eval", str(folder.parent), *_given(_data(report["data"], run["data"])), *_options(report))
+        "pwoa", "eval", str(folder.parent), *_given(_not_of_run(report["data"], run["data"])),
+        *_options(report))
     points = [_typed(point["eps"]) for point in report.get("curve", [])]
     return words(*typed, *(("--curve", ",".join(points)) if points else ()))
 
@@ -52,14 +53,22 @@ def _eval(report: Mapping[str, Any]) -> tuple[str, ...]:
             *_options(report))
 
 
-def _data(data: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Where the images are and how they were read, but for what is as `known`."""
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the images are and how they were read."""
     choices = data.get("choices", {})
-    found = {flag: choices[flag[2:].replace("-", "_")] for flag in CHOICES
-             if flag[2:].replace("-", "_") in choices}
-    found |= {"--image-size": "x".join(map(str, found["--image-size"]))} if "--image-size" in found else {}
-    found |= {"--data": data.get("where") or data["name"]}
-    return {flag: said for flag, said in found.items() if known is None or _data(known).get(flag) != said}
+    found = {name: choices[name] for name in CHOICES if name in choices}
+    if "image_size" in found:
+        found["image_size"] = "x".join(map(str, found["image_size"]))
+    found["data"] = data.get("where") or data["name"]
+    return {f"--{name.replace('_', '-')}": said for name, said in found.items()}
+
+
+def _not_of_run(data: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `_data` must be typed beside a run's own: with --data nothing of how that was read holds."""
+    said, known = _data(data), _data(run)
+    if said["--data"] != known["--data"]:
+        return said
+    return {flag: value for flag, value in said.items() if known.get(flag) != value}
 
 
 def _typed(eps: float) -> str:

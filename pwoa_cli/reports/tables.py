@@ -78,9 +78,10 @@ def attack_names(report: Mapping[str, Any]) -> list[str]:
 
 def figure(report: Mapping[str, Any]) -> str:
     """The name of what models are compared by: the last, which is the worst case where there is one; where
-    worst cases are over different attacks, the last attack that all have."""
+    worst cases are over different attacks, the last attack that all that have one share."""
     names = attack_names(report)
-    shared = [name for name in names if name != WORST and all(name in own for own in scores(report).values())]
+    finished = [own for own in scores(report).values() if WORST in own]
+    shared = [name for name in names if name != WORST and all(name in own for own in finished)]
     return names[-1] if len(_worst_over(report)) < 2 else shared[-1]
 
 

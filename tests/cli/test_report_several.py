@@ -171,4 +171,7 @@ def test_worst_cases_over_other_attacks_are_not_compared(tmp_path):
     assert words not in tables.caption(alike) and words in tables.caption(differ)
     assert tables.summary(alike).startswith("worst case: ") and tables.summary(differ).startswith("pgd-20: ")
     assert sections.several(differ, name="t")["table"]["head"][-2] == "pgd-20"
+    differ["models"]["d"] = differ["models"]["c"] | {"scores": {}, "drop": {}}
+    differ["unfinished"]["d"] = {"clean": {"n": 0, "of": 1000}}
+    assert tables.summary(differ).endswith(", d unfinished.")
     assert sections.several(alike, name="t")["table"]["head"][-2] == "worst case"

@@ -69,6 +69,8 @@ def test_the_command_that_makes_it_again_says_what_differs_from_the_run(run):
     said = ("--image-size 16x24 --class-map 'a b' --class-order text --labels-from 1 --logits data "
             f"--data ~/'other set' --norm linf --eps {eps!r} --attacks pgd-10,aa --samples 1000 --seed 0")
     assert Page(html(run)).commands[-1] == f"pwoa eval {run} {said}"
+    write_json(run / "report.json", report(model=MODEL, data=DATA | {"choices": choices}))
+    assert Page(html(run)).commands[-1] == f"pwoa eval {run} {said}"  # with --data the run's do not hold
     assert Page(html(run / "eval")).commands[-1] == f"pwoa eval pruned.pt --compare teacher.pt {said}"
 
 
