@@ -21,7 +21,8 @@ from helpers.data_files import digits, idx_bytes, pixels, write_folder, write_np
 from PIL import Image
 from safetensors.torch import save_file
 
-from pwoa_cli.checkpoints.model import load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import load_model
 from pwoa_cli.checkpoints.state_dict import read_state_dict
 from pwoa_cli.cli import replay
 from pwoa_cli.data import classes, formats

@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, shaped
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide, stated
 from pwoa_cli.checkpoints.own_words import SPARE, own_words
-from pwoa_cli.checkpoints.protocol import published
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
 from pwoa_cli.checkpoints.state_dict import read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
@@ -362,16 +361,3 @@ def _build_for(found: Architecture, where: str) -> nn.Module:
         raise InputError(one_line(f"{where}: {found.arch[:60]} cannot be built with "
                                   f"{said(found.options)[:300]}: {type(error).__name__} {cause(error)}."),
                          hint="Name another architecture: --arch NAME or --arch file.py:fn") from error
-
-
-# --- the words that a pruned file carries ---------------------------------------------------------------
-
-def to_metadata(loaded: Loaded) -> dict[str, str]:
-    """What a pruned file must say for `load_model` to build the same model again: strings by name."""
-    framing = published(loaded)
-    return {"arch": loaded.arch, "arch_options": json.dumps(loaded.arch_options),
-            "num_classes": str(loaded.num_classes),
-            "input_shape": json.dumps(loaded.input_shape), "default_size": json.dumps(loaded.default_size),
-            "mean": json.dumps(loaded.mean), "std": json.dumps(loaded.std),
-            **({"framing": json.dumps(asdict(framing))} if framing else {}),
-            **({slim.MARK: loaded.extra[slim.MARK]} if slim.is_slim(loaded.extra, loaded.source) else {})}

@@ -1,9 +1,8 @@
 """Normalisation of inputs, (x - mean) / std by channel: the ones in circulation, and what a user or a file
 says of it."""
-import argparse
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pwoa_cli.checkpoints.settings import mappings
 from pwoa_cli.errors import InputError
 
 Values = tuple[float, ...]
@@ -115,7 +115,7 @@ def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | Non
     Args: channels: of the model's inputs, None: not known. Those of inputs in 0..255 are brought to [0,1].
     """
     refused = ""
-    for way, place in _mappings(extra):
+    for way, place in reversed(list(mappings(extra))):
         held = way[-1:] in [(name,) for name in HOLDERS]
         for names in NAMES:
             mean, std = (_values(place.get(name), alone=held) for name in names)
@@ -142,17 +142,6 @@ def _are_plausible(mean: Values, std: Values, counts: Sequence[int | None]) -> b
 def _scale(mean: Values) -> int:
     """Of what inputs are: [0,1] or 0..255."""
     return 255 if max(mean) > 1 else 1
-
-
-def _mappings(content: Mapping[Any, Any], way: tuple[str, ...] = ()) -> Iterator[
-        tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """(the names on the way, a mapping), the outer ones first; a pickle may hold itself, so the depth
-    ends."""
-    yield way, content
-    for key, value in content.items():
-        value = vars(value) if isinstance(value, argparse.Namespace) else value
-        if isinstance(value, Mapping) and len(way) < 3:
-            yield from _mappings(value, (*way, str(key)[:40]))
 
 
 def _values(value: Any, *, alone: bool) -> Values | None:

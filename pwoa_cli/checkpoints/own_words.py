@@ -16,7 +16,7 @@ SPARE = 2**20  # elements that a network may have more than twice those of the f
 
 
 def own_words(extra: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """The inverse of `model.to_metadata`, checked, as others can write such a file too.
+    """The inverse of `metadata.to_metadata`, checked, as others can write such a file too.
 
     Of a library's model only numbers are taken as options: the others may name files to read.
     Raises: InputError naming the field.

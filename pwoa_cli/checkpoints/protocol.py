@@ -1,34 +1,16 @@
 """How pictures were framed for the published figure of named weights: timm's description, torchvision's
 transforms of its weights."""
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 from pwoa_cli.checkpoints import hub
+from pwoa_cli.checkpoints.model import Loaded
 from pwoa_cli.data.pictures import Framing, standard
 
 _HASH = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision's files end in the start of their SHA-256
 
 
-class _Model(Protocol):
-    """What is asked of a `model.Loaded`; that module uses this one."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def arch(self) -> str: ...
-    @property
-    def input_shape(self) -> tuple[int, int, int] | None: ...
-    @property
-    def default_size(self) -> tuple[int, int] | None: ...
-    @property
-    def extra(self) -> Mapping[str, Any]: ...
-
-
-def framing_of(loaded: _Model) -> Framing | None:
+def framing_of(loaded: Loaded) -> Framing | None:
     """The framing of an image folder's pictures for a model: as published where its weights have a name, else
     the usual one for the size that it takes; None where no size is known."""
     named = published(loaded)
@@ -41,7 +23,7 @@ def framing_of(loaded: _Model) -> Framing | None:
     return standard(loaded.default_size, by=by)
 
 
-def published(loaded: _Model) -> Framing | None:
+def published(loaded: Loaded) -> Framing | None:
     """The framing that the hub or a pruned file says, else that of the weights' name or contents; None where
     none is known.
 
@@ -55,14 +37,14 @@ def published(loaded: _Model) -> Framing | None:
     return _of_torchvision(sha256) if named is None and loaded.input_shape is None else named
 
 
-def _origin(loaded: _Model) -> tuple[str, str]:
+def _origin(loaded: Loaded) -> tuple[str, str]:
     """(source, SHA-256) of the weights, of a pruned file those that it says it was pruned from."""
     if isinstance(loaded.extra.get("source"), str):
         return loaded.extra["source"], str(loaded.extra.get("source_sha256", ""))
     return loaded.source, loaded.sha256
 
 
-def is_published(loaded: _Model, framing: Framing | None) -> bool:
+def is_published(loaded: Loaded, framing: Framing | None) -> bool:
     """Whether a framing is that of named weights, and no guess."""
     return framing is not None and framing.by.startswith("as published")
 

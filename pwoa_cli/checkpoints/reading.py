@@ -28,8 +28,9 @@ class Reading:
     """One way to read a file. words: what it supposes. hits: (n,) bool, on which images it is right. misfit:
     of its batch norms' statistics, first: of the first one's (batch_norms.py), None without batch norms.
     attacked: (n,) bool, which images hold under attack, where nothing else told. tried: each other way, where
-    none was better. losses: (n,), as `tempered` gives them, of a reading tried on more than PROBE. logits
-    (n, K), labels (n,) and statistics are what `run` goes on from."""
+    none was better. undecided: why it may be compared but not used. losses: (n,), as `tempered` gives them,
+    of a reading tried on more than PROBE. logits (n, K), labels (n,) and statistics are what `run` goes on
+    from."""
 
     words: str
     loaded: Loaded
@@ -38,6 +39,7 @@ class Reading:
     first: float | None = None
     attacked: Tensor | None = None
     tried: str = ""
+    undecided: InputError | None = None
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     labels: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -46,20 +46,27 @@ USUAL = ("imagenet", "half", "cifar10", "cifar10-old", "mnist")  # much code kee
 
 
 class Undecided(InputError):
-    """Images do not tell how a file is to be read. reading: the likeliest, which may be compared with those
-    of other data, but not used."""
+    """Images do not tell how a file is to be read. reading: the likeliest, which
+    says that it is `undecided`."""
 
     def __init__(self, message: str, *, hint: str, reading: Reading):
         super().__init__(message, hint=hint)
-        self.reading = reading
+        self.reading = replace(reading, undecided=self)
 
 
-def check_decided(chosen: Reading, undecided: Iterable[Undecided]) -> None:
-    """Raises: Undecided whose reading it is: the best of several that were tried is then told with its hint,
-    and no other one is taken in its place."""
-    for error in undecided:
-        if error.reading is chosen:
-            raise error
+def provisional(loaded: Loaded, dataset: datasets.Dataset, *, say: Callable[[str], None]) -> Reading:
+    """As `settle`, but where it is undecided its likeliest reading, to be compared with those of other data;
+    `check_decided` is for the one that is taken. Raises: InputError if the model cannot take the images."""
+    try:
+        return settle(loaded, dataset, say=say)
+    except Undecided as error:
+        return error.reading
+
+
+def check_decided(chosen: Reading) -> None:
+    """Raises: Undecided, if it is not known how the file is to be read there."""
+    if chosen.undecided:
+        raise chosen.undecided
 
 
 def warn_of_code(source: Source, *, say: Callable[[str], None]) -> None:

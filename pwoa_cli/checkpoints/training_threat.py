@@ -1,10 +1,12 @@
 """What a checkpoint's own settings say of the threat that its network was trained against."""
 import argparse
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from pwoa_cli.checkpoints.settings import mappings
 
 # likeliest first; those that other software means otherwise count only beside a norm
 EPS = ("eps", "epsilon", "attack_eps", "adv_eps", "train_eps", "eps_train", "eps_max", "perturb_eps",
@@ -28,7 +30,8 @@ def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
     An eps without a norm is none: it may be label smoothing, privacy or a batch norm's. One that would reach
     every image is taken in units of 1/255.
     """
-    settings = dict(_settings(extra))
+    settings = {str(name).lower().replace("-", "_"): value for _, place in mappings(extra)
+                for name, value in place.items() if not isinstance(value, Mapping | argparse.Namespace)}
     if any(name in settings for name in PRIVACY):
         return None
     norm = next((norm for norm in (_norm(name, settings.get(name)) for name in NORM) if norm), None)
@@ -36,18 +39,6 @@ def threat_of(extra: Mapping[str, Any]) -> tuple[str, float] | None:
     if norm is None or eps is None or not LEAST < eps < math.inf:
         return None
     return norm, eps / 255 if eps >= TOO_LARGE[norm] else eps
-
-
-def _settings(extra: Mapping[str, Any], depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Names and values, those of settings inside settings too; the outer ones come last and win."""
-    mine = []
-    for key, value in extra.items():
-        value = vars(value) if isinstance(value, argparse.Namespace) else value
-        if isinstance(value, Mapping) and depth:
-            yield from _settings(value, depth - 1)
-        else:
-            mine.append((str(key).lower().replace("-", "_"), value))
-    yield from mine
 
 
 def _norm(name: str, value: Any) -> str | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.model import Loaded, Source, load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import Loaded, Source, load_model
 from pwoa_cli.checkpoints.slim import is_slim
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import samples

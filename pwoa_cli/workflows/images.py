@@ -10,7 +10,7 @@ from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, answer
 from pwoa_cli.checkpoints.protocol import framing_of, is_published
 from pwoa_cli.checkpoints.reading import PROBE, Reading
-from pwoa_cli.checkpoints.readings import Undecided, check_decided, settle
+from pwoa_cli.checkpoints.readings import check_decided, provisional
 from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
@@ -100,24 +100,20 @@ def settled(loaded: Loaded, possible: Sequence[Dataset], *, say: Say) -> tuple[D
     the file is to be read with what is chosen.
     """
     found: list[tuple[Dataset, Reading]] = []
-    undecided = list[Undecided]()
     refused: InputError | None = None
     for dataset in possible:
         if len(possible) > 1:
             say(f"trying images of {dataset.size_words()}")
         dataset = dataset.probed(PROBE, say=say)
         try:
-            found.append((dataset, settle(loaded, dataset, say=say)))
-        except Undecided as error:
-            found.append((dataset, error.reading))
-            undecided.append(error)
+            found.append((dataset, provisional(loaded, dataset, say=say)))
         except InputError as error:
             refused = refused or error
     if not found:
         assert refused is not None
         raise refused
     dataset, reading = _best(found)
-    check_decided(reading, undecided)
+    check_decided(reading)
     if len(found) > 1:
         dataset = _noted(dataset, found, lambda other: f"images of {sides(other.shape[1:])}",
                          flag=" (--image-size decides)", taken={"image_size": dataset.shape[1:]})
@@ -144,16 +140,13 @@ def _ordered(loaded: Loaded, dataset: Dataset, reading: Reading, *, say: Say) ->
         return dataset, reading
     other = dataset.in_other_order()
     words = {id(dataset): "folders in the order of text", id(other): "in the order of number"}
-    found, undecided = [(dataset, reading)], list[Undecided]()
+    found = [(dataset, reading)]
     try:
-        found.append((other, settle(reading.loaded, other, say=say)))
-    except Undecided as error:
-        found.append((other, error.reading))
-        undecided.append(error)
+        found.append((other, provisional(reading.loaded, other, say=say)))
     except InputError:
         return dataset, reading
     best, chosen = _best(found)
-    check_decided(chosen, undecided)
+    check_decided(chosen)
     order = "number" if best is other else "text"
     return _noted(best, found, lambda one: words[id(one)], flag=" (--class-order decides)",
                   taken={"class_order": order}), chosen

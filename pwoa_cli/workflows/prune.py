@@ -14,7 +14,8 @@ from torch import nn
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes

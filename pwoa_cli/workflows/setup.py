@@ -11,7 +11,7 @@ from pwoa_cli.attacks.threat import parse_eps, parse_norm
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
 from pwoa_cli.checkpoints.model import Loaded, Source, load_model, read_as
 from pwoa_cli.checkpoints.reading import Reading, is_near_chance, outputs, run
-from pwoa_cli.checkpoints.readings import Undecided, check_decided, settle, warn_of_code
+from pwoa_cli.checkpoints.readings import Undecided, check_decided, provisional, settle, warn_of_code
 from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
@@ -173,22 +173,20 @@ def _candidate(source: Source, error: UnknownArchitecture, data: str | None, cho
     def quiet(_: str) -> None: ...
 
     readings: dict[str, Reading] = {}
-    undecided = list[Undecided]()
     for name in error.candidates:
         say(f"{source.path} fits {len(error.candidates)} networks; trying {name} on training images")
         try:
             loaded = open_model(replace(source, arch=name), device=device, say=quiet)
             readings[name] = _tried(loaded, data, choices, device=device, say=quiet)[1]
-        except Undecided as open_one:
-            readings[name] = open_one.reading
-            undecided.append(open_one)
+        except Undecided as undecided:
+            readings[name] = undecided.reading
         except InputError:  # it may not take the images
             continue
     best = max(readings, key=lambda name: readings[name].accuracy, default=None)
     others = [reading for name, reading in readings.items() if name != best]
     if best is None or not all(is_clearly_better(readings[best].hits, other.hits) for other in others):
         raise error
-    check_decided(readings[best], undecided)
+    check_decided(readings[best])
     shown = ", ".join(f"{name} {100 * reading.accuracy:.1f}%" for name, reading in readings.items())
     say(f"{error.message} Told apart by accuracy on training images: {shown}.")
     return open_model(replace(source, arch=best), device=device, say=say)
@@ -257,14 +255,11 @@ def _guess_data(loaded: Loaded, choices: Choices, *, device: torch.device,
                          hint="Name yours: --data FILE.npz (x_train, y_train, x_test, y_test) or --data "
                               "FOLDER (train/CLASS/*.png, test/CLASS/*.png).")
     here = [name for name in fitting if datasets.locate(name)] or [fitting[0]]
-    tried, undecided, refused = {}, list[Undecided](), None
+    tried, refused = {}, None
     for name in here:
         dataset = datasets.load(name, device=device, choices=choices, say=say)
         try:
-            tried[name] = dataset, settle(loaded, dataset, say=say)
-        except Undecided as error:
-            tried[name] = dataset, error.reading
-            undecided.append(error)
+            tried[name] = dataset, provisional(loaded, dataset, say=say)
         except InputError as error:  # a model of three channels and a set of one; another may fit
             refused = error
     if refused and not tried:
@@ -273,7 +268,7 @@ def _guess_data(loaded: Loaded, choices: Choices, *, device: torch.device,
     if len(tried) > 1:
         shown = ", ".join(f"{name} {100 * tried[name][1].accuracy:.1f}%" for name in best)
         say(f"data sets that fit its shape, by accuracy: {shown}")
-    check_decided(tried[best[0]][1], undecided)
+    check_decided(tried[best[0]][1])
     return tried[best[0]]
 
 

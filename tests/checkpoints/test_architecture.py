@@ -8,7 +8,7 @@ import torchvision
 from helpers.checkpoints import load, prefixed, refused
 
 from pwoa_cli.checkpoints import architecture
-from pwoa_cli.checkpoints.model import to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.networks.build import build

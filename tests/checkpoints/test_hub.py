@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import constants
 
 from pwoa_cli.checkpoints import hub, protocol
-from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.data.pictures import Framing
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse

@@ -8,7 +8,8 @@ import torch
 from helpers.family_checks import SIZES, trained
 
 from pwoa_cli.checkpoints import slim as slim_files
-from pwoa_cli.checkpoints.model import load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import load_model
 from pwoa_cli.exports import slim
 from pwoa_cli.files import sparse
 from pwoa_cli.networks.families import FAMILIES

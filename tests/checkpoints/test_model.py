@@ -12,7 +12,8 @@ from helpers.family_checks import SIZES, trained
 
 import pwoa_cli
 from pwoa_cli.checkpoints import model
-from pwoa_cli.checkpoints.model import load_model, said, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import load_model, said
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
 from pwoa_cli.machine import memory

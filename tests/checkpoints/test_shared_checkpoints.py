@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import pwoa_cli
-from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.data import datasets
 from pwoa_cli.files import sparse
 

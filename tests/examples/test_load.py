@@ -5,7 +5,8 @@ from pathlib import Path
 
 from helpers import small_models as small
 
-from pwoa_cli.checkpoints.model import load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import load_model
 from pwoa_cli.files import sparse
 
 SCRIPT = Path(__file__).parents[2] / "examples/benchmarks/load.py"

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.exports import onnx, slim
 from pwoa_cli.networks import channels, layers

@@ -12,7 +12,8 @@ from helpers import small_models as small
 from helpers.situations import DRY, EVAL, LENET, in_files, left_out, prints
 from helpers.situations.files import run_code, weights
 from pwoa_cli.checkpoints import hub
-from pwoa_cli.checkpoints.model import Source, load_model, to_metadata
+from pwoa_cli.checkpoints.metadata import to_metadata
+from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.files import sparse
 
 INFO = ["info", "m.pt"]
