@@ -1,6 +1,7 @@
 """What tests share: one thread (the machines are small), fixtures of whole commands and data sets, every
 report held to its published schema."""
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # figures and checkpoints of other people, which lie beside the checkout in CI and are not given to users
 collect_ignore_glob = [] if SHARED.is_dir() else ["*/test_shared_*.py"]
 torch.set_num_threads(1)
+# a job in the background ignores them, and so would all that tests start: in a terminal they arrive
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 PUBLISHED = Path(__file__).parents[1] / "docs" / "report.schema.json"
 
 

@@ -74,12 +74,10 @@ def in_process(patch, *args):
 
 
 def start(*args, threads="1", **options):
-    """A process of its own, for what cannot be had in this one; Ctrl-C reaches it even where a job in the
-    background ignores it."""
+    """A process of its own, for what cannot be had in this one."""
     own = {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen([sys.executable, "-m", "pwoa_cli", *args], env=os.environ | own, text=True,
                             stdin=subprocess.DEVNULL,
-                            **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                               "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)
+                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)
 
 
