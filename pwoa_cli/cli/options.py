@@ -121,8 +121,11 @@ Channels = Annotated[str | None, _option(
 Macs = Annotated[str | None, _option(
     "--macs", PRUNING, "Or the fraction of multiplications to remove, by whole channels.", metavar="F")]
 Structure = Annotated[str | None, _option(
-    "--structure", PRUNING, "unstructured, filter, column, or channel (coupled, removable). Default: channel "
-                            "with --channels or --macs, else unstructured.", metavar="KIND")]
+    "--structure", PRUNING, "unstructured, filter, column, block:RxC, or channel (coupled, removable). "
+                            "Default: channel with --channels or --macs, else unstructured.",
+    metavar="KIND")]
+Neighbours = Annotated[str | None, _option(
+    "--nm", PRUNING, "Or how many of how many neighbours stay, everywhere alike: 2:4.", metavar="N:M")]
 RecipeName = Annotated[str,
                        _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, _option(

@@ -10,6 +10,7 @@ Unstructured quotas add up to exactly round(sparsity * total); whole filters or 
 can. Where groups overlap, rows of one and columns of another, what all of them leave is counted, each weight
 once. Of multiplications those groups go first that are worth least for each that goes with them: early layers
 make most of them. No layer is emptied and none is starved: every layer keeps the groups of `least_kept`.
+Where blocks of neighbours lose as many (n:m), every layer loses the same fraction, whatever the method is.
 """
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli.pruning.curves import Curve, marginal
-from pwoa_cli.pruning.groups import Groups, nonzero, overlap, single, smallest
+from pwoa_cli.pruning.groups import Groups, by_block, nonzero, overlap, single, smallest
 
 Layers = Mapping[str, Groups]
 Scores = Mapping[str, Tensor]  # (G,) by layer, what each group is worth
@@ -51,6 +52,8 @@ def quotas(groups: Layers, scores: Scores, sparsity: float, *, method: str, curv
                          f"{len(groups)} layers: at most {most}")
     if method not in ALLOCATIONS:
         raise ValueError(f"allocation {method!r}, expected one of {', '.join(ALLOCATIONS)}")
+    if by_block(groups):
+        return {layer: round(sparsity * group.count) for layer, group in groups.items()}
     # MPS has no float64: quotas are made where they can be
     here = {layer: s.cpu() if s.device.type == "mps" else s for layer, s in scores.items()}
     if of == "groups":

@@ -5,11 +5,14 @@
     column         one column of the (out, in * kh * kw) matrix: the same input tap in every filter
     channel        the filters that give a channel and the columns that read it, coupled over all layers that
                    it passes (Fang et al. 2023): it can be removed
+    block:RxC      R rows by C columns of the (out, in * kh * kw) matrix
+    N:M            a weight, and of each M neighbours along the inputs N stay (Mishra et al. 2021)
 
 Jian et al. 2022, sec. IV-A. Groups are chosen by count, not by threshold, ties by index: `<= threshold` would
 remove every tie and one group too many. Legend: G groups of a layer.
 """
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -99,14 +102,15 @@ class Groups:
     """The groups of a layer: the g-th one is the g-th of every part.
 
     parts: by parameter name. companions: parameters that are no weights and fall silent with a group: names
-    of those that are (G,), or how the groups lie in each. block: of so many consecutive groups each block
-    loses as many (n:m sparsity); 0: they go wherever they are weakest. price: of a group where weights are
-    not what is counted, but groups or multiplications; 0: its weights.
+    of those that are (G,), or how the groups lie in each. block: of so many groups, `stride` apart, each
+    block loses as many (n:m sparsity); 0: they go wherever they are weakest. price: of a group where weights
+    are not what is counted, but groups or multiplications; 0: its weights.
     """
 
     parts: Mapping[str, Part | Slices]
     companions: tuple[str, ...] | Mapping[str, Slices] = ()
     block: int = 0
+    stride: int = 1
     price: int = 0
 
     @property
@@ -137,11 +141,20 @@ class Groups:
 
     def keep(self, scores: Tensor, lost: int) -> Tensor:
         """Flags (G,), False for the `lost` groups of the lowest scores (G,), ties by index; with a block for
-        the lowest in each block, `lost` rounded down to as many in each."""
+        as many in each, its lowest, and for the lowest of those that are next in their blocks where `lost`
+        is no multiple of these."""
         if not self.block:
             return ~smallest(scores, lost)
-        ranks = scores.view(-1, self.block).argsort(dim=1, stable=True).argsort(dim=1)
-        return (ranks >= lost * self.block // self.count).flatten()
+        scores = self.in_blocks(scores.nan_to_num(-math.inf, math.inf, -math.inf))
+        ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        everywhere, more = divmod(lost, self.count // self.block)
+        gone, following = ranks < everywhere, ranks == everywhere
+        gone[following] = smallest(scores[following], more)
+        return ~gone.flatten()
+
+    def in_blocks(self, values: Tensor) -> Tensor:
+        """Values (G,) with the groups of a block along the second of three axes."""
+        return values.view(-1, self.block, self.stride)
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,9 @@ class Structure:
 
     of_layers: they are those of convolutions and linear layers alone. keeps_logits: the layer that gives the
     logits is left out, as its rows are classes. silences: companions fall silent with a group, and no
-    gradient can tell what it was worth. couples: `Coupled` is needed; others get an empty one.
+    gradient can tell what it was worth. couples: `Coupled` is needed; others get an empty one. fits: whether
+    a weight of this shape (out, in, ...) can be cut into them; others, and those of transposed convolutions,
+    are left out. sparsity: the one that they have; None: any.
     """
 
     groups: Callable[[Mapping[str, Tensor], Companions, Transposed, Coupled], dict[str, Groups]]
@@ -158,6 +173,8 @@ class Structure:
     keeps_logits: bool = False
     silences: bool = False
     couples: bool = False
+    fits: Callable[[tuple[int, ...]], bool] | None = None
+    sparsity: float | None = None
 
 
 def unstructured(weights: Mapping[str, Tensor], _companions: Companions, _transposed: Transposed,
@@ -204,6 +221,38 @@ STRUCTURES = {
 }
 
 
+def structure_of(kind: str) -> Structure:
+    """The structure of that name: of the table, "block:RxC" or "N:M". Raises: ValueError for another."""
+    if kind in STRUCTURES:
+        return STRUCTURES[kind]
+    if found := re.fullmatch(r"block:([1-9]\d{0,3})x([1-9]\d{0,3})", kind, re.ASCII):
+        return _blocks(int(found[1]), int(found[2]))
+    if (found := re.fullmatch(r"([1-9]\d?):([1-9]\d?)", kind, re.ASCII)) and int(found[1]) < int(found[2]):
+        return _neighbours(int(found[1]), int(found[2]))
+    raise ValueError(f"structure {kind!r}, expected {', '.join(STRUCTURES)}, block:RxC or N:M with N < M")
+
+
+def _blocks(rows: int, columns: int) -> Structure:
+    """Blocks of the (out, rest) matrix, as `torch.Tensor.to_sparse_bsr` has them of weight.flatten(1)."""
+    def groups(weights: Mapping[str, Tensor], *_: object) -> dict[str, Groups]:
+        def part(w: Tensor) -> Part:
+            return Part(tuple(w.shape), (len(w) // rows, rows, w[0].numel() // columns, columns), (0, 2))
+
+        return {name: Groups({name: part(w)}) for name, w in weights.items()}
+
+    return Structure(groups, fits=lambda shape: not (shape[0] % rows or math.prod(shape[1:]) % columns))
+
+
+def _neighbours(stay: int, of: int) -> Structure:
+    """Single weights (out, in, ...), of which `stay` of every `of` with consecutive inputs stay, at each tap
+    by itself: what sparse tensor cores and channels-last kernels add up together (Mishra et al. 2021)."""
+    def groups(weights: Mapping[str, Tensor], *_: object) -> dict[str, Groups]:
+        return {name: Groups({name: Part(tuple(w.shape), (w.numel(),), (0,))}, block=of,
+                             stride=math.prod(w.shape[2:])) for name, w in weights.items()}
+
+    return Structure(groups, fits=lambda shape: shape[1] % of == 0, sparsity=1 - stay / of)
+
+
 def _matrix(weight: Tensor, *, axis: int, groups: int | None) -> Part:
     """Rows (axis 0) or columns (1). Args: groups: of a transposed convolution, whose filters are dimension 1
     of each group; its column is an input tap into all filters of the group."""
@@ -215,7 +264,12 @@ def _matrix(weight: Tensor, *, axis: int, groups: int | None) -> Part:
 
 def single(groups: Mapping[str, Groups]) -> bool:
     """Whether every weight goes by itself, wherever it is weakest."""
-    return all(group.size == 1 and not group.block for group in groups.values())
+    return all(group.size == 1 for group in groups.values()) and not by_block(groups)
+
+
+def by_block(groups: Mapping[str, Groups]) -> bool:
+    """Whether every block of neighbours loses as many, in all layers alike."""
+    return any(group.block for group in groups.values())
 
 
 def scores_by_layer(groups: Mapping[str, Groups], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

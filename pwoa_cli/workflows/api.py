@@ -21,7 +21,7 @@ from pwoa_cli.workflows import export as exporting
 from pwoa_cli.workflows import prune as pruning
 from pwoa_cli.workflows.prune_job import prepare
 from pwoa_cli.workflows.prune_request import Request
-from pwoa_cli.workflows.search import fraction, goal
+from pwoa_cli.workflows.search import fraction, goal, neighbours
 
 PathText = str | PathLike[str]
 
@@ -95,7 +95,7 @@ class Exported:
 
 def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
           held_out: int | None = None, channels: float | None = None, macs: float | None = None,
-          out: PathText | None = None, structure: str | None = None,
+          nm: str | None = None, out: PathText | None = None, structure: str | None = None,
           recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           mean: Sequence[float] | None = None, std: Sequence[float] | None = None, entry: str | None = None,
@@ -111,8 +111,9 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. max_loss: in place of sparsity: as
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
         channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1).
-        structure: "unstructured", "filter", "column" or "channel"; None: "channel" with channels or macs,
-        else "unstructured".
+        nm: in place of sparsity: "2:4" lets 2 of every 4 neighbours stay. structure: "unstructured",
+        "filter", "column", "channel" or such as "block:4x1"; None: "channel" with channels or macs, else
+        "unstructured".
         mean, std: a number a channel, in the place of normalize. trust_pickle: run code that the file holds.
         eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
         called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
@@ -126,13 +127,14 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     zeros = None if sparsity is None else fraction(str(sparsity))
     removed = None if channels is None else fraction(str(channels), flag="--channels")
     saved = None if macs is None else fraction(str(macs), flag="--macs")
+    nm = None if nm is None else neighbours(nm)
     source = _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                      trust_pickle=trust_pickle, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved),
+                           sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved, nm=nm),
                            now=created, run=True) as folder:
         request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
-                          macs=saved, structure=structure or "", recipe=recipe,
+                          macs=saved, nm=nm, structure=structure or "", recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher)),
                                                                       trust_pickle=trust_pickle),

@@ -31,7 +31,7 @@ from pwoa_cli.machine.environment import environment
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Progress, Say
-from pwoa_cli.pruning.groups import single
+from pwoa_cli.pruning.groups import by_block, single
 from pwoa_cli.reports import numbers, schema
 from pwoa_cli.reports.escapes import visible
 from pwoa_cli.reports.gates import judged
@@ -323,8 +323,21 @@ def _check_zeros(job: Job, student: nn.Module) -> None:
     parameters = dict(student.named_parameters())
     weights = torch.cat([parameters[n].detach().flatten() for n in job.plan.weights])
     zeros, wanted = weights[weights == 0], round(job.request.sparsity * len(weights))
-    if zeros.signbit().any() or single(job.plan.groups) and len(zeros) < wanted:
-        raise PwoaError(f"The pruned model has {len(zeros):,} zero weights, {int(zeros.signbit().sum()):,} "
-                        f"of them -0.0, expected {wanted:,} of +0.0; nothing was saved.",
-                        hint="Please report this, with the command and the checkpoint.")
+    exact = single(job.plan.groups) or by_block(job.plan.groups)
+    if uneven := _uneven(job, parameters):
+        wrong = f"More than {job.request.structure} weights stay in a block of {', '.join(uneven[:3])}"
+    elif zeros.signbit().any() or exact and len(zeros) < wanted:
+        wrong = (f"The pruned model has {len(zeros):,} zero weights, {int(zeros.signbit().sum()):,} of them "
+                 f"-0.0, expected {wanted:,} of +0.0")
+    else:
+        return
+    raise PwoaError(f"{wrong}; nothing was saved.",
+                    hint="Please report this, with the command and the checkpoint.")
 
+
+def _uneven(job: Job, parameters: Mapping[str, torch.Tensor]) -> list[str]:
+    """The weights of which a block of neighbours has more nonzeros than its structure lets stay."""
+    most = {name: round((1 - job.request.sparsity) * group.block)
+            for name, group in job.plan.groups.items() if group.block}
+    return [name for name, stay in most.items()
+            if (job.plan.groups[name].in_blocks(parameters[name].detach()) != 0).sum(1).max() > stay]

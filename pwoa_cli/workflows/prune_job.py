@@ -1,4 +1,5 @@
 """A request to prune with everything found, checked and decided, before any epoch and any file."""
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,14 @@ from pwoa_cli.networks import layers
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
-from pwoa_cli.pruning.groups import STRUCTURES, Groups, scores_by_layer, single
+from pwoa_cli.pruning.groups import (
+    STRUCTURES,
+    Groups,
+    by_block,
+    scores_by_layer,
+    single,
+    structure_of,
+)
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import resolved
 from pwoa_cli.training import compilation, footing, layout, objective
@@ -41,7 +49,10 @@ from pwoa_cli.workflows.prune_weights import (
 from pwoa_cli.workflows.search import SHARE, up_to
 from pwoa_cli.workflows.setup import Subject, check_training, open_subject, open_teacher
 
+NM = "n:m"  # the structure of --nm, if it is named
 _OF_HIDDEN = ("hidden_weight", "explain_weight", "lambda_x", "lambda_y")
+
+
 def prepare(request: Request, *, say: Say,
             change_data: Callable[[datasets.Dataset], datasets.Dataset] | None = None) -> Job:
     """Load, infer and check everything that a run needs, before its first epoch and its first file.
@@ -80,7 +91,7 @@ def prepare(request: Request, *, say: Say,
         check_steady(subject.model, x[:COMPANY], where=where)
         found = counted(subject.model, x[:2], request.structure, where=where)
         weights = found.weights
-        if STRUCTURES[request.structure].couples:
+        if structure_of(request.structure).couples:
             say("finding which channels go together")
         groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
         macs = layers.macs_by_weight(subject.model, x[:1]) if request.macs else {}
@@ -108,17 +119,37 @@ def _checked(request: Request) -> Request:
     seeds.check(request.seed)
     compilation.check(request.compile)
     request = replace(request, gates=resolved(request.gates, attacks.typed(request.attacks), compared=True))
-    if not request.structure:
-        request = replace(request, structure="unstructured" if request.of == "weights" else "channel")
-    if request.structure not in STRUCTURES:
-        raise InputError(f"--structure {request.structure} is none of {', '.join(STRUCTURES)}.",
-                         hint="For example: --structure filter")
-    if request.of != "weights" and not STRUCTURES[request.structure].couples:
+    request = replace(request, structure=_structure(request))
+    structure = structure_of(request.structure)
+    if structure.sparsity is not None:
+        request = replace(request, sparsity=structure.sparsity)
+    if request.of != "weights" and not structure.couples:
         raise InputError(f"{request.flag} is for whole channels; --structure is {request.structure}.",
                          hint=f"Leave --structure out. Or say the fraction of weights: --sparsity "
                               f"{request.share:g}")
     read_recipe(request.recipe, overrides=request.overrides)
     return request
+
+
+def _structure(request: Request) -> str:
+    """The structure that is asked for, by the name that `structure_of` knows. Raises: InputError."""
+    kind = request.structure
+    if request.nm is not None:
+        if kind not in ("", NM):
+            raise InputError(f"--nm is a structure of its own; --structure is {kind}.",
+                             hint=f"Leave one of them out: --nm {request.nm}")
+        return request.nm
+    if not kind:
+        return "unstructured" if request.of == "weights" else "channel"
+    if kind == NM or re.fullmatch(r"\d+:\d+", kind, re.ASCII):
+        raise InputError(f"--structure {kind}: how many of how many neighbours stay is said by --nm.",
+                         hint="In the place of --structure and --sparsity: --nm 2:4")
+    try:
+        structure_of(kind)
+    except ValueError:
+        raise InputError(f"--structure {kind} is none of {', '.join(STRUCTURES)}, block:RxC.",
+                         hint="For example: --structure filter") from None
+    return kind
 
 
 def at_sparsity(job: Job, sparsity: float) -> Job:
@@ -150,8 +181,9 @@ def _first(request: Request, begun: float, make: Callable[[Request], Plan]) -> R
 def _settled(recipe: Recipe, request: Request, weights: Mapping[str, Tensor], groups: Mapping[str, Groups],
              device: torch.device) -> Recipe:
     """The recipe without "auto": what it means for these weights, their groups and on this device. Where
-    groups fall silent it regrows nothing, unless that is asked for on the command line, where
-    `_check_structure` says why it cannot be. Of multiplications every set of channels loses the same fraction
+    groups fall silent, or blocks of neighbours lose as many each, it regrows nothing, and of the latter every
+    layer loses as many; unless another is asked for on the command line, where `_check_structure` says why it
+    cannot be. Of multiplications every set of channels loses the same fraction
     (docs/export.md has the figures), unless another allocation is asked for there.
 
     Global scores compare sums over groups, which grow with their size: of filters they leave small layers a
@@ -161,10 +193,11 @@ def _settled(recipe: Recipe, request: Request, weights: Mapping[str, Tensor], gr
     shares = "global" if single(groups) and _spares(weights, groups, request.sparsity) else "lamp"
     recipe = replace(recipe, precision=precision if recipe.precision == "auto" else recipe.precision,
                      allocation=shares if recipe.allocation == "auto" else recipe.allocation)
-    if request.of == "macs" and "allocation" not in request.overrides:
+    alike = by_block(groups)
+    if (request.of == "macs" or alike) and "allocation" not in request.overrides:
         recipe = replace(recipe, allocation="uniform")
-    silences = STRUCTURES[request.structure].silences
-    return replace(recipe, regrow=0.0) if silences and "regrow" not in request.overrides else recipe
+    still = alike or structure_of(request.structure).silences
+    return replace(recipe, regrow=0.0) if still and "regrow" not in request.overrides else recipe
 
 
 def _spares(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], sparsity: float) -> bool:
@@ -271,21 +304,29 @@ def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:
                          "weight.",
                          hint="Nine weights in ten: --sparsity 0.9")
     if zeros > sparsity:
+        of = (request.nm or "").partition(":")[2]
+        more = (f"--nm 1:{of}, or --sparsity {above(zeros)}" if request.nm and zeros < 1 - 1 / int(of)
+                else f"--sparsity {above(zeros)}" if request.of == "weights"
+                else f"{request.flag} {above(request.share)}")
         raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros)}% of its weights "
                          f"are zero, {numbers.percent_of_weights(sparsity)}% were asked for.",
-                         hint=f"Ask for more: --sparsity {above(zeros)}" if request.of == "weights"
-                         else f"Ask for more: {request.flag} {above(request.share)}")
+                         hint=f"Ask for more: {more}")
 
 
 def _check_structure(recipe: Recipe, kind: str, groups: Mapping[str, Groups]) -> None:
     """Options of the recipe that belong to some structures only."""
     if recipe.start == "obs" and not single(groups):
-        raise InputError(f"start = 'obs' reconstructs around single weights; --structure is {kind}.",
+        raise InputError(f"start = 'obs' reconstructs around single weights; the structure is {kind}.",
                          hint="--set start=dense")
+    alike = by_block(groups)
+    if alike and recipe.allocation != "uniform":
+        raise InputError(f"allocation = {recipe.allocation!r} chooses what each layer loses; with --nm "
+                         f"{kind} all lose the same.", hint="--set allocation=uniform")
     # weight, scale and shift are zero together: no gradient says what it is worth
-    if recipe.regrow and STRUCTURES[kind].silences:
-        raise InputError(f"regrow cannot bring whole {kind}s back: a silent {kind} has no gradient.",
-                         hint="--set regrow=0")
+    if recipe.regrow and (alike or structure_of(kind).silences):
+        why = (f"would bring back more than {kind} lets stay" if alike
+               else f"cannot bring whole {kind}s back: a silent {kind} has no gradient")
+        raise InputError(f"regrow {why}.", hint="--set regrow=0")
 
 
 def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups], macs: Mapping[str, int],
@@ -300,7 +341,8 @@ def _check_reachable(weights: Mapping[str, Tensor], groups: Mapping[str, Groups]
         raise InputError(f"{where}: {error}.", hint="A lower --sparsity.") from None
     most = allocation.gone(groups, lost)
     if most < wanted - 0.01 and request.of == "weights":
-        raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {kind}s, as one must stay "
+        whole = f"blocks of {kind[6:]}" if kind.startswith("block:") else f"{kind}s"
+        raise InputError(f"{where}: {100 * wanted:g}% cannot be reached with whole {whole}, as one must stay "
                          f"in each of {len(weights)} layers: at most {numbers.percent_of_weights(most)}%.",
                          hint=f"--sparsity {int(100 * most) / 100:g}")
 

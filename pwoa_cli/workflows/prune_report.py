@@ -13,7 +13,7 @@ from pwoa_cli.evaluation.evaluate import BLOCK
 from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_names
-from pwoa_cli.pruning.groups import STRUCTURES
+from pwoa_cli.pruning.groups import structure_of
 from pwoa_cli.reports import numbers
 from pwoa_cli.training.inputs import ATTACK_STEPS
 from pwoa_cli.workflows.prune_request import LOGITS_ALONE, NO_HIDDEN, Job, matches_layers
@@ -101,7 +101,7 @@ def wanted(job: Job, rows: Sequence[Mapping[str, Any]]) -> float:
 
 def _channels(job: Job) -> list[str]:
     """How many channels went, where whole ones do."""
-    if not STRUCTURES[job.request.structure].couples:
+    if not structure_of(job.request.structure).couples:
         return []
     share, count = job.request.share, sum(group.count for group in job.plan.groups.values())
     asked = {"groups": f"--channels {share:g} took {round(share * count)} of them. ",
@@ -124,7 +124,7 @@ def job_notes(job: Job) -> list[str]:
     if own:
         notes.append("MACs are those of convolutions, linear layers and attention's projections; "
                      f"{', '.join(public_names(own[:3]))} are of other layers.")
-    if STRUCTURES[job.request.structure].keeps_logits:
+    if structure_of(job.request.structure).keeps_logits:
         notes.append("The layer that gives the logits keeps all its rows and does not count.")
     notes += _channels(job)
     if not job.plan.hidden:

@@ -1,6 +1,6 @@
 """Which weights of a model a structure counts, and whether zeros in them are zeros in what the network
 multiplies: found and refused before the first step."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import checks
 from pwoa_cli.networks import channels, layers, products
 from pwoa_cli.networks.build import public_name, public_names
-from pwoa_cli.pruning.groups import STRUCTURES, Coupled, Groups, masks
+from pwoa_cli.pruning.groups import Coupled, Groups, masks, structure_of
 from pwoa_cli.reports.numbers import percent_of_weights
 
 SHOWN = 3
@@ -19,26 +19,39 @@ SHOWN = 3
 @dataclass(frozen=True)
 class Counted:
     """weights: those that count, by name. dead: entries of those that never reach the logits. left_out:
-    {name: entries} of other matrices that do, but for the layer of the logits."""
+    {name: entries} of other matrices that do, but for the layer of the logits. unfit: those of them that
+    cannot be cut into the groups of `kind`."""
 
     weights: Mapping[str, nn.Parameter]
     dead: int
     left_out: Mapping[str, int]
+    unfit: Set[str]
+    kind: str
 
     def sentence(self) -> str:
         """What is not counted, for people: "" where nothing is."""
-        return not_counted(self.left_out, sum(w.numel() for w in self.weights.values()))
+        total = sum(w.numel() for w in self.weights.values()) + sum(self.left_out.values())
+        others = {name: n for name, n in self.left_out.items() if name not in self.unfit}
+        unfit = {name: self.left_out[name] for name in self.left_out if name in self.unfit}
+        stay = (f"{_some(unfit, total)} cannot be cut into {self.kind}: such weights stay as they are and do "
+                "not count for sparsity.") if unfit else ""
+        return " ".join(filter(None, [stay, not_counted(others, total - sum(others.values()))]))
 
 
 def not_counted(left_out: Mapping[str, int], counted: int) -> str:
     """The sentence on parameters that are neither pruned nor counted though they are as large as weights; ""
-    for none. Args: left_out: {name: entries}. counted: weights that are."""
+    for none. Args: left_out: {name: entries}. counted: all the others."""
     if not left_out:
         return ""
-    names, entries = public_names(left_out), sum(left_out.values())
+    return (f"{_some(left_out, counted + sum(left_out.values()))} of layers that pwoa does not prune do not "
+            "count for sparsity.")
+
+
+def _some(entries: Mapping[str, int], total: int) -> str:
+    """Names, and which part of `total` weights they are."""
+    names = public_names(entries)
     return (f"{', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)} "
-            f"({percent_of_weights(entries / (entries + counted))}% of the weights) of layers that pwoa does "
-            "not prune do not count for sparsity.")
+            f"({percent_of_weights(sum(entries.values()) / total)}% of the weights)")
 
 
 def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
@@ -46,7 +59,7 @@ def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
 
     Raises: InputError if that is nothing, or less than half of the weights; where: the model's name there.
     """
-    structure, live, rows = STRUCTURES[kind], layers.live_parameters(model, x), layers.rows(model)
+    structure, live, rows = structure_of(kind), layers.live_parameters(model, x), layers.rows(model)
     reached, everything = layers.prunable(model, live), layers.prunable(model, None)
     dead = sum(w.numel() for w in everything.values()) - sum(w.numel() for w in reached.values())
     weights = {name: w for name, w in reached.items() if w.requires_grad  # the author's frozen ones stay
@@ -55,10 +68,14 @@ def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
     last = [weights.pop(name) for name in logits & weights.keys()]
     for name in _strange(model, x, {name: w for name, w in weights.items() if name not in rows}):
         weights.pop(name)
-    others = {name: p for name, p in layers.uncounted(model, live, weights).items() if name not in logits}
-    found = Counted(weights, dead, {name: p.numel() for name, p in others.items()})
+    fits, transposed = structure.fits, layers.transposed(model)
+    unfit = {name: weights.pop(name) for name, w in list(weights.items())
+             if fits and (name in transposed or not fits(tuple(w.shape)))}
+    others = unfit | {name: p for name, p in layers.uncounted(model, live, weights).items()
+                      if name not in logits}
+    found = Counted(weights, dead, {name: p.numel() for name, p in others.items()}, set(unfit), kind)
     if not weights:
-        raise _nothing(kind, list(others), bool(last), where)
+        raise _nothing(found, bool(last), where)
     total = sum(w.numel() for w in weights.values())
     if sum(p.numel() for p in others.values() if p.requires_grad) > total:
         raise InputError(f"{where}: --structure {kind} reaches {total:,} weights alone: {found.sentence()}",
@@ -70,7 +87,7 @@ def groups_of(model: nn.Module, x: Tensor, weights: Mapping[str, Tensor], kind: 
               where: str) -> dict[str, Groups]:
     """The groups of a structure by layer, on images x (B, C, H, W). Raises: InputError, with the layer, where
     channels are coupled in a way that lets none be removed."""
-    structure = STRUCTURES[kind]
+    structure = structure_of(kind)
     coupled = _coupled(model, x, kind, where) if structure.couples else {}
     coupled = {key: members for key, members in coupled.items()  # a frozen weight keeps its channels
                if all(name in weights or model.get_parameter(name).ndim == 1 for name in members)}
@@ -93,18 +110,24 @@ def _coupled(model: nn.Module, x: Tensor, kind: str, where: str) -> Coupled:
     return channels.coupled(model, sets)
 
 
-def _nothing(kind: str, others: list[str], has_last: bool, where: str) -> InputError:
-    if has_last and not others:
+def _nothing(found: Counted, has_last: bool, where: str) -> InputError:
+    kind = found.kind
+    if has_last and not found.left_out:
         return InputError(f"{where} has no weights that could be pruned ({kind}): its one layer gives the "
                           "logits, and its rows are the classes.",
                           hint="--structure unstructured")
-    names = ", ".join(public_names(others)[:SHOWN])
+    if found.unfit:
+        return InputError(f"{where} has no weights that could be pruned: {found.sentence()}",
+                          hint=_ways(kind))
+    names = ", ".join(public_names(found.left_out)[:SHOWN])
     return InputError(f"{where} has no weights that could be pruned ({kind}){names and ': ' + names}"
                       f"{' are of other layers' if names else ''}.", hint=_ways(kind))
 
 
 def _ways(kind: str) -> str:
-    if STRUCTURES[kind].of_layers:
+    if structure_of(kind).fits:
+        return "--structure unstructured"
+    if structure_of(kind).of_layers:
         return ("Whole filters, columns and channels are those of convolutions and linear layers: "
                 "--structure unstructured")
     return ("pwoa prunes nn.Linear, nn.Conv*, nn.MultiheadAttention, and matrices of your own classes that "

@@ -12,6 +12,7 @@ The second chance is for what was refused because it was too far at once: on MNI
 points, 93.09% by way of 91.63% and 92.64% lost 0.2.
 """
 import math
+import re
 from dataclasses import dataclass, replace
 
 from pwoa_cli.errors import InputError
@@ -83,22 +84,28 @@ def fraction(text: str, *, flag: str = "--sparsity") -> float:
     return value
 
 
-def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
-         channels: float | None = None, macs: float | None = None) -> str:
-    """What a run's folder is called by: the sparsity, the points that may be lost, or the share of channels
-    or of multiplications.
+def neighbours(text: str) -> str:
+    """N:M from what was typed, two numbers: of M neighbours N stay. Raises: InputError."""
+    found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", text.strip(), re.ASCII)
+    if not found or int(found[1]) >= int(found[2]):
+        raise InputError(f"--nm {text} is not N:M, N weights that stay of M neighbours, 0 < N < M < 100.",
+                         hint="As NVIDIA's sparse tensor cores take them: --nm 2:4")
+    return found[0]
 
-    Raises: InputError unless one of the four is there, in its range, and held_out with max_loss only.
+
+def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
+         channels: float | None = None, macs: float | None = None, nm: str | None = None) -> str:
+    """What a run's folder is called by: the sparsity, the points that may be lost, the share of channels or
+    of multiplications, or how many of its neighbours stay.
+
+    Raises: InputError unless one of the five is there, in its range, and held_out with max_loss only.
     """
-    given = {"--sparsity": sparsity, "--max-loss": max_loss, "--channels": channels, "--macs": macs}
+    given = {"--sparsity": sparsity, "--max-loss": max_loss, "--channels": channels, "--macs": macs,
+             "--nm": nm}
     flags = [flag for flag, value in given.items() if value is not None]
-    if len(flags) > 1 and flags[-1] in ("--channels", "--macs"):
+    if len(flags) > 1 and flags != ["--sparsity", "--max-loss"]:
         raise InputError(f"{flags[0]} and {flags[-1]} both say how much goes.", hint="Give one of them.")
-    if channels is not None:
-        return goal(channels, None, held_out)
-    if macs is not None:
-        return f"macs{goal(macs, None, held_out)}"
-    if sparsity is None and max_loss is None:
+    if not flags:
         raise InputError("Missing option '--sparsity' (or '--max-loss').", hint="See pwoa prune --help")
     if max_loss is not None and not 0 < max_loss < 100:
         raise InputError(f"--max-loss {max_loss:g} is not between 0 and 100 points.",
@@ -109,9 +116,11 @@ def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *
     if max_loss is not None:
         return f"loss{max_loss:g}"
     if held_out is not None:
-        raise InputError(f"--held-out {held_out} is for --max-loss: with --sparsity all training images are "
+        raise InputError(f"--held-out {held_out} is for --max-loss: with {flags[0]} all training images are "
                          "trained on.", hint="Leave --held-out away.")
-    return f"{sparsity:.10g}"
+    if nm is not None:
+        return nm.replace(":", "of")
+    return f"macs{macs:.10g}" if macs is not None else f"{channels or sparsity:.10g}"
 
 
 def next_sparsity(search: Search) -> float | None:

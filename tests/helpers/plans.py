@@ -8,7 +8,7 @@ from torch import nn
 from pwoa_cli.data import datasets
 from pwoa_cli.pruning import admm, allocation
 from pwoa_cli.pruning.criteria import magnitude
-from pwoa_cli.pruning.groups import STRUCTURES, kept, masks, regrown, scores_by_layer
+from pwoa_cli.pruning.groups import kept, masks, regrown, scores_by_layer, structure_of
 from pwoa_cli.training import loop
 from pwoa_cli.training import masks as training_masks
 from pwoa_cli.training.recipe import Recipe
@@ -79,7 +79,7 @@ def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=N
     parameters, companions = dict(student.named_parameters()), companions or {}
     per_epoch, sparsify_steps, steps = plan_steps(recipe, len(split), sparsity)
     pruned = {name: parameters[name] for name in weights}
-    groups = STRUCTURES[structure].groups(pruned, companions, {}, coupled or rows_alone(pruned))
+    groups = structure_of(structure).groups(pruned, companions, {}, coupled or rows_alone(pruned))
     return Plan(recipe=recipe, teacher=teacher, hidden=tuple(hidden), groups=groups,
                 normed=frozenset(companions), sparsity=sparsity, num_classes=num_classes, eps=eps, norm=norm,
                 split=split, augment=augment, seed=seed,
@@ -90,7 +90,7 @@ def plan_for(student, *, teacher, recipe, split, sparsity, weights, companions=N
 
 def groups_of(weights, structure="unstructured"):
     """Groups by layer of weights by name, without companions."""
-    return STRUCTURES[structure].groups(weights, {}, {}, rows_alone(weights))
+    return structure_of(structure).groups(weights, {}, {}, rows_alone(weights))
 
 
 def rows_alone(weights):

@@ -9,7 +9,7 @@ from pwoa_cli.pruning import admm
 from pwoa_cli.pruning.groups import STRUCTURES
 
 
-@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("kind", [*STRUCTURES, "block:1x2", "block:3x1"])
 def test_projection_is_the_nearest_sparse_tensor(kind):
     """Against every choice of groups of the same count."""
     weight = torch.randn(3, 2, 1, 2, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ def test_keep_mask_breaks_ties_by_index():
     assert keep.tolist() == [[False, False, True, True]]
 
 
-@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("kind", [*STRUCTURES, "block:1x2", "block:1x3", "block:3x1"])
 @pytest.mark.parametrize(("lost", "fraction"), [(0, 0.5), (3, 0.0), (3, 0.5), (5, 0.99)])
 def test_regrown_masks_equal_the_slow_way(kind, lost, fraction):
     g = torch.Generator().manual_seed(0)

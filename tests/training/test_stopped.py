@@ -20,7 +20,7 @@ from pwoa_cli.training.recipe import CHOICES
 
 EVERY = 5
 BY_NAME = [
-    *({"structure": name, "sparsity": 0.5} for name in STRUCTURES),
+    *({"structure": name, "sparsity": 0.5} for name in (*STRUCTURES, "block:1x3", "1:2")),
     *({"criterion": name} for name in CRITERIA),
     *({"allocation": name, "method": method} for name in ALLOCATIONS for method in CHOICES["method"]),
     *({"schedule": name} for name in CHOICES["schedule"]),

@@ -225,7 +225,7 @@ def test_regrowing_of_the_recipe_yields_to_filters(kind, regrow, tmp_path):
     job = prepare(request(structure=kind, recipe=str(recipe), overrides=FAST), say=print)
     assert job.plan.recipe.regrow == regrow
     assert refused(structure="column", overrides=FAST | {"start": "obs"}) == (
-        "start = 'obs' reconstructs around single weights; --structure is column.")
+        "start = 'obs' reconstructs around single weights; the structure is column.")
 
 
 LONG = """

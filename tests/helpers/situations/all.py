@@ -14,8 +14,9 @@ from helpers.situations import (
     runs,
     searches,
     slim,
+    structures,
     tables,
 )
 
 __all__ = ["SITUATIONS", "cards", "data", "exports", "files", "library", "machine", "models", "options",
-           "recipes", "resumed", "runs", "searches", "slim", "tables"]
+           "recipes", "resumed", "runs", "searches", "slim", "structures", "tables"]

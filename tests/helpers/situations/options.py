@@ -15,7 +15,7 @@ typed(OPTIONS + "choices: --logits", [*EVAL, "--logits", "some"])
 typed("machine/devices.py:device_named", [*EVAL, "--device", "cuda:7"])
 left_out("machine/devices.py:device_named", [*EVAL, "--device", "cuda:7"], "--device")
 typed("data/samples.py:stratified", [*EVAL, "--samples", "65"])
-typed("workflows/prune_job.py:_checked: For", [*DRY, "--structure", "filters"])
+typed("workflows/prune_job.py:_structure: For", [*DRY, "--structure", "filters"])
 typed("training/compilation.py:check", [*DRY, "--compile", "maybe"])
 typed(
     "workflows/setup.py:_threat", ["eval", "model.pt", "--data", "tiny.npz", "--n", "20", "--attacks", "fgsm"]

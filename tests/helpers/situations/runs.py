@@ -64,7 +64,7 @@ typed(JOB + "_check_sparsity: Nine", [*DRY, "--sparsity", "1e-9"])
 @prints(
     JOB + "_check_reachable: --sparsity",
     JOB + "_check_reachable: A lower",
-    JOB + "_check_sparsity: Ask for more: --sparsity",
+    JOB + "_check_sparsity: Ask for more: {}",
 )
 def sparsities_that_cannot_be(tool):
     for kind in ("filter", "column"):

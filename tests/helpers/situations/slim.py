@@ -115,7 +115,7 @@ def layers_that_do_not_run_in_training(tool):
     tool.follow([*words, *own(SKIPPED)])
 
 
-@prints(JOB + "_check_sparsity: Ask for more: {} {}")
+@prints(JOB + "_check_sparsity: Ask for more: {}")
 def more_channels_than_are_gone(tool):
     slim_file(tool)
     tool.follow(["prune", "again/model.safetensors", *CHANNELS[2:3], "0.2", *CHANNELS[4:]])
