@@ -20,6 +20,7 @@ Examples:
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
   pwoa prune model.pt --channels 0.5
   pwoa prune model.pt --nm 2:4
+  pwoa prune model.pt --target-bytes 500k
   pwoa prune model.pt --sparsity 0.9 --max-drop worst=2
   pwoa prune model.pt --max-loss 1.0"""
 
@@ -28,7 +29,8 @@ Examples:
 def prune(
     *, context: typer.Context, model: options.Model, sparsity: options.Sparsity = None,
     max_loss: options.MaxLoss = None, held_out: options.HeldOut = None, channels: options.Channels = None,
-    macs: options.Macs = None, nm: options.Neighbours = None, structure: options.Structure = None,
+    macs: options.Macs = None, nm: options.Neighbours = None,
+    target_bytes: options.TargetBytes = None, structure: options.Structure = None,
     recipe: options.RecipeName = "default", settings: options.Settings = None, epochs: options.Epochs = None,
     effort: options.Effort = None, mix_ratio: options.MixRatio = None,
     batch_size: options.TrainingBatch = None,
@@ -45,14 +47,15 @@ def prune(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    sparsity, max_loss, held_out, channels, macs, nm = only(
-        context, ("sparsity",), ("max_loss", "held_out"), ("channels",), ("macs",), ("nm",))
+    sparsity, max_loss, held_out, channels, macs, nm, target_bytes = only(
+        context, ("sparsity",), ("max_loss", "held_out"), ("channels",), ("macs",), ("nm",),
+        ("target_bytes",))
     wanted, created = None if sparsity is None else fraction(sparsity), datetime.now()
     points = None if max_loss is None else options.parse_points(max_loss)
     removed = None if channels is None else fraction(channels, flag="--channels")
     saved = None if macs is None else fraction(macs, flag="--macs")
     of = None if nm is None else neighbours(nm)
-    name = goal(wanted, points, held_out, channels=removed, macs=saved, nm=of)
+    name = goal(wanted, points, held_out, channels=removed, macs=saved, nm=of, target_bytes=target_bytes)
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
@@ -71,8 +74,8 @@ def prune(
             structure=structure or "", recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
             data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             device=device, gates=gates, strict=gate.strict, command=said(context),
-            sha256=expected(context, config), channels=removed, macs=saved, nm=of, compile=compile),
-            say=console.say)
+            sha256=expected(context, config), channels=removed, macs=saved, nm=of, target_bytes=target_bytes,
+            compile=compile), say=console.say)
         if dry_run:
             guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"

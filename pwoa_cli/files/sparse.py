@@ -40,14 +40,16 @@ def save(state: Mapping[str, Tensor], path: str | os.PathLike, *, metadata: Mapp
     Raises: InputError for a key, a dtype or a tensor that the format does not hold, a finite value that
         overflows `dtype`, one that is not finite for int8, or a path that cannot be written.
     """
-    _check_state(state, dtype)
-    _check_metadata(metadata or {})
-    tensors = {key: _converted(key, tensor, dtype) for key, tensor in state.items()}
-    data = _file(tensors, metadata or {}, dtype)
+    data = _checked_file(state, metadata or {}, dtype)
     wanted = f"a file in an existing, writable folder with {len(data)} bytes free"
     with atomic(Path(path), wanted=wanted, hint="Name another output file.") as temporary:
         temporary.write_bytes(data)
     return len(data)
+
+
+def size_bytes(state: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> int:
+    """Size of the file that `save` would write of these. Raises: InputError as `save`, but for the path."""
+    return len(_checked_file(state, metadata or {}, None))
 
 
 def load(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, Tensor]:
@@ -168,6 +170,14 @@ def _check_finite(key: str, tensor: Tensor) -> None:
     if tensor.ndim > 1 and not tensor.isfinite().all():
         raise InputError(f"Tensor {key!r} has values that are not finite, which int8 cannot hold.",
                          hint="Store it as torch.bfloat16.")
+
+
+def _checked_file(state: Mapping[str, Tensor], metadata: Mapping[str, str],
+                  dtype: torch.dtype | None) -> bytes:
+    """The bytes of the file of what `save` takes."""
+    _check_state(state, dtype)
+    _check_metadata(metadata)
+    return _file({key: _converted(key, tensor, dtype) for key, tensor in state.items()}, metadata, dtype)
 
 
 def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None) -> bytes:

@@ -84,7 +84,7 @@ DESCRIPTIONS = {
     "total": "weights", "structure": "which weights go together", "layers": "each pruned tensor",
     "layers.name": "of the tensor", "layers.shape": "of the tensor",
     "size": "on disk", "dense_bytes": "bytes of the weights stored densely",
-    "limit_bytes": "bytes of the entropy limit",
+    "limit_bytes": "bytes of the entropy limit", "target_bytes": "bytes that the file was to have at most",
     "macs": "multiplications for one image", "dense": "with all weights",
     "macs.nonzero": "with nonzero weights",
     "recipe": "the recipe's fields, all of them", "recipe.name": "default, paper, or a file",

@@ -67,7 +67,7 @@ SCHEMA = COMMON | {
                       "teacher_sha256?": TEXT, "reading?": {"entry?": TEXT, "keep?": NUMBER}},
     "sparsity": {"target": NUMBER, "achieved": NUMBER, "nonzero": int, "total": int, "structure": str,
                  "layers": [{"name": str, "shape": [int], "nonzero": int, "total": int}]},
-    "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER},
+    "size": {"dense_bytes": int, "file_bytes": int, "limit_bytes": NUMBER, "target_bytes?": int},
     "macs": {"dense": int, "nonzero": int},
     "teacher": SCORES, "student": SCORES, "drop": DROPS,
     "recipe": {"name": str, "trained?": {"epochs": NUMBER, "steps": int, "hsic_share?": NUMBER}},
@@ -97,11 +97,11 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
 
     Args: created: start of the run. model: source, sha256, arch, num_classes. target: wanted sparsity.
     layers: name, shape, nonzero, total of every pruned tensor; the sums are taken here. size: dense_bytes,
-    file_bytes, limit_bytes. macs: dense, nonzero. teacher, student: {attack: score}. seconds: {phase: s}.
-    recipe: name and fields. data: name, where, n, seed. drop: paired differences where they are known, else
-    `drops(teacher, student)`. findings: what may be wrong with the figures (check, unreliable, text, models);
-    the sentences are among the notes. attacks: those asked for. command: what was typed. search: how
-    the sparsity was found.
+    file_bytes, limit_bytes, and target_bytes where it was asked for. macs: dense, nonzero. teacher, student:
+    {attack: score}. seconds: {phase: s}. recipe: name and fields. data: name, where, n, seed. drop: paired
+    differences where they are known, else `drops(teacher, student)`. findings: what may be wrong with the
+    figures (check, unreliable, text, models); the sentences are among the notes. attacks: those asked for.
+    command: what was typed. search: how the sparsity was found.
     """
     total, nonzero = sum(layer["total"] for layer in layers), sum(layer["nonzero"] for layer in layers)
     return validate(plain({

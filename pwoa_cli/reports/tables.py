@@ -278,10 +278,23 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("file",
          f"{size(file['file_bytes'])}: {times(file['dense_bytes'], file['file_bytes'])} than dense "
          f"({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the entropy "
-         f"limit ({size(file['limit_bytes'])})"),
+         f"limit ({size(file['limit_bytes'])}){_asked(file)}"),
         ("MACs", f"{scaled(macs['dense'])}, of which {scaled(macs['nonzero'])} with nonzero weights; torch "
                  f"multiplies the zeros too, so the time stays{until}"),
     ]
+
+
+def too_large(report: Mapping[str, Any]) -> bool:
+    """Whether the file has more bytes than were asked for."""
+    file = report.get("size", {})
+    return "target_bytes" in file and file["file_bytes"] > file["target_bytes"]
+
+
+def _asked(file: Mapping[str, int]) -> str:
+    if "target_bytes" not in file:
+        return ""
+    beyond = "more than" if too_large({"size": file}) else "within"
+    return f", {beyond} the {size(file['target_bytes'])} that were asked for"
 
 
 def class_tables(report: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:

@@ -21,8 +21,9 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 def is_short(report: Mapping[str, Any]) -> bool:
     """Whether something that was asked for is not there: the pruned model only guesses, an attack has no
-    figure, a search lost more on the test images than it may."""
-    return tables.only_guesses(report) or tables.falls_short(report) or search.exceeded(report)
+    figure, a search lost more on the test images than it may, the file is larger."""
+    return (tables.only_guesses(report) or tables.falls_short(report) or search.exceeded(report)
+            or tables.too_large(report))
 
 
 def _sentence(text: str) -> str:

@@ -95,8 +95,8 @@ class Exported:
 
 def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
           held_out: int | None = None, channels: float | None = None, macs: float | None = None,
-          nm: str | None = None, out: PathText | None = None, structure: str | None = None,
-          recipe: str = "default", settings: Mapping[str, Any] | None = None,
+          nm: str | None = None, target_bytes: int | None = None, out: PathText | None = None,
+          structure: str | None = None, recipe: str = "default", settings: Mapping[str, Any] | None = None,
           teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
           mean: Sequence[float] | None = None, std: Sequence[float] | None = None, entry: str | None = None,
           trust_pickle: bool = False,
@@ -111,7 +111,8 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         pwoa-runs. settings: fields of the recipe, such as {"epochs": 2}. max_loss: in place of sparsity: as
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
         channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1).
-        nm: in place of sparsity: "2:4" lets 2 of every 4 neighbours stay. structure: "unstructured",
+        nm, target_bytes: in place of sparsity: "2:4" lets 2 of every 4 neighbours stay; the most bytes that
+        the file may have. structure: "unstructured",
         "filter", "column", "channel" or such as "block:4x1"; None: "channel" with channels or macs, else
         "unstructured".
         mean, std: a number a channel, in the place of normalize. trust_pickle: run code that the file holds.
@@ -122,7 +123,7 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     """
     created = datetime.now()
     _check(int, "an int", samples=samples, seed=seed)
-    _check(int | None, "an int", held_out=held_out, num_classes=num_classes)
+    _check(int | None, "an int", held_out=held_out, num_classes=num_classes, target_bytes=target_bytes)
     _check(float | int | None, "a number", max_loss=max_loss)
     zeros = None if sparsity is None else fraction(str(sparsity))
     removed = None if channels is None else fraction(str(channels), flag="--channels")
@@ -131,10 +132,12 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     source = _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                      trust_pickle=trust_pickle, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved, nm=nm),
+                           sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved, nm=nm,
+                                         target_bytes=target_bytes),
                            now=created, run=True) as folder:
         request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
-                          macs=saved, nm=nm, structure=structure or "", recipe=recipe,
+                          macs=saved, nm=nm, target_bytes=target_bytes, structure=structure or "",
+                          recipe=recipe,
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher)),
                                                                       trust_pickle=trust_pickle),

@@ -14,7 +14,6 @@ from torch import nn
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.architecture import is_file
-from pwoa_cli.checkpoints.metadata import to_metadata
 from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError, PwoaError
@@ -33,17 +32,16 @@ from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.pruning.groups import by_block, single
 from pwoa_cli.reports import numbers, schema
-from pwoa_cli.reports.escapes import visible
 from pwoa_cli.reports.gates import judged
 from pwoa_cli.reports.write import write
 from pwoa_cli.training import compilation, duration, loop
 from pwoa_cli.training.state import Plan, State
-from pwoa_cli.version import __version__
 from pwoa_cli.workflows import prune_search
 from pwoa_cli.workflows.prune_job import timed
 from pwoa_cli.workflows.prune_report import config, job_notes, layer_rows, origin, trained, wanted
 from pwoa_cli.workflows.prune_request import Job
 from pwoa_cli.workflows.prune_resume import clear, keeper_of, parts
+from pwoa_cli.workflows.prune_size import file_metadata
 from pwoa_cli.workflows.setup import data_fields, data_notes
 
 # --- the run ---------------------------------------------------------------
@@ -298,12 +296,7 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
     _check_zeros(job, student)
     subject = job.subject
     state = {name: t.detach().cpu() for name, t in student.get_submodule(WRAPPED).state_dict().items()}
-    metadata = to_metadata(subject.loaded) | {
-        "data": subject.dataset.name, "norm": subject.norm, "eps": repr(subject.eps),
-        "recipe": job.plan.recipe.name,
-        "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256,
-        "pwoa_version": __version__, "seed": str(job.request.seed)}
-    metadata = {key: visible(text) for key, text in metadata.items()}  # names of files may be no UTF-8
+    metadata = file_metadata(subject, recipe=job.plan.recipe.name, seed=job.request.seed)
     file_bytes = sparse.save(state, path, metadata=metadata)
     # the user named that file in this very command
     arch = subject.loaded.arch if is_file(subject.loaded.arch) else None
@@ -314,8 +307,9 @@ def _save(job: Job, student: nn.Module, path: Path) -> dict[str, int]:
     if not equal:
         raise PwoaError(f"{path} does not give the pruned model's logits when it is loaded again.",
                         hint="Please report this, with the checkpoint: the file is kept.")
+    asked = {} if job.request.target_bytes is None else {"target_bytes": job.request.target_bytes}
     return {"dense_bytes": sparse.dense_bytes(state), "file_bytes": file_bytes,
-            "limit_bytes": sparse.limit_bytes(state)}
+            "limit_bytes": sparse.limit_bytes(state)} | asked
 
 
 def _check_zeros(job: Job, student: nn.Module) -> None:

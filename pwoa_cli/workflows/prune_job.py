@@ -19,6 +19,7 @@ from pwoa_cli.machine import seeds
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.networks import layers
+from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
@@ -38,6 +39,7 @@ from pwoa_cli.training.recipe import Recipe, check, read_recipe, without_hsic
 from pwoa_cli.training.state import Plan, plan_steps
 from pwoa_cli.workflows.held_out import divided
 from pwoa_cli.workflows.prune_request import Job, Request, matches_layers, sentences
+from pwoa_cli.workflows.prune_size import MARGIN, file_metadata, sparsity_for
 from pwoa_cli.workflows.prune_weights import (
     above,
     check_products,
@@ -95,7 +97,7 @@ def prepare(request: Request, *, say: Say,
             say("finding which channels go together")
         groups = groups_of(subject.model, x[:2], weights, request.structure, where=where)
         macs = layers.macs_by_weight(subject.model, x[:1]) if request.macs else {}
-        request = _of_whole(request, weights, groups, macs)
+        request = _of_size(_of_whole(request, weights, groups, macs), subject, weights, groups, say=say)
         total = sum(w.numel() for w in weights.values())
         kept = 0 if request.max_loss is not None else round((1 - request.sparsity) * total)
         kinds = kinds_of(subject.model, subject.dataset.train, kept=kept)
@@ -231,6 +233,20 @@ def _of_whole(request: Request, weights: Mapping[str, Tensor], groups: Mapping[s
                          f"must stay in each of {len(groups)} coupled sets: at most {100 * most:.3g}%.",
                          hint=f"{flag} {int(100 * most) / 100:g}")
     return replace(request, sparsity=allocation.gone(groups, lost))
+
+
+def _of_size(request: Request, subject: Subject, weights: Mapping[str, Tensor],
+             groups: Mapping[str, Groups], *, say: Say) -> Request:
+    """The request with the sparsity that --target-bytes comes to. Raises: InputError for none."""
+    if request.target_bytes is None:
+        return request
+    state = {name: t.detach() for name, t in subject.model.get_submodule(WRAPPED).state_dict().items()}
+    sparsity = sparsity_for(
+        request.target_bytes, state, {name: w.detach() for name, w in weights.items()}, groups,
+        metadata=file_metadata(subject, recipe=request.recipe, seed=request.seed), where=request.source.path)
+    say(f"sparsity: {numbers.percent_of_weights(sparsity)}% for a file of at most "
+        f"{numbers.size(request.target_bytes)}, of which {100 * MARGIN:g}% are kept free")
+    return replace(request, sparsity=sparsity)
 
 
 def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[str, nn.Parameter],

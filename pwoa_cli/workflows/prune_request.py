@@ -27,11 +27,12 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 @dataclass(frozen=True)
 class Request:
     """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1), of weights;
-    with channels or macs, the fraction of channels or of multiplications to remove, or nm, "2:4", it is what
-    comes of that; with max_loss, points of the worst case that may be lost, the one that is tried. structure:
-    "": channel where whole ones are to go, the one that nm says, else unstructured. held_out: training images
-    that judge a loss. eps as typed ("8/255"). command: what was typed, by parameter, kept in config.toml;
-    sha256: what the model's must be, None for any. compile: auto, on or off."""
+    with channels or macs, the fraction of channels or of multiplications to remove, or nm, "2:4", or
+    target_bytes, the most that the file may have, it is what comes of that; with max_loss, points of the
+    worst case that may be lost, the one that is tried. structure: "": channel where whole ones are to go, the
+    one that nm says, else unstructured. held_out: training images that judge a loss. eps as typed ("8/255").
+    command: what was typed, by parameter, kept in config.toml; sha256: what the model's must be, None for
+    any. compile: auto, on or off."""
 
     source: Source
     sparsity: float
@@ -56,6 +57,7 @@ class Request:
     channels: float | None = None
     macs: float | None = None
     nm: str | None = None
+    target_bytes: int | None = None
     compile: str = "auto"
 
     @property

@@ -94,14 +94,15 @@ def neighbours(text: str) -> str:
 
 
 def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
-         channels: float | None = None, macs: float | None = None, nm: str | None = None) -> str:
+         channels: float | None = None, macs: float | None = None, nm: str | None = None,
+         target_bytes: int | None = None) -> str:
     """What a run's folder is called by: the sparsity, the points that may be lost, the share of channels or
-    of multiplications, or how many of its neighbours stay.
+    of multiplications, how many of its neighbours stay, or the bytes of the file.
 
-    Raises: InputError unless one of the five is there, in its range, and held_out with max_loss only.
+    Raises: InputError unless one of the six is there, in its range, and held_out with max_loss only.
     """
     given = {"--sparsity": sparsity, "--max-loss": max_loss, "--channels": channels, "--macs": macs,
-             "--nm": nm}
+             "--nm": nm, "--target-bytes": target_bytes}
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1 and flags != ["--sparsity", "--max-loss"]:
         raise InputError(f"{flags[0]} and {flags[-1]} both say how much goes.", hint="Give one of them.")
@@ -120,6 +121,8 @@ def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *
                          "trained on.", hint="Leave --held-out away.")
     if nm is not None:
         return nm.replace(":", "of")
+    if target_bytes is not None:
+        return f"{target_bytes}B"
     return f"macs{macs:.10g}" if macs is not None else f"{channels or sparsity:.10g}"
 
 

@@ -33,7 +33,7 @@ def write_npz(path, *, n=256, **options):
 def lenet(*, num_classes=CLASSES, **options):
     """A LeNet for 8x8 images: 36 + 288 + 512 + 64 weights; the same whatever ran before."""
     torch.manual_seed(0)
-    return LeNet(size=8, widths=(4, 8), hidden=16, num_classes=num_classes, **options)
+    return LeNet(**{"size": 8, "widths": (4, 8), "hidden": 16, "num_classes": num_classes} | options)
 
 
 def resnet(*, num_classes=CLASSES):

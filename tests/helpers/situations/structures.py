@@ -1,4 +1,4 @@
-"""Hints on blocks and on so many of every few neighbours."""
+"""Hints on blocks, on so many of every few neighbours, and on the size of the file."""
 
 from helpers.cli_world import PRUNE
 from helpers.situations import DRY, left_out, prints, typed, without
@@ -29,3 +29,14 @@ def fewer_zeros_than_there_are(tool):
     assert hint == "Ask for more: --nm 1:4, or --sparsity 0.8"
     for more in hint.partition(": ")[2].split(", or "):
         tool.works(*without(first, "--nm"), *more.split())
+
+
+SIZE = ["prune", "model.pt", "--target-bytes", "3000", *PRUNE[4:], "--dry-run"]
+typed("cli/options.py:parse: {}", [*SIZE[:3], "much", *SIZE[4:]])
+typed("workflows/prune_size.py:sparsity_for: --target-bytes", [*SIZE[:3], "50", *SIZE[4:]])
+
+
+@prints("workflows/prune_size.py:sparsity_for: As it is")
+def a_file_that_is_small_already(tool):
+    hint = tool.refused(*SIZE[:3], "1MB", *SIZE[4:])
+    tool.works(*hint.partition("pwoa ")[2].split())
