@@ -81,7 +81,8 @@ def _bytes(flag: str, example: str) -> Callable[[Any], int]:
         written = str(text).strip().upper()
         found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) *([KMGT]?)(I?)B?", written, re.ASCII)
         if not found or not float(found[1]):
-            raise InputError(f"{flag} {str(text)[:40]} is no number of bytes.", hint=example)
+            raise InputError(f"{flag} {str(text)[:40]} is no number of bytes.",
+                             hint=f"Such as {flag} {example}")
         step = 1024 if found[3] else 1000
         return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
 
@@ -131,7 +132,7 @@ Neighbours = Annotated[str | None, _option(
     "--nm", PRUNING, "Or how many of how many neighbours stay, everywhere alike: 2:4.", metavar="N:M")]
 TargetBytes = Annotated[int | None, _option(
     "--target-bytes", PRUNING, "Or as many zeros as bring the file to so many bytes.", metavar="500k",
-    parser=_bytes("--target-bytes", "Half a megabyte: --target-bytes 500k"))]
+    parser=_bytes("--target-bytes", "500k"))]
 RecipeName = Annotated[str,
                        _option("--recipe", PRUNING, "default, paper, or a TOML file.", metavar="NAME|FILE")]
 Settings = Annotated[list[str] | None, _option(
@@ -174,7 +175,7 @@ Trust = Annotated[bool, _option("--trust-pickle", MODEL,
 MaxMemory = Annotated[int | None, _option(
     "--max-memory", MODEL, "Most memory that what a file holds, or the network of its name, may take. "
                            "Default: 80% of what is free.", metavar="8GB",
-    parser=_bytes("--max-memory", "Eight gigabytes: --max-memory 8GB"))]
+    parser=_bytes("--max-memory", "8GB"))]
 Data = Annotated[str | None, _option(
     "--data", DATA, "mnist, fashion-mnist, cifar10, cifar100, svhn, a folder or an .npz file. Default: the "
                     "known one that fits.",

@@ -4,13 +4,13 @@ It is measured on files of the network without its weights of least magnitude, a
 positions pack worst. What training leaves packs a little worse than what magnitude leaves: files of a
 ResNet-18 at 90, 95 and 99% were 0.9, 1.8 and 2.4% larger than this says, so MARGIN is kept free.
 """
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from pwoa_cli import __version__
 from pwoa_cli.checkpoints.metadata import to_metadata
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import sparse
@@ -20,6 +20,7 @@ from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import Groups, kept, masks, scores_by_layer
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.escapes import visible
+from pwoa_cli.version import __version__
 from pwoa_cli.workflows.setup import Subject
 
 MARGIN = 0.04  # of the bytes
@@ -59,10 +60,10 @@ def sparsity_for(limit: int, state: Mapping[str, Tensor], weights: Mapping[str, 
                          f"{numbers.size(now)}.",
                          hint=f"As it is: pwoa export {shlex.quote(where)} --format sparse")
     if (least := size_at(highest)) > wanted:
-        enough = f"{1.01 * least / (1 - MARGIN) / 1000:.0f}k"
         raise InputError(f"{where} does not fit into {numbers.size(limit)}: with "
                          f"{numbers.percent_of_weights(highest)}% zeros its file has {numbers.size(least)}, "
-                         f"and {100 * MARGIN:g}% are kept free.", hint=f"--target-bytes {enough}")
+                         f"and {100 * MARGIN:g}% are kept free.",
+                         hint=f"--target-bytes {math.ceil(1.02 * least / (1 - MARGIN))}")
     low, high = 0.0, highest
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -8,6 +8,8 @@ from pwoa_cli.cli import options
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine import memory
 
+SIZE = options._bytes("--max-memory", "8GB")
+
 
 @pytest.mark.parametrize("columns", [60, 80])
 @pytest.mark.parametrize("command", [[], ["prune"], ["eval"]])
@@ -61,13 +63,13 @@ def test_wrong_sparsity(here, pwoa, text, message):
     ("8GB", 8e9), ("8 gb", 8e9), ("500M", 5e8), ("1.5GiB", 1.5 * 2**30), ("2048", 2048), ("1KiB", 1024),
     ("0.5T", 5e11)])
 def test_sizes_of_memory(text, size):
-    assert options._bytes(text) == size and options._bytes(options._bytes(text)) == size
+    assert SIZE(text) == size and SIZE(SIZE(text)) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "1e9", "8 XB", "9" * 5000, "nan"])
 def test_wrong_sizes_of_memory(text):
-    with pytest.raises(InputError, match="--max-memory .*is no size of memory"):
-        options._bytes(text)
+    with pytest.raises(InputError, match="--max-memory .*is no number of bytes"):
+        SIZE(text)
 
 
 @pytest.mark.parametrize("command", [PRUNE, ["eval", "model.pt", *TINY, "--attacks", "fgsm"],
