@@ -55,7 +55,7 @@ def sparsity_for(limit: int, state: Mapping[str, Tensor], weights: Mapping[str, 
                                   for name, t in state.items()}, metadata=metadata)
 
     wanted = (1 - MARGIN) * limit
-    if (now := sparse.size_bytes(state, metadata=metadata)) <= wanted:
+    if (now := sparse.size_bytes(state, metadata=metadata)) <= limit:
         raise InputError(f"{where} fits into {numbers.size(limit)} as it is: its file has "
                          f"{numbers.size(now)}.",
                          hint=f"As it is: pwoa export {shlex.quote(where)} --format sparse")
