@@ -107,7 +107,8 @@ def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *
     if len(flags) > 1 and flags != ["--sparsity", "--max-loss"]:
         raise InputError(f"{flags[0]} and {flags[-1]} both say how much goes.", hint="Give one of them.")
     if not flags:
-        raise InputError("Missing option '--sparsity' (or '--max-loss').", hint="See pwoa prune --help")
+        raise InputError("Missing option '--sparsity' (or '--max-loss', '--channels', '--macs', '--nm', "
+                         "'--target-bytes').", hint="See pwoa prune --help")
     if max_loss is not None and not 0 < max_loss < 100:
         raise InputError(f"--max-loss {max_loss:g} is not between 0 and 100 points.",
                          hint="One image in a hundred: --max-loss 1")

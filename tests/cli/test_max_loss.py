@@ -59,7 +59,7 @@ def test_the_function_gives_the_same(here, pwoa, few_stages):
 
 
 @pytest.mark.parametrize(("args", "message", "hint"), [
-    ([], "Missing option '--sparsity' (or '--max-loss')", "See pwoa prune --help"),
+    ([], "Missing option '--sparsity' (or '--max-loss', ", "See pwoa prune --help"),
     (["--max-loss", "1", "--sparsity", "0.9"], "--sparsity 0.9 and --max-loss 1 both say how many weights go",
      "--sparsity 0.9, or --max-loss 1"),
     (["--max-loss", "0"], "--max-loss 0 is not between 0 and 100 points", "--max-loss 1"),
