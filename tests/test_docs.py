@@ -28,9 +28,11 @@ PLACES = {"S": "0.5", "SEED": "1"}  # where a page leaves a figure open
 FEWER = {"pwoa prune": doc_world.FEW, "pwoa eval": doc_world.FEW[:2], "--dtype": doc_world.FEW[:2],
          "pwoa bench": ["--seconds", "0.2", "--runtimes", "eager"],
          "--max-loss": ["--max-loss", "70", "--attacks", "fgsm"],  # of few images a point cannot be told
+         "--target-bytes": ["--target-bytes", "8k"],  # theirs have ten
          "prune examples/mnist_lenet_linf0.3.pt": ["--epochs", "0.01"]}
 BUNDLED = "examples/mnist_lenet_linf0.3.pt"  # is right on real digits alone, which lie beside it
 FEWER_IN_PYTHON = {
+    "target_bytes=500_000": "target_bytes=8_000",
     "max_loss=1.0": "max_loss=70, attacks='fgsm', samples=20, settings={'batch_size': 32}",
     '{"epochs": 4}': '{"epochs": 0.2}, samples=20',
     '"pgd,cw,aa", samples=200': '"pgd", samples=20',
