@@ -112,9 +112,8 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
         channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1).
         nm, target_bytes: in place of sparsity: "2:4" lets 2 of every 4 neighbours stay; the most bytes that
-        the file may have. structure: "unstructured",
-        "filter", "column", "channel" or such as "block:4x1"; None: "channel" with channels or macs, else
-        "unstructured".
+        the file may have. structure: "unstructured", "filter", "column", "channel" or such as "block:4x1";
+        None: "channel" with channels or macs, else "unstructured".
         mean, std: a number a channel, in the place of normalize. trust_pickle: run code that the file holds.
         eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
         called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
@@ -128,7 +127,7 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     zeros = None if sparsity is None else fraction(str(sparsity))
     removed = None if channels is None else fraction(str(channels), flag="--channels")
     saved = None if macs is None else fraction(str(macs), flag="--macs")
-    nm = None if nm is None else neighbours(nm)
+    nm = None if nm is None else neighbours(str(nm))
     source = _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                      trust_pickle=trust_pickle, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),

@@ -23,14 +23,7 @@ from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
-from pwoa_cli.pruning.groups import (
-    STRUCTURES,
-    Groups,
-    by_block,
-    scores_by_layer,
-    single,
-    structure_of,
-)
+from pwoa_cli.pruning.groups import STRUCTURES, Groups, by_block, scores_by_layer, single, structure_of
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import resolved
 from pwoa_cli.training import compilation, footing, layout, objective
