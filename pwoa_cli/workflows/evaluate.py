@@ -124,7 +124,8 @@ def prepare(request: Request, *, say: Say) -> Job:
                           say=say)
     subject = open_subject(request.source, data=request.data, choices=request.choices,
                            norm=request.norm, eps=request.eps,
-                           device=device, say=say, near_chance="possible" if of_run else "of pruned")
+                           device=device, say=say, attacked=bool(attacks.parse(request.attacks)),
+                           near_chance="possible" if of_run else "of pruned")
     _check(request, subject)
     loaded = {"model": subject.loaded}
     if request.teacher is not None:
@@ -141,7 +142,8 @@ def prepare(request: Request, *, say: Say) -> Job:
 def _job_of_several(request: Request, device: torch.device, *, say: Say) -> Job:
     """`prepare` for a table of several models."""
     asked = Asked(data=request.data, choices=request.choices, norm=request.norm, eps=request.eps,
-                  compare=request.teacher, trust_pickle=request.source.trust_pickle, device=device)
+                  compare=request.teacher, trust_pickle=request.source.trust_pickle, device=device,
+                  attacked=bool(attacks.parse(request.attacks)))
     several = open_several((request.source, *request.others), asked, say=say)
     _check(request, several.subject)
     checked = resolved(request.gates, attacks.typed(request.attacks), compared=bool(several.reference))
@@ -150,7 +152,8 @@ def _job_of_several(request: Request, device: torch.device, *, say: Say) -> Job:
 
 def _check(request: Request, subject: Subject) -> None:
     """Raises: InputError if the attacks do not know the norm, or the data has fewer samples."""
-    attacks.check_norm(attacks.parse(request.attacks), subject.norm)
+    if named := attacks.parse(request.attacks):
+        attacks.check_norm(named, subject.threat[0])
     samples(subject.dataset, request.n, seed=request.seed)
     _radii(request, subject)
 
@@ -186,7 +189,7 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     try:
         found = at(subject.eps, keep_inputs=request.keep_inputs)
         over_eps = {} if request.curve is None else security_curve.measured_at(
-            job.radii, found, at, at=subject.eps)
+            job.radii, found, at, at=subject.threat[1])
     finally:
         for kept in job.kept:
             kept.tidy()

@@ -82,10 +82,10 @@ def prepare(request: Request, *, say: Say) -> Job:
     lossy = request.dtype != "fp32" and request.measure
     found: evaluation.Job | None = None
     if lossy or request.data or request.format in ("onnx", "slim") and Path(path).is_dir():
+        attacked = {"attacks": request.attacks, "norm": request.norm, "eps": request.eps, "n": request.n}
         found = evaluation.prepare(evaluation.Request(
-            request.source, attacks=request.attacks, data=request.data, choices=request.choices,
-            norm=request.norm, eps=request.eps, n=request.n if lossy else 1, seed=request.seed,
-            device="cpu", alone=True), say=say)
+            request.source, data=request.data, choices=request.choices, seed=request.seed, device="cpu",
+            alone=True, **(attacked if lossy else {"attacks": "clean", "n": 1})), say=say)
         loaded = found.subject.loaded
     else:
         request.choices.check_nothing_said()

@@ -61,6 +61,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     created = datetime.fromisoformat(earlier["created"])
     job, student, lowered, way = _student(job, folder, keeper, earlier, say=say, progress=progress)
     request, subject, seconds = job.request, job.subject, job.seconds
+    norm, eps = subject.threat
     say("saving, and loading again what was saved")
     if not folder.is_dir():
         say(f"warning: {folder} was removed during the run; it is made again, without the log.")
@@ -72,11 +73,11 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     x = samples(subject.dataset, request.n, seed=request.seed)
     models = {"teacher": job.teacher.model, "pruned": student}
     with timed(seconds, "evaluate"), parts(job, folder, models, say=say) as unfinished:
-        scores = measure(models, x, norm=subject.norm, eps=subject.eps, attack_names=request.attacks,
+        scores = measure(models, x, norm=norm, eps=eps, attack_names=request.attacks,
                          seed=request.seed, progress=progress, say=say, unfinished=unfinished)
     rows = layer_rows(job, student)
     result = schema.build(
-        created=created, norm=subject.norm, eps=subject.eps, target=wanted(job, rows),
+        created=created, norm=norm, eps=eps, target=wanted(job, rows),
         structure=request.structure, size=size,
         model=origin(job) | {"file_sha256": file_sha256(folder / "model.safetensors")},
         command=request.command, layers=rows, macs=layers.macs(student, x[:1]),

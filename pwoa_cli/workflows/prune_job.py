@@ -77,7 +77,7 @@ def prepare(request: Request, *, say: Say,
                 say(f"--max-loss {request.max_loss:g} is in points: 1 image in {100 / request.max_loss:,.0f}")
             subject, held_out = divided(subject, asked=request.held_out, default=request.n,
                                         seed=request.seed, say=say)
-        attacks.check_norm(attacks.parse(request.attacks), subject.norm)
+        attacks.check_norm(attacks.parse(request.attacks), subject.threat[0])
         x = samples(subject.dataset, request.n, seed=request.seed)  # also: n fits the data
         teacher = (open_teacher(request.teacher, subject, device=device, say=say) if request.teacher
                    else subject.loaded)
@@ -281,7 +281,7 @@ def _plan(request: Request, subject: Subject, teacher: Loaded, weights: Mapping[
         recipe=recipe, teacher=teacher.model, hidden=hidden, groups=groups,
         normed=frozenset(name for name, found in beside.items() if found),
         sparsity=request.share, budget=request.of, macs=macs,
-        num_classes=subject.loaded.num_classes, eps=subject.eps, norm=subject.norm,
+        num_classes=subject.loaded.num_classes, eps=subject.threat[1], norm=subject.threat[0],
         split=subject.dataset.train,
         augment=subject.dataset.augment if recipe.augment == "auto" else recipe.augment,
         seed=request.seed, steps_per_epoch=per_epoch, sparsify_steps=sparsify_steps, steps=steps)

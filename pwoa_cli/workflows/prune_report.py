@@ -136,7 +136,7 @@ def job_notes(job: Job) -> list[str]:
         notes.append(f"ADMM made no z/u update: its phase ended within {recipe.admm_every} epochs. This is "
                      "not the published schedule.")
     if recipe.mix_ratio:
-        threat = f"{job.subject.norm}, eps {numbers.radius(job.subject.eps)}"
+        threat = f"{job.subject.norm}, eps {numbers.radius(job.subject.threat[1])}"
         notes.append(f"Partial access: adversarial examples (PGD-{ATTACK_STEPS} on the student, {threat}) "
                      f"took the place of {100 * recipe.mix_ratio:g}% of the training batches.")
     elif job.held_out is None:

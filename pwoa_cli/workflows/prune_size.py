@@ -30,8 +30,9 @@ HALVINGS = 12
 
 def file_metadata(subject: Subject, *, recipe: str, seed: int) -> dict[str, str]:
     """What the file of a pruned model says of it."""
+    norm, eps = subject.threat
     metadata = to_metadata(subject.loaded) | {
-        "data": subject.dataset.name, "norm": subject.norm, "eps": repr(subject.eps), "recipe": recipe,
+        "data": subject.dataset.name, "norm": norm, "eps": repr(eps), "recipe": recipe,
         "source": Path(subject.loaded.source).name, "source_sha256": subject.loaded.sha256,
         "pwoa_version": __version__, "seed": str(seed)}
     return {key: visible(text) for key, text in metadata.items()}  # names of files may be no UTF-8

@@ -30,13 +30,19 @@ LARGE_BYTES = 100e6  # of a checkpoint: to read it and its SHA-256 takes a secon
 @dataclass(frozen=True)
 class Subject:
     """A model on its device in eval mode, its data set, and the threat model (norm, eps in units of inputs in
-    [0,1]). choices: what the user said of the data."""
+    [0,1]), None where nobody says and nothing is attacked. choices: what the user said of the data."""
 
     loaded: Loaded
     dataset: datasets.Dataset
-    norm: str
-    eps: float
+    norm: str | None
+    eps: float | None
     choices: Choices = field(default_factory=Choices)
+
+    @property
+    def threat(self) -> tuple[str, float]:
+        """Norm and eps, of what is attacked."""
+        assert self.norm is not None and self.eps is not None
+        return self.norm, self.eps
 
     @property
     def model(self) -> Normalized:
@@ -130,16 +136,16 @@ def _percent(right: torch.Tensor) -> str:
 
 
 def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str | None, device: torch.device,
-                 say: Say, choices: Choices | None = None,
+                 say: Say, choices: Choices | None = None, attacked: bool = True,
                  near_chance: Literal["refused", "of pruned", "possible"] = "refused") -> Subject:
     """Model, data and threat of one command; everything that can be wrong with them is found here, before any
     work.
 
     Args: data: --data, None: the known data set on this machine on which the model is right most often.
     norm, eps: as typed, None: from the file, else the convention of the data set. choices: what the user says
-    of how the data is read. near_chance: what such a
-    model is; "possible" where it was pruned on this very data, "of pruned" where that holds if the file is a
-    pruned one.
+    of how the data is read. attacked: whether a threat is needed. near_chance: what such a model is;
+    "possible" where it was pruned on this very data, "of pruned" where that holds if the file is a pruned
+    one.
     Raises: InputError if model and data do not belong together or the threat cannot be known.
     """
     choices = choices or Choices()
@@ -153,12 +159,12 @@ def open_subject(source: Source, *, data: str | None, norm: str | None, eps: str
     loaded, dataset = _fitting_data(loaded, data, choices, device=device, say=say, near_chance=near_chance)
     for sentence in outputs(loaded, first_images(dataset)):
         say(sentence)
-    threat = _threat(loaded, dataset, asked, eps, say=say)
+    threat = _threat(loaded, dataset, asked, eps, attacked=attacked, say=say)
     dataset = datasets.decoded(dataset, say=say)
     if choices.logits == "data":
         loaded, dataset = images.of_some_classes(loaded, dataset), dataset.of_some_classes()
         say(f"  {dataset.notes[-1]}")
-    return Subject(loaded, dataset, *threat, choices)
+    return Subject(loaded, dataset, threat[0], threat[1], choices)
 
 
 def first_images(dataset: datasets.Dataset) -> torch.Tensor:
@@ -273,9 +279,9 @@ def _guess_data(loaded: Loaded, choices: Choices, *, device: torch.device,
 
 
 def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: str | None, *,
-            say: Say) -> tuple[str, float]:
+            attacked: bool, say: Say) -> tuple[str, float] | tuple[None, None]:
     """(norm, eps): what the user says, else what the file says, else the data set's convention; the last two
-    are said."""
+    are said. None where none does and nothing is attacked."""
     if eps is not None:
         norm = norm or (loaded.threat[0] if loaded.threat else "linf")
         return norm, parse_eps(eps, norm=norm)
@@ -284,6 +290,8 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
         if threat and norm in (None, threat[0]):
             say(f"threat model: {threat[0]}, eps {radius(threat[1])} ({where}; --norm and --eps change it)")
             return threat
+    if not attacked:
+        return None, None
     which = f"an eps for {norm}" if norm else "an eps"
     raise InputError(f"The threat model of {loaded.source} is not known: neither the file nor {dataset.name} "
                      f"gives {which}.",

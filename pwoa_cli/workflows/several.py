@@ -39,6 +39,7 @@ class Asked:
     compare: Source | None
     trust_pickle: bool
     device: torch.device
+    attacked: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _subjects(files: Mapping[str, Source], runs: Mapping[str, FinishedRun], aske
     found: dict[str, Subject] = {}
     for name, source in files.items():
         subject = open_subject(source, data=asked.data, choices=asked.choices, norm=asked.norm, eps=asked.eps,
-                               device=asked.device, say=say,
+                               device=asked.device, say=say, attacked=asked.attacked,
                                near_chance="possible" if name in runs else "of pruned")
         found[name] = subject
         first = next(iter(found.values()))
@@ -137,7 +138,7 @@ def _subjects(files: Mapping[str, Source], runs: Mapping[str, FinishedRun], aske
                what="take different images or classes", hint=FIT)
         found[name] = replace(subject, dataset=first.dataset)  # the same, and kept in memory once
         asked = replace(asked, data=asked.data or subject.dataset.name, norm=subject.norm,
-                        eps=repr(subject.eps))
+                        eps=None if subject.eps is None else repr(subject.eps))
     return found
 
 
@@ -151,7 +152,7 @@ def _with_threat(subjects: Mapping[str, Subject], runs: Mapping[str, FinishedRun
     norm, eps = _one_threat(said)
     if not norm or not eps:
         return first
-    radius_said = first.eps if asked.eps else float(eps)
+    radius_said = first.threat[1] if asked.eps else float(eps)
     if (norm, radius_said) != (first.norm, first.eps):
         who = " and ".join(name for name, pair in said.items() if all(pair))
         say(f"threat model: {norm}, eps {radius(radius_said)} ({who}; --norm and --eps change it)")

@@ -226,3 +226,21 @@ def test_a_signal_while_evaluating(here, stop):
     assert process.returncode == 130 and not out and "Traceback" not in err
     assert err.endswith("interrupted; nothing was written.\n") and not Path("stopped").exists()
     assert not Path("pwoa-runs/.eval").exists()  # nothing was finished
+
+
+@pytest.mark.parametrize("models", [
+    ["model.pt"], ["model.pt", "other.pt"], ["model.pt", "--compare", "other.pt"]])
+def test_clean_accuracy_needs_no_threat(here, pwoa, models):
+    """Data without a convention: nothing is attacked, so nobody has to name an eps."""
+    shutil.copy("model.pt", "other.pt")
+    words = ("eval", *models, "--data", "tiny.npz", "--attacks", "clean", "--samples", "20")
+    code, out, err = pwoa(*words, "--out", "clean")
+    assert code == 0 and "| clean |" in out and "attacks within" not in out, err
+    made = json.loads(Path("clean/report.json").read_text())
+    assert made["threat"] == {"norm": None, "eps": None}
+    for more in (["report", "clean"], ["report", "clean", "--html", "page.html"]):
+        assert pwoa(*more)[0] == 0
+    code, _, err = pwoa(*words[:-4], "--attacks", "fgsm", "--samples", "20")
+    assert code == 2 and "neither the file nor tiny gives an eps" in " ".join(err.split())
+    code, _, err = pwoa(*words, "--curve", "0.1")
+    assert code == 2 and "no attack is named" in err

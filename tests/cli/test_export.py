@@ -181,3 +181,12 @@ def test_a_file_that_says_another_size_is_told_before_anything_is_written(here, 
     code, out, err = pwoa("export", "lies.safetensors", "--format", format)
     assert code == 2 and not out and "lies.safetensors takes no images of 20 pixels: mat1 and mat2" in err
     assert not list(Path().glob("lies-*"))
+
+
+@pytest.mark.parametrize(("kind", "ending"), [
+    ("dense", ".pt"), ("onnx", ".onnx"), ("sparse", ".safetensors")])
+def test_data_to_compare_logits_on_needs_no_threat(here, pwoa, kind, ending):
+    _, err = export(pwoa, "model.pt", "--format", kind, "--data", "tiny.npz", "--out", f"x{ending}")
+    assert "threat" not in err
+    code, _, err = pwoa("export", "model.pt", "--format", "sparse", "--dtype", "int8", "--data", "tiny.npz")
+    assert code == 2 and "neither the file nor tiny gives an eps" in " ".join(err.split())
