@@ -16,13 +16,15 @@ HEAD = ("run", "model", "zeros", "clean", "worst case", "over", "file",
 
 def listed(root: Path) -> list[dict[str, Any]]:
     """Every run under a folder, oldest first; of one that is not finished only folder and state are known.
+    Folders of evaluations, which have a report alone, are none.
 
     Raises: InputError if the folder is none.
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder of runs.", hint="Make one: pwoa prune model.pt --sparsity 0.9")
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
-               and any((path / name).exists() for name in ("config.toml", "report.json"))]
+               and ((path / run_folder.CONFIG).exists()
+                    or all((path / name).exists() for name in run_folder.FINISHED))]
     return sorted(map(_entry, folders), key=lambda entry: (entry["created"] or "", entry["folder"]))
 
 

@@ -33,6 +33,8 @@ def test_runs_are_listed_oldest_first_with_their_state(here, pwoa):
     shutil.copytree(second, root / "odd")
     (root / "odd/report.json").write_text('{"sparsity": 1}')
     (root / "nothing").mkdir()
+    (root / "evaluation").mkdir()  # was an unfinished run
+    shutil.copy(second / "report.json", root / "evaluation")
     code, out, _ = pwoa("runs", "--json")
     listed = {Path(entry["folder"]).name: entry for entry in json.loads(out)["runs"]}
     assert code == 0 and list(listed) == ["cut", "odd", first.name, second.name]
