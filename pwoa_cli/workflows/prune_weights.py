@@ -78,7 +78,8 @@ def counted(model: nn.Module, x: Tensor, kind: str, *, where: str) -> Counted:
         raise _nothing(found, bool(last), where)
     total = sum(w.numel() for w in weights.values())
     if sum(p.numel() for p in others.values() if p.requires_grad) > total:
-        raise InputError(f"{where}: --structure {kind} reaches {total:,} weights alone: {found.sentence()}",
+        asked = f"--nm {kind}" if structure.sparsity is not None else f"--structure {kind}"
+        raise InputError(f"{where}: {asked} reaches {total:,} weights alone: {found.sentence()}",
                          hint=_ways(kind))
     return found
 
