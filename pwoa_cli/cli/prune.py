@@ -19,8 +19,6 @@ Examples:
   pwoa prune model.pt --sparsity 0.9
   pwoa prune model.pt --sparsity 0.9 --norm l2 --eps 0.5
   pwoa prune model.pt --channels 0.5
-  pwoa prune model.pt --nm 2:4
-  pwoa prune model.pt --target-bytes 500k
   pwoa prune model.pt --sparsity 0.9 --max-drop worst=2
   pwoa prune model.pt --max-loss 1.0"""
 
