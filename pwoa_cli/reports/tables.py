@@ -278,7 +278,7 @@ def _pruning_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("file",
          f"{size(file['file_bytes'])}: {times(file['dense_bytes'], file['file_bytes'])} than dense "
          f"({size(file['dense_bytes'])}), {ratio(file['file_bytes'], file['limit_bytes'])} times the entropy "
-         f"limit ({size(file['limit_bytes'])}){_asked(file)}"),
+         f"limit ({size(file['limit_bytes'])}){_asked(report)}"),
         ("MACs", f"{scaled(macs['dense'])}, of which {scaled(macs['nonzero'])} with nonzero weights; torch "
                  f"multiplies the zeros too, so the time stays{until}"),
     ]
@@ -290,11 +290,12 @@ def too_large(report: Mapping[str, Any]) -> bool:
     return "target_bytes" in file and file["file_bytes"] > file["target_bytes"]
 
 
-def _asked(file: Mapping[str, int]) -> str:
-    if "target_bytes" not in file:
+def _asked(report: Mapping[str, Any]) -> str:
+    """Whether the file has the bytes that were asked for; "" where nobody asked."""
+    if "target_bytes" not in report["size"]:
         return ""
-    beyond = "more than" if too_large({"size": file}) else "within"
-    return f", {beyond} the {size(file['target_bytes'])} that were asked for"
+    beyond = "more than" if too_large(report) else "within"
+    return f", {beyond} the {size(report['size']['target_bytes'])} that were asked for"
 
 
 def class_tables(report: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:

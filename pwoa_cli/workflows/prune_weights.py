@@ -32,7 +32,7 @@ class Counted:
         """What is not counted, for people: "" where nothing is."""
         total = sum(w.numel() for w in self.weights.values()) + sum(self.left_out.values())
         others = {name: n for name, n in self.left_out.items() if name not in self.unfit}
-        unfit = {name: self.left_out[name] for name in self.left_out if name in self.unfit}
+        unfit = {name: n for name, n in self.left_out.items() if name in self.unfit}
         stay = (f"{_some(unfit, total)} cannot be cut into {self.kind}: such weights stay as they are and do "
                 "not count for sparsity.") if unfit else ""
         return " ".join(filter(None, [stay, not_counted(others, total - sum(others.values()))]))
