@@ -26,7 +26,8 @@ Seconds = Annotated[float, typer.Option(
     "--seconds", rich_help_panel=BENCH, metavar="S", help="For the rounds of each batch size.")]
 Runtimes = Annotated[str | None, typer.Option(
     "--runtimes", rich_help_panel=BENCH, metavar="A,B",
-    help="eager, channels-last, compile, bf16, onnx, openvino, 2:4. Default: those that are here.")]
+    help="eager, channels-last, compile, bf16, onnx, onnx-int8, openvino, 2:4. Default: those that are "
+         "here.")]
 Size = Annotated[str | None, typer.Option(
     "--image-size", rich_help_panel=BENCH, metavar="N|HxW",
     help="Pixels of a side. Default: what the file says, else tried.")]

@@ -12,6 +12,7 @@ from pwoa_cli.cli.run_folder import no_folder
 from pwoa_cli.errors import UNASKED, InputError
 
 EXPORT, CARD = "Export", "Card"
+OF_ATTACKS = ("--norm", "--eps", "--attacks", "--samples")
 EXAMPLES = """\b
 Examples:
   pwoa export RUN --format dense
@@ -32,7 +33,8 @@ Out = Annotated[Path | None, typer.Option(
     help="A new file. Default: MODEL-FORMAT with its ending, here.")]
 Dtype = Annotated[str, typer.Option(
     "--dtype", rich_help_panel=EXPORT, metavar="NAME",
-    help="fp32, bf16, fp16 or int8 (sparse alone). Where it is not fp32, both models are attacked.")]
+    help="fp32; sparse also bf16, fp16, int8; dense bf16, fp16; onnx int8. Where it is not fp32, both models "
+         "are attacked.")]
 Prefix = Annotated[str, typer.Option(
     "--prefix", rich_help_panel=EXPORT, metavar="TEXT", help="Before each name in a dense file, as module.")]
 Like = Annotated[str | None, typer.Option(
@@ -85,6 +87,10 @@ def export(
         _card(models, card, card.card, console, typed=_typed(context))
         return
     model = _one(models, format, card)
+    idle = [flag for flag in _typed(context) if flag in OF_ATTACKS]
+    if idle and (dtype == "fp32" or no_measure):
+        why = "no value is rounded" if dtype == "fp32" else "--no-measure"
+        console.say(f"{' and '.join(idle)}: not used, as nothing is attacked ({why})")
     with no_folder():
         console.say("loading torch")
         from pwoa_cli.reports import tables

@@ -239,9 +239,9 @@ def export(model: PathText, format: str, out: PathText | None = None, *, dtype: 
     """What `pwoa export` does: write a model in a form that others read, read it again and compare.
 
     Args: model: a checkpoint or a run's folder. format: "sparse", "slim", "dense" or "onnx". out: a new file;
-        None: MODEL-FORMAT with its ending, in the current folder. dtype: "fp32", "bf16", "fp16" or "int8".
-        prefix, like: of a dense file, before each name, and the checkpoint whose envelope it gets. measure:
-        attack both models where values are rounded. The others as in `prune`.
+        None: MODEL-FORMAT with its ending, in the current folder. dtype: "fp32", or what the format has of
+        "bf16", "fp16" and "int8". prefix, like: of a dense file, before each name, and the checkpoint whose
+        envelope it gets. measure: attack both models where values are rounded. The others as in `prune`.
     Raises: InputError; PwoaError if the file gives other logits, or needs what the machine has not.
     """
     _check(int, "an int", samples=samples, seed=seed)

@@ -4,6 +4,7 @@ import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import small_models as small
@@ -108,7 +109,41 @@ def test_onnx_is_tried_on_test_images(here, pwoa):
     found = json.loads(out)
     assert found["compared_on"] == "64 test images of tiny" and 0 <= found["largest_difference"] < 1e-4
     assert found["input"] == ["batch", 1, 8, 8] and found["opset"] == onnx.OPSET
-    assert onnx.difference(Path("pruned-onnx.onnx"), pwoa_cli.load("pruned.safetensors"), X) < 1e-4
+    model = pwoa_cli.load("pruned.safetensors")
+    assert torch.allclose(onnx.Opened(Path("pruned-onnx.onnx"), model)(X), model(X), atol=1e-4)
+
+
+def test_onnx_of_integers_is_attacked_beside_the_original(here, pwoa):
+    words = ("pruned.safetensors", "--format", "onnx", "--dtype", "int8", *TINY, "--attacks", "fgsm")
+    out, _ = export(pwoa, *words, "--out", "q.onnx", "--json")
+    found = json.loads(out)
+    made = found["evaluation"]
+    assert made["headings"] == ["original", "exported"] and set(made["student"]) == {"clean", "fgsm"}
+    assert made["notes"][-1].startswith("exported: rounding has no gradient")
+    training = len(np.load("tiny.npz")["x_train"])
+    assert found["calibrated_on"] == f"{training} training images of tiny"
+    assert (found["images"], found["other_class"]) == (64, 0) and 0 < found["largest_difference"] < 1
+    export(pwoa, *words, "--out", "plain.onnx", "--no-measure")
+    assert Path("plain.onnx").read_bytes() == Path("q.onnx").read_bytes()
+    out, _ = export(pwoa, *words, "--out", "again.onnx")
+    assert "| fgsm |" in out and "another class than exact arithmetic on 0 of 64 images" in out
+
+
+def test_without_training_images_integers_are_of_test_images_that_are_not_measured(here, pwoa):
+    arrays = dict(np.load("tiny.npz"))
+    np.savez("test.npz", **{name: array for name, array in arrays.items() if name.endswith("test")})
+    words = ("model.pt", "--format", "onnx", "--dtype", "int8", "--eps", "0.5", "--attacks", "fgsm", "--data",
+             "test.npz")
+    out, _ = export(pwoa, *words, "--samples", "20", "--json")
+    assert json.loads(out)["calibrated_on"] == f"{len(arrays['x_test']) - 20} other test images of test"
+
+
+@pytest.mark.parametrize("words", [["--dtype", "bf16", "--no-measure"], []], ids=str)
+def test_what_is_of_attacks_is_said_where_nothing_is_attacked(here, pwoa, words):
+    """And nothing is: not one image either."""
+    out, err = export(pwoa, "model.pt", "--format", "sparse", *words, *TINY, "--json")
+    assert "evaluation" not in json.loads(out)
+    assert "--eps and --samples: not used, as nothing is attacked" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("structure", ["channel", "filter"])
@@ -153,8 +188,8 @@ def test_a_full_disk_is_the_machine_s_fault_and_leaves_nothing(here, kind, name)
 WRONG = {
     "format": (["--format", "zip"], "--format zip is none of sparse, slim, dense, onnx"),
     "dtype": (["--format", "dense", "--dtype", "fp8"], "--dtype fp8 is none of fp32, bf16, fp16"),
-    "dtype of a format": (["--format", "onnx", "--dtype", "int8"],
-                          "--dtype int8 is not offered for onnx, which has fp32"),
+    "dtype of a format": (["--format", "onnx", "--dtype", "bf16"],
+                          "--dtype bf16 is not offered for onnx, which has fp32, int8"),
     "ending": (["--format", "onnx", "--out", "a.pt"], "--out a.pt is no .onnx file"),
     "there": (["--format", "dense", "--out", "model.pt"], "model.pt exists; it was not touched"),
     "folder": (["--format", "dense", "--out", "no/a.pt"], "--out no/a.pt cannot be written"),

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import pwoa_cli
@@ -74,6 +75,22 @@ def onnx_that_is_not_to_be_had(tool):
         patch.setattr(torch.onnx, "export", raises(RuntimeError("no such operator")))
         assert tool.refused(*EXPORT, "onnx", code=4).startswith("--format dense ")
     tool.works(*EXPORT, "dense")
+
+
+@prints("exports/quantised.py:save", AT + "_calibration")
+def integers_that_are_not_to_be_had(tool):
+    import onnxruntime.quantization as library
+
+    words = [*EXPORT, "onnx", "--dtype", "int8"]
+    with tool.patch.context() as patch:
+        patch.setattr(library, "quantize_static", raises(RuntimeError("no such operator")))
+        assert tool.refused(*words, code=4).startswith("--format onnx ")
+    tool.works(*without(words, "--dtype"), "--out", "float.onnx")
+    arrays = np.load("tiny.npz")
+    np.savez("test.npz", x_test=arrays["x_test"][:20], y_test=arrays["y_test"][:20])
+    words = [*without(words, "--data"), "--data", "test.npz"]
+    hint = tool.refused(*words)
+    tool.works(*without(words, "--n"), *hint.split())
 
 
 @prints(AT + "execute")
