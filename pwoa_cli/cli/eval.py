@@ -6,7 +6,7 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.gates import GateOptions, tell
-from pwoa_cli.cli.run_folder import no_folder, opened
+from pwoa_cli.cli.run_folder import NOTHING, no_folder, opened
 from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files import run_folder
 
@@ -47,8 +47,11 @@ def evaluate(
     def goes_on() -> str:
         return GOES_ON if any(kept.made + kept.taken for job in jobs for kept in job.kept) else ""
 
+    def without_folder() -> str:
+        return f"no report was written. {goes_on()}" if goes_on() else NOTHING
+
     with opened(console, out, model=model, goes_on=goes_on,
-                again=resume) if out else no_folder(goes_on) as folder:
+                again=resume) if out else no_folder(without_folder) as folder:
         run_folder.check_file(save_samples, flag="--save-samples", ending=".npz")  # it may be in --out
         console.say("loading torch")
         from pwoa_cli.machine import determinism

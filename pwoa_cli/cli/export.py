@@ -2,16 +2,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.run_folder import no_folder
+from pwoa_cli.cli.run_folder import NOTHING, no_folder
 from pwoa_cli.errors import UNASKED, InputError
 
 EXPORT, CARD = "Export", "Card"
+GOES_ON = "The same command with --resume goes on."
 OF_ATTACKS = ("--norm", "--eps", "--attacks", "--samples")
 EXAMPLES = """\b
 Examples:
@@ -79,7 +80,8 @@ def export(
     source: options.SourceOptions, data: options.Data = None,
     pictures: options.DataOptions, norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.Attacks = "fgsm,pgd,cw", n: options.N = 1000, no_measure: NoMeasure = False,
-    seed: options.Seed = 0, json: options.Json = False, quiet: options.Quiet = False,
+    seed: options.Seed = 0, resume: options.Resume = False, json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a model in a form that others read."""
     console = Console(json=json, quiet=quiet)
@@ -91,7 +93,13 @@ def export(
     if idle and (dtype == "fp32" or no_measure):
         why = "no value is rounded" if dtype == "fp32" else "--no-measure"
         console.say(f"{' and '.join(idle)}: not used, as nothing is attacked ({why})")
-    with no_folder():
+    jobs: list[Any] = []
+
+    def kept() -> str:
+        return f"{jobs[0].out} is whole, but was not tried to the end. {GOES_ON}" \
+            if jobs and jobs[0].out.exists() else NOTHING
+
+    with no_folder(kept):
         console.say("loading torch")
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import export as workflow
@@ -99,13 +107,16 @@ def export(
         job = workflow.prepare(workflow.Request(
             source.of(model), str(format), out, dtype=dtype, prefix=prefix, like=like, data=data,
             choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
-            measure=not no_measure), say=console.say)
+            measure=not no_measure, resume=resume), say=console.say)
+        jobs.append(job)
         with console.progress() as progress:
-            found = workflow.execute(job, progress=progress.update, say=console.say)
+            outcome = workflow.execute(job, progress=progress.update, say=console.say)
+    found = outcome.result
     made = found.get("evaluation")
     lines = "\n".join(f"{label}: {text}" for label, text in workflow.facts(found))
     text = f"{lines}\n\n{tables.markdown(made)}" if made else lines
-    console.result(text, found)
+    if console.result(text, found):
+        outcome.forget()
     console.say(f"wrote {job.out}")
     if made and tables.falls_short(made):
         raise typer.Exit(UNASKED)

@@ -9,6 +9,8 @@ from pwoa_cli.cli.console import Console
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files import run_folder
 
+NOTHING = "nothing was written."
+
 
 class Interrupted(PwoaError):
     """Ctrl-C, SIGTERM or SIGHUP; the message says what was kept."""
@@ -51,7 +53,7 @@ def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> st
     goes on, unless it broke by itself."""
     names = [name for name in _times(folder) if name not in before]
     if not names:
-        return "nothing was written."
+        return NOTHING
     kept = f"kept in {folder}: {', '.join(names)}."
     if run_folder.CONFIG not in names:
         return kept
@@ -63,10 +65,9 @@ def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> st
 
 
 @contextmanager
-def no_folder(goes_on: Callable[[], str] = str) -> Iterator[None]:
+def no_folder(kept: Callable[[], str] = lambda: NOTHING) -> Iterator[None]:
+    """Without a folder; kept: what is left when the block is interrupted, in a sentence."""
     try:
         yield None
     except KeyboardInterrupt:
-        more = goes_on()
-        raise Interrupted("interrupted; "
-                          f"{f'no report was written. {more}' if more else 'nothing was written.'}") from None
+        raise Interrupted(f"interrupted; {kept()}") from None

@@ -220,7 +220,9 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
         data=None if data is None else str(data), norm=norm, eps=_eps(eps),
         curve=",".join(str(_eps(one)) for one in curve) if curve else None, n=samples, seed=seed,
         batch_size=batch_size, device=device, max_seconds=max_seconds), say=say)
-    report = evaluation.execute(job, progress=progress, say=say).result
+    outcome = evaluation.execute(job, progress=progress, say=say)
+    evaluation.forget(outcome, job)
+    report = outcome.result
     if isinstance(model, str | PathLike):
         return _result(report)
     if job.several is None:  # a list of one
@@ -252,7 +254,9 @@ def export(model: PathText, format: str, out: PathText | None = None, *, dtype: 
         None if out is None else Path(out), dtype=dtype, prefix=prefix,
         like=None if like is None else str(like), data=None if data is None else str(data), norm=norm,
         eps=_eps(eps), attacks=attacks, n=samples, seed=seed, measure=measure), say=say)
-    report = exporting.execute(job, progress=progress, say=say)
+    outcome = exporting.execute(job, progress=progress, say=say)
+    outcome.forget()
+    report = outcome.result
     made = report.get("evaluation")
     return Exported(job.out, report["file_bytes"], format, report["largest_difference"],
                     _result(made) if made else None, report)

@@ -1,7 +1,9 @@
 """The main path of `pwoa export`: find the model -> write it in the form that is asked for -> read that again
 and prove it -> measure it where its numbers changed."""
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ CLOSE = 1e-3  # largest difference of logits that float32 rounding makes in anot
 @dataclass(frozen=True)
 class Request:
     """What the user asked `pwoa export` for; None: inferred. like: a checkpoint whose envelope a dense file
-    gets; "none": nothing around the names. measure: attack both where values changed. eps as typed."""
+    gets; "none": nothing around the names. measure: attack both where values changed. resume: go on with an
+    export that was stopped; its file may be there. eps as typed."""
 
     source: Source
     format: str
@@ -58,6 +61,7 @@ class Request:
     n: int = 1000
     seed: int = 0
     measure: bool = True
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     _check(request)
     path = request.source.path
     out = request.out or Path(f"{run_folder.name_for(path)}-{request.format}{ENDINGS[request.format][0]}")
-    _check_out(out, request.format)
+    _check_out(out, request)
     lossy = request.dtype != "fp32" and request.measure
     found: evaluation.Job | None = None
     integers = (request.format, request.dtype) == ("onnx", "int8")
@@ -94,7 +98,8 @@ def prepare(request: Request, *, say: Say) -> Job:
         attacked = {"attacks": request.attacks, "norm": request.norm, "eps": request.eps, "n": request.n}
         found = evaluation.prepare(evaluation.Request(
             request.source, data=request.data, choices=request.choices, seed=request.seed, device="cpu",
-            alone=True, **(attacked if lossy else {"attacks": "clean", "n": 1})), say=say)
+            resume=request.resume, alone=True, **(attacked if lossy else {"attacks": "clean", "n": 1})),
+            say=say)
         loaded = found.subject.loaded
     else:
         request.choices.check_nothing_said()
@@ -164,12 +169,14 @@ def _check(request: Request) -> None:
         onnx.check_installed()
 
 
-def _check_out(out: Path, kind: str) -> None:
-    """Raises: InputError unless a file of that name can be written and is not there yet."""
-    fits = out.suffix in ENDINGS[kind]
-    run_folder.check_file(out, flag="--out", ending=out.suffix if fits else ENDINGS[kind][0])
-    if out.exists():
-        raise InputError(f"{out} exists; it was not touched.", hint="Name another: --out FILE")
+def _check_out(out: Path, request: Request) -> None:
+    """Raises: InputError unless a file of that name can be written and is not there yet, but for one that a
+    stopped export may have left."""
+    endings = ENDINGS[request.format]
+    run_folder.check_file(out, flag="--out", ending=out.suffix if out.suffix in endings else endings[0])
+    if out.exists() and not request.resume:
+        raise InputError(f"{out} exists; it was not touched.",
+                         hint="Name another: --out FILE; or, if this command was stopped: --resume")
 
 
 def _like(request: Request, *, say: Say) -> Source | None:
@@ -193,12 +200,21 @@ def _like(request: Request, *, say: Say) -> Source | None:
 
 # --- doing ---------------------------------------------------------------------------
 
-def execute(job: Job, *, progress: Progress, say: Say) -> dict[str, Any]:
-    """Write, prove and measure. Returns: the JSON object of `pwoa export`; `evaluation` in it is what `pwoa
-    eval` gives, where the numbers changed."""
+@dataclass(frozen=True)
+class Outcome:
+    """An export. result: the JSON object of `pwoa export`; `evaluation` in it is what `pwoa eval` gives,
+    where the numbers changed. forget: removes what is kept for --resume, for when the result is shown."""
+
+    result: dict[str, Any]
+    forget: Callable[[], None] = lambda: None
+
+
+def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
+    """Write, prove and measure. Raises: InputError if --resume finds another file; PwoaError if the file
+    gives other logits."""
     request, net = job.request, job.loaded.model.net
     say(f"writing {job.out}")
-    size = _write(job)
+    size = _written(job)
     result: dict[str, Any] = {
         "format": request.format, "dtype": request.dtype, "file": str(job.out), "file_bytes": size,
         "sha256": file_sha256(job.out), "source": job.loaded.source, "source_sha256": job.loaded.sha256,
@@ -225,11 +241,24 @@ def execute(job: Job, *, progress: Progress, say: Say) -> dict[str, Any]:
                         hint="Please report this, with the checkpoint: the file is kept.")
     if request.dtype != "fp32" and request.measure and job.evaluation is not None:
         both = replace(job.evaluation, loaded={"original": job.loaded, "exported": again})
-        made = evaluation.execute(both, progress=progress, say=say).result
+        made = evaluation.execute(both, progress=progress, say=say)
         if request.format == "onnx":
-            made["notes"].append(BY_ORIGINAL)
-        result["evaluation"] = made
-    return result
+            made.result["notes"].append(BY_ORIGINAL)
+        return Outcome(result | {"evaluation": made.result}, partial(evaluation.forget, made, both))
+    return Outcome(result)
+
+
+def _written(job: Job) -> int:
+    """Write the file; the one that a stopped export left must be the same. Returns: its bytes."""
+    if not job.out.exists():
+        return _write(job)
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder, job.out.name)
+        size = _write(replace(job, out=again))
+        if file_sha256(again) != file_sha256(job.out):
+            raise InputError(f"{job.out} is another file than this command writes; it was not touched.",
+                             hint="Name another: --out FILE")
+    return size
 
 
 def _write(job: Job) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import small_models as small
 from helpers.cli_world import BUDGET, PACKAGE, TINY, start
+from helpers.processes import wait
 
 import pwoa_cli
 from pwoa_cli.exports import onnx
@@ -120,6 +121,7 @@ def test_onnx_of_integers_is_attacked_beside_the_original(here, pwoa):
     made = found["evaluation"]
     assert made["headings"] == ["original", "exported"] and set(made["student"]) == {"clean", "fgsm"}
     assert made["notes"][-1].startswith("exported: rounding has no gradient")
+    assert not Path("pwoa-runs/.eval").exists()  # the figures are shown: nothing is left to go on from
     training = len(np.load("tiny.npz")["x_train"])
     assert found["calibrated_on"] == f"{training} training images of tiny"
     assert (found["images"], found["other_class"]) == (64, 0) and 0 < found["largest_difference"] < 1
@@ -144,6 +146,44 @@ def test_what_is_of_attacks_is_said_where_nothing_is_attacked(here, pwoa, words)
     out, err = export(pwoa, "model.pt", "--format", "sparse", *words, *TINY, "--json")
     assert "evaluation" not in json.loads(out)
     assert "--eps and --samples: not used, as nothing is attacked" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sparse", "q.safetensors"), ("onnx", "q.onnx")])
+def test_a_stopped_export_says_what_is_there_and_goes_on(here, pwoa, kind, name):
+    words = ("export", "model.pt", "--format", kind, "--dtype", "int8", "--out", name, *TINY)
+    process = start(*words, "--eps", "1e-6", "--attacks", "fgsm,fmn-1000000")
+    kept = Path("pwoa-runs/.eval")
+    wait(process, lambda: len(list(kept.glob("*/fgsm.*.npz"))) == 2, seconds=120)  # of both models
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and not out
+    assert err.endswith(f"interrupted; {name} is whole, but was not tried to the end. The same command with "
+                        "--resume goes on.\n")
+    there = Path(name).read_bytes()
+    words = (*words[1:], "--eps", "1e-6", "--attacks", "fgsm")
+    code, _, err = pwoa("export", *words)
+    assert code == 2 and f"{name} exists; it was not touched" in err
+    out, err = export(pwoa, *words, "--resume", "--json")
+    assert json.loads(out)["evaluation"]["student"]["fgsm"]["n"] == 20
+    assert "2 finished parts of an earlier run were taken over" in " ".join(err.split())
+    assert Path(name).read_bytes() == there and not kept.exists()
+
+
+def test_another_file_is_not_taken_for_a_stopped_export_s(here, pwoa):
+    Path("s.safetensors").write_bytes(b"mine")
+    code, _, err = pwoa("export", "model.pt", "--format", "sparse", "--out", "s.safetensors", "--resume")
+    assert code == 2 and "is another file than this command writes; it was not touched" in " ".join(
+        err.split())
+    assert Path("s.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors", "m.onnx"])
+def test_the_same_export_gives_the_same_bytes(here, pwoa, name):
+    kind = "onnx" if name == "m.onnx" else "dense"
+    export(pwoa, "model.pt", "--format", kind, "--out", name)
+    there = Path(name).read_bytes()
+    out, _ = export(pwoa, "model.pt", "--format", kind, "--out", name, "--resume", "--json")
+    assert json.loads(out)["file_bytes"] == len(there) and Path(name).read_bytes() == there
 
 
 @pytest.mark.parametrize("structure", ["channel", "filter"])

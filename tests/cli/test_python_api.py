@@ -36,7 +36,7 @@ def test_prune_gives_what_the_command_gives_and_prints_nothing(here, pwoa, capfd
 def test_evaluate_of_a_file_and_of_a_run(here, pwoa):
     alone = pwoa_cli.evaluate("model.pt", attacks="pgd-2,fgsm", **SETTINGS)
     assert alone.teacher == {} and alone.scores["clean"].accuracy == 1.0 and alone.scores["clean"].n == 20
-    assert alone.worst == alone.scores["worst case"]
+    assert alone.worst == alone.scores["worst case"] and not Path("pwoa-runs/.eval").exists()
     run = next(Path("pwoa-runs").glob("model-*"))
     beside = pwoa_cli.evaluate(run, attacks="fgsm", samples=20)
     assert beside.teacher["clean"].accuracy == 1.0 and beside.report["headings"] == ["teacher", "pruned"]

@@ -24,7 +24,9 @@ typed("cli/bench.py:bench: --threads", [*BENCH, "--threads", "0"], "--threads 1"
 typed("workflows/bench.py:bench", [*without(BENCH, "--runtimes"), "--runtimes", "fastest"])
 typed(AT + "_check: For", [*EXPORT, "best"])
 typed(AT + "_check: --dtype", [*EXPORT, "dense", "--dtype", "int8"])
-typed(AT + "_check_out", [*EXPORT, "dense", "--out", "model.pt"], "--out FILE", "--out other.pt")
+typed(AT + "_check_out", [*EXPORT, "dense", "--out", "model.pt"],
+      "--out FILE; or, if this command was stopped: --resume", "--out other.pt")
+typed(AT + "_written", [*EXPORT, "dense", "--out", "model.pt", "--resume"], "--out FILE", "--out other.pt")
 TAKES_20 = """from torch import nn
 
 
