@@ -8,8 +8,9 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
+from pwoa_cli.cli.gates import GateOptions, tell
 from pwoa_cli.cli.run_folder import NOTHING, no_folder
-from pwoa_cli.errors import UNASKED, InputError
+from pwoa_cli.errors import GATE, UNASKED, InputError
 
 EXPORT, CARD = "Export", "Card"
 GOES_ON = "The same command with --resume goes on."
@@ -19,7 +20,7 @@ Examples:
   pwoa export RUN --format dense
   pwoa export RUN --format slim
   pwoa export pruned.safetensors --format onnx
-  pwoa export RUN --format sparse --dtype bf16
+  pwoa export RUN --format onnx --dtype int8 --max-drop worst=1
   pwoa export RUN --card DIR --license mit"""
 
 Models = Annotated[list[str], typer.Argument(
@@ -80,7 +81,7 @@ def export(
     source: options.SourceOptions, data: options.Data = None,
     pictures: options.DataOptions, norm: options.Norm = None, eps: options.Eps = None,
     attacks: options.Attacks = "fgsm,pgd,cw", n: options.N = 1000, no_measure: NoMeasure = False,
-    seed: options.Seed = 0, resume: options.Resume = False, json: options.Json = False,
+    gate: GateOptions, seed: options.Seed = 0, resume: options.Resume = False, json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Write a model in a form that others read."""
@@ -88,7 +89,7 @@ def export(
     if card.card is not None:
         _card(models, card, card.card, console, typed=_typed(context))
         return
-    model = _one(models, format, card)
+    model, gates = _one(models, format, card), gate.parsed()
     idle = [flag for flag in _typed(context) if flag in OF_ATTACKS]
     if idle and (dtype == "fp32" or no_measure):
         why = "no value is rounded" if dtype == "fp32" else "--no-measure"
@@ -107,7 +108,7 @@ def export(
         job = workflow.prepare(workflow.Request(
             source.of(model), str(format), out, dtype=dtype, prefix=prefix, like=like, data=data,
             choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
-            measure=not no_measure, resume=resume), say=console.say)
+            measure=not no_measure, resume=resume, gates=gates, strict=gate.strict), say=console.say)
         jobs.append(job)
         with console.progress() as progress:
             outcome = workflow.execute(job, progress=progress.update, say=console.say)
@@ -118,6 +119,8 @@ def export(
     if console.result(text, found):
         outcome.forget()
     console.say(f"wrote {job.out}")
+    if made and not tell(console, gate, made, text=text, name=model):
+        raise typer.Exit(GATE)
     if made and tables.falls_short(made):
         raise typer.Exit(UNASKED)
 

@@ -1,7 +1,7 @@
 """The main path of `pwoa export`: find the model -> write it in the form that is asked for -> read that again
 and prove it -> measure it where its numbers changed."""
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pwoa_cli.attacks import parse
+from pwoa_cli import attacks
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.metadata import to_metadata
 from pwoa_cli.checkpoints.model import Loaded, Source, load_model
@@ -26,6 +26,7 @@ from pwoa_cli.files.plain import read_json
 from pwoa_cli.networks.build import Normalized
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import numbers
+from pwoa_cli.reports.gates import Gate, resolved
 from pwoa_cli.workflows import evaluate as evaluation
 from pwoa_cli.workflows.images import image_shape
 from pwoa_cli.workflows.setup import open_model
@@ -62,6 +63,8 @@ class Request:
     seed: int = 0
     measure: bool = True
     resume: bool = False
+    gates: Sequence[Gate] = ()
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def prepare(request: Request, *, say: Say) -> Job:
         attacked = {"attacks": request.attacks, "norm": request.norm, "eps": request.eps, "n": request.n}
         found = evaluation.prepare(evaluation.Request(
             request.source, data=request.data, choices=request.choices, seed=request.seed, device="cpu",
-            resume=request.resume, alone=True, **(attacked if lossy else {"attacks": "clean", "n": 1})),
-            say=say)
+            resume=request.resume, strict=request.strict, alone=True,
+            **(attacked if lossy else {"attacks": "clean", "n": 1})), say=say)
         loaded = found.subject.loaded
     else:
         request.choices.check_nothing_said()
@@ -160,13 +163,22 @@ def _check(request: Request) -> None:
         what = "none of" if request.dtype not in DTYPES else f"not offered for {request.format}, which has"
         raise InputError(f"--dtype {request.dtype} is {what} {', '.join(OFFERED[request.format])}.",
                          hint=f"--dtype {OFFERED[request.format][-1]}")
+    if request.gates and (request.dtype == "fp32" or not request.measure):
+        why = "no value is rounded" if request.dtype == "fp32" else "--no-measure"
+        raise InputError(f"{request.gates[0]}: nothing is attacked ({why}), so there is nothing to judge.",
+                         hint="Leave it out.")
     if request.format != "dense" and (request.prefix or request.like):
         raise InputError("--prefix and --like are of dense files.", hint="Leave them out, or: --format dense")
     if request.prefix and request.like not in (None, "none"):
         raise InputError("--prefix and --like both say how names begin.", hint="Give one of them.")
-    parse(request.attacks)
+    _gates(request)
     if request.format == "onnx":
         onnx.check_installed()
+
+
+def _gates(request: Request) -> list[Gate]:
+    """Under the names that the report will have. Raises: InputError."""
+    return resolved(request.gates, attacks.typed(request.attacks), compared=True)
 
 
 def _check_out(out: Path, request: Request) -> None:
@@ -240,7 +252,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
                         f"{result['largest_difference']:.3g} on {job.compared_on}.",
                         hint="Please report this, with the checkpoint: the file is kept.")
     if request.dtype != "fp32" and request.measure and job.evaluation is not None:
-        both = replace(job.evaluation, loaded={"original": job.loaded, "exported": again})
+        both = replace(job.evaluation, request=replace(job.evaluation.request, gates=_gates(request)),
+                       loaded={"original": job.loaded, "exported": again})
         made = evaluation.execute(both, progress=progress, say=say)
         if request.format == "onnx":
             made.result["notes"].append(BY_ORIGINAL)

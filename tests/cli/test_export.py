@@ -169,6 +169,29 @@ def test_a_stopped_export_says_what_is_there_and_goes_on(here, pwoa, kind, name)
     assert Path(name).read_bytes() == there and not kept.exists()
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--max-drop", "fgsm=50"], 0), (["--max-drop", "worst=50"], 0),
+                                             (["--min", "clean=0.5", "--min", "fgsm=1"], 1),
+                                             (["--max-drop", "fgsm=-90"], 1)], ids=str)
+@pytest.mark.parametrize(("kind", "name"), [("sparse", "q.safetensors"), ("onnx", "q.onnx")])
+def test_gates_judge_what_rounding_costs(here, pwoa, kind, name, words, code):
+    found, out, err = pwoa("export", "model.pt", "--format", kind, "--dtype", "int8", *TINY, "--attacks",
+                           "fgsm", "--out", name, "--json", "--junit", "g.xml", *words)
+    assert found == code and Path(name).is_file(), err
+    verdicts = json.loads(out)["evaluation"]["gates"]
+    assert len(verdicts) == len(words) // 2 and verdicts[-1]["passed"] == (code == 0)
+    assert ("gate failed: " in err) == bool(code) and "<testcase" in Path("g.xml").read_text()
+
+
+def test_gates_of_what_is_not_measured_are_refused(here, pwoa):
+    words = ("export", "model.pt", "--format", "sparse", *TINY, "--max-drop")
+    for more, sentence in ((["worst=1"], "--max-drop worst=1: nothing is attacked (no value is rounded)"),
+                           (["worst=1", "--dtype", "int8", "--no-measure"], "(--no-measure)"),
+                           (["aa=1", "--dtype", "int8"], "aa is not measured")):
+        code, out, err = pwoa(*words, *more)
+        assert code == 2 and not out and sentence in " ".join(err.split()), err
+    assert not Path("model-sparse.safetensors").exists()
+
+
 def test_another_file_is_not_taken_for_a_stopped_export_s(here, pwoa):
     Path("s.safetensors").write_bytes(b"mine")
     code, _, err = pwoa("export", "model.pt", "--format", "sparse", "--out", "s.safetensors", "--resume")

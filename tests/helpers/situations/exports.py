@@ -50,7 +50,14 @@ def timing_beside_a_network_of_other_images(tool):
     tool.follow([*BENCH, "--against", "colour.pt"], "--against FILE", "--against pruned.safetensors")
 
 
-@prints(AT + "_check: Leave", AT + "_check: Give")
+@prints(AT + "_check: Leave it")
+def gates_where_nothing_is_attacked(tool):
+    words = [*EXPORT, "sparse", "--max-drop", "worst=1"]
+    tool.refused(*words)
+    tool.works(*without(words, "--max-drop"))
+
+
+@prints(AT + "_check: Leave them", AT + "_check: Give")
 def words_around_the_weights(tool):
     words = [*EXPORT, "sparse", "--prefix", "module."]
     tool.follow(words)
