@@ -238,7 +238,7 @@ def test_slim_networks_go_on(tmp_path):
     again = load_model("slim.safetensors")
     for kind in ("sparse", "onnx"):
         job = export.prepare(export.Request(Source("slim.safetensors"), kind), say=lambda text: None)
-        found = export.execute(job, progress=lambda *_: None, say=lambda text: None)
+        found = export.execute(job, progress=lambda *_: None, say=lambda text: None).result
         assert found["largest_difference"] <= 1e-5
     sparse = load_model("slim-sparse.safetensors")
     assert torch.equal(sparse.model(x), again.model(x))
