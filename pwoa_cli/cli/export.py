@@ -90,10 +90,6 @@ def export(
         _card(models, card, card.card, console, typed=_typed(context))
         return
     model, gates = _one(models, format, card), gate.parsed()
-    idle = [flag for flag in _typed(context) if flag in OF_ATTACKS]
-    if idle and (dtype == "fp32" or no_measure):
-        why = "no value is rounded" if dtype == "fp32" else "--no-measure"
-        console.say(f"{' and '.join(idle)}: not used, as nothing is attacked ({why})")
     jobs: list[Any] = []
 
     def kept() -> str:
@@ -105,10 +101,14 @@ def export(
         from pwoa_cli.reports import tables
         from pwoa_cli.workflows import export as workflow
 
-        job = workflow.prepare(workflow.Request(
+        request = workflow.Request(
             source.of(model), str(format), out, dtype=dtype, prefix=prefix, like=like, data=data,
             choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
-            measure=not no_measure, resume=resume, gates=gates, strict=gate.strict), say=console.say)
+            measure=not no_measure, resume=resume, gates=gates, strict=gate.strict)
+        unused = [flag for flag in _typed(context) if flag in OF_ATTACKS]
+        if unused and request.idle:
+            console.say(f"{' and '.join(unused)}: not used, as nothing is attacked ({request.idle})")
+        job = workflow.prepare(request, say=console.say)
         jobs.append(job)
         with console.progress() as progress:
             outcome = workflow.execute(job, progress=progress.update, say=console.say)

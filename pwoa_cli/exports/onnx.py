@@ -3,7 +3,6 @@
 onnx, onnxscript and onnxruntime come with `pip install 'pwoa-cli[onnx]'`.
 """
 import contextlib
-import hashlib
 import importlib.util
 import io
 import logging
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files.atomic import atomic
+from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.networks.build import raised
 
 OPSET = 20  # of onnx 1.15 (2023): what ONNX Runtime 1.17 and later reads
@@ -38,9 +38,8 @@ def save(model: nn.Module, path: Path, *, example: Tensor) -> int:
     is `images` (float32, in [0,1]), its output `logits`. Raises: PwoaError where torch cannot export it.
     """
     batch = torch.export.Dim("batch")
-    quiet = io.StringIO()
     try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(quiet), no_logging():
+        with quietly():
             program = torch.onnx.export(model, (example,), dynamo=True, input_names=[INPUT],
                                         output_names=[OUTPUT], dynamic_shapes=({0: batch},),
                                         opset_version=OPSET, verbose=False)
@@ -88,8 +87,8 @@ class Opened(nn.Module):
             raise PwoaError(f"ONNX Runtime does not take what torch {torch.__version__} exported: "
                             f"{raised(error)[:200]}") from error
         # what is kept of an unfinished evaluation is found by a network's tensors
-        words = path.read_bytes() + onnxruntime.__version__.encode()
-        self.register_buffer("identity", torch.tensor(list(hashlib.sha256(words).digest())))
+        words = f"{file_sha256(path)} {onnxruntime.__version__}"
+        self.register_buffer("identity", torch.tensor(list(words.encode())))
 
     def forward(self, x: Tensor) -> Tensor:
         found = torch.from_numpy(self._session.run(None, {INPUT: x.detach().contiguous().numpy()})[0])
@@ -100,11 +99,13 @@ class Opened(nn.Module):
 
 
 @contextlib.contextmanager
-def no_logging() -> Iterator[None]:
-    """Without what torch logs of its own attempts; what fails is an exception too."""
+def quietly() -> Iterator[None]:
+    """Without what torch and ONNX Runtime print, warn and log of their own steps; what fails is an exception
+    too."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)

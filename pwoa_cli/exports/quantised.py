@@ -2,17 +2,13 @@
 channel, activations with the range that they have on training images, by ONNX Runtime's own static
 quantisation (QuantizeLinear and DequantizeLinear around every layer).
 """
-import contextlib
-import io
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pwoa_cli.errors import PwoaError
+from pwoa_cli.errors import PwoaError, of_system
 from pwoa_cli.exports import onnx
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.networks.build import raised
@@ -29,7 +25,7 @@ def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
     255th of their range, classes would tie. Input and output as of `onnx.save`.
     Args: images: (N, C, H, W) in [0,1], N above 1, never those that accuracy is measured on: their smallest
     and largest activations are the ranges, beyond which others are cut off.
-    Raises: PwoaError where torch cannot export the model or ONNX Runtime cannot quantise it.
+    Raises: PwoaError where torch cannot export the model, ONNX Runtime cannot quantise it, or a disk is full.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -48,7 +44,7 @@ def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
         plain, ready = Path(folder, "plain.onnx"), Path(folder, "ready.onnx")
         onnx.save(model, plain, example=images[:2])
         try:
-            with _quietly():
+            with onnx.quietly():
                 # torch's exporter has said the shapes; the symbolic inference knows fewer networks
                 quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
                 with atomic(path) as temporary:
@@ -58,6 +54,8 @@ def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
                         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]})
         except PwoaError:  # of the disk
             raise
+        except OSError as error:  # of that of temporary files
+            raise of_system(error) from error
         except Exception as error:  # of its own many kinds
             raise PwoaError(f"ONNX Runtime cannot quantise this network: {raised(error)[:200]}.",
                             hint="--format onnx writes it in float32.") from error
@@ -72,11 +70,3 @@ def other_classes(path: Path, model: nn.Module, images: Tensor) -> int:
     """
     kernels, exact = (onnx.Opened(path, model, optimised=optimised) for optimised in (True, False))
     return sum(int((kernels(x).argmax(1) != exact(x).argmax(1)).sum()) for x in images.split(SPLIT))
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what ONNX Runtime prints and logs of its own steps; what fails is an exception too."""
-    with (warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()),
-          onnx.no_logging()):
-        yield

@@ -55,25 +55,22 @@ def bf16(model: nn.Module, x: Tensor) -> Ready:
 
 def onnx_runtime(model: nn.Module, x: Tensor) -> Ready:
     """ONNX Runtime on its CPU, of the file that `pwoa export` writes."""
-    if x.device.type != "cpu":
-        raise Unavailable("it is tried on the CPU alone")
-    onnx.check_installed()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "m.onnx")
-        onnx.save(model, path, example=torch.zeros(2, *x.shape[1:]))
-        opened = onnx.Opened(path, model)
-    return lambda: opened(x)
+    return _of_file(model, x, lambda path: onnx.save(model, path, example=torch.zeros(2, *x.shape[1:])))
 
 
 def onnx_int8(model: nn.Module, x: Tensor) -> Ready:
     """ONNX Runtime on its CPU, of the file with 8-bit integers that `pwoa export` writes: time does not
     depend on its scales, which random images give here."""
+    return _of_file(model, x, lambda path: quantised.save(model, path, images=torch.rand(8, *x.shape[1:])))
+
+
+def _of_file(model: nn.Module, x: Tensor, save: Callable[[Path], int]) -> Ready:
     if x.device.type != "cpu":
         raise Unavailable("it is tried on the CPU alone")
     onnx.check_installed()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m.onnx")
-        quantised.save(model, path, images=torch.rand(8, *x.shape[1:]))
+        save(path)
         opened = onnx.Opened(path, model)
     return lambda: opened(x)
 

@@ -66,6 +66,11 @@ class Request:
     gates: Sequence[Gate] = ()
     strict: bool = False
 
+    @property
+    def idle(self) -> str:
+        """Why nothing is attacked; "" where both models are."""
+        return "no value is rounded" if self.dtype == "fp32" else "" if self.measure else "--no-measure"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -94,15 +99,15 @@ def prepare(request: Request, *, say: Say) -> Job:
     path = request.source.path
     out = request.out or Path(f"{run_folder.name_for(path)}-{request.format}{ENDINGS[request.format][0]}")
     _check_out(out, request)
-    lossy = request.dtype != "fp32" and request.measure
     found: evaluation.Job | None = None
     integers = (request.format, request.dtype) == ("onnx", "int8")
-    if lossy or integers or request.data or request.format in ("onnx", "slim") and Path(path).is_dir():
+    if (not request.idle or integers or request.data
+            or request.format in ("onnx", "slim") and Path(path).is_dir()):
         attacked = {"attacks": request.attacks, "norm": request.norm, "eps": request.eps, "n": request.n}
         found = evaluation.prepare(evaluation.Request(
             request.source, data=request.data, choices=request.choices, seed=request.seed, device="cpu",
             resume=request.resume, strict=request.strict, alone=True,
-            **(attacked if lossy else {"attacks": "clean", "n": 1})), say=say)
+            **({"attacks": "clean", "n": 1} if request.idle else attacked)), say=say)
         loaded = found.subject.loaded
     else:
         request.choices.check_nothing_said()
@@ -163,10 +168,9 @@ def _check(request: Request) -> None:
         what = "none of" if request.dtype not in DTYPES else f"not offered for {request.format}, which has"
         raise InputError(f"--dtype {request.dtype} is {what} {', '.join(OFFERED[request.format])}.",
                          hint=f"--dtype {OFFERED[request.format][-1]}")
-    if request.gates and (request.dtype == "fp32" or not request.measure):
-        why = "no value is rounded" if request.dtype == "fp32" else "--no-measure"
-        raise InputError(f"{request.gates[0]}: nothing is attacked ({why}), so there is nothing to judge.",
-                         hint="Leave it out.")
+    if request.gates and request.idle:
+        raise InputError(f"{request.gates[0]}: nothing is attacked ({request.idle}), so there is nothing to "
+                         "judge.", hint="Leave it out.")
     if request.format != "dense" and (request.prefix or request.like):
         raise InputError("--prefix and --like are of dense files.", hint="Leave them out, or: --format dense")
     if request.prefix and request.like not in (None, "none"):
@@ -251,7 +255,7 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         raise PwoaError(f"{job.out} gives other logits than the model when it is loaded again, by "
                         f"{result['largest_difference']:.3g} on {job.compared_on}.",
                         hint="Please report this, with the checkpoint: the file is kept.")
-    if request.dtype != "fp32" and request.measure and job.evaluation is not None:
+    if not request.idle and job.evaluation is not None:
         both = replace(job.evaluation, request=replace(job.evaluation.request, gates=_gates(request)),
                        loaded={"original": job.loaded, "exported": again})
         made = evaluation.execute(both, progress=progress, say=say)

@@ -1,4 +1,7 @@
 """ONNX of 8-bit integers: against the closed form, and as a network under attack."""
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +138,18 @@ def test_what_cannot_be_quantised_is_one_sentence_and_leaves_nothing(tmp_path, m
     with pytest.raises(PwoaError, match="^ONNX Runtime cannot quantise this network: ValueError: [^\n]+$"):
         quantised.save(linear(), tmp_path / "m.onnx", images=images(20, 1, 8, 8))
     assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_of_temporary_files_is_not_the_networks_fault(tmp_path, monkeypatch):
+    import onnxruntime.quantization.shape_inference as library
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(library, "quant_pre_process", full)
+    with pytest.raises(PwoaError, match="No space left") as caught:
+        quantised.save(linear(), tmp_path / "m.onnx", images=images(20, 1, 8, 8))
+    assert "quantise" not in caught.value.message and not list(tmp_path.iterdir())
 
 
 def test_nothing_is_printed(tmp_path, capfd):
