@@ -19,7 +19,7 @@ WORDS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fp
          "_original_module", "_module")
 # of data parallelism around a part; deeper inside it is a layer's name (timm's iformer)
 INSIDE = "module"
-OUTERMOST = re.compile(rf"((module|model)\.)?[^.]+(?=\.{INSIDE}\.)")
+OUTERMOST = re.compile(rf"((module|model|_orig_mod)\.)*[^.]+(?=\.{INSIDE}\.)")
 FLAT = ("_flat_param", "_fsdp_flat_param", "flat_param_0")
 COUNT = "n_averaged"  # AveragedModel's
 # last names: of thop in every module, of AveragedModel and of ema-pytorch
@@ -125,22 +125,29 @@ def _one_of_two(state: State, averages: Collection[str], where: str) -> tuple[St
             sides.setdefault(side, {})[rest] = tensor
     if len(sides) < 2:
         return state, []
-    same = len({tuple(sorted((k, tuple(t.shape)) for k, t in side.items() if not normalisation_of(k)))
-                for side in sides.values()}) == 1
-    layers = all(sum(t.ndim > 1 and "." in k for k, t in side.items()) > 1 for side in sides.values())
     averaged = [n for n in sides if n in averages or AVERAGED.search(n) and n != "teacher"]
     plain = [n for n in sides if n not in averaged]
-    if same and layers and len(plain) == 1 and averaged:
-        others = " and ".join(f"{name}.*" for name in averaged)
-        return shared | sides[plain[0]], [
-            f"{plain[0]}.* of the file; beside it lies {others}, an average of the same network, which is "
-            f"not used (--entry {averaged[0]} takes it)"]
+    bare = {k: t for k, t in state.items() if k not in shared and k.partition(".")[0] not in averaged}
+    of_averages = [_shapes(sides[name]) for name in averaged]
+    for taken, words in ((sides[plain[0]], f"{plain[0]}.*") if len(plain) == 1 else ({}, ""),
+                         (bare, f"what does not begin with {' or '.join(averaged)}")):
+        layers = sum(t.ndim > 1 and "." in k for k, t in taken.items()) > 1
+        if layers and averaged and all(shapes == _shapes(taken) for shapes in of_averages):
+            others = " and ".join(f"{name}.*" for name in averaged)
+            return shared | taken, [
+                f"{words} of the file; beside it lies {others}, an average of the same network, which is "
+                f"not used (--entry {averaged[0]} takes it)"]
     if set(sides) <= set(SIDES):
         names = sorted(sides, key=SIDES.index)
         raise InputError(f"{where} holds {len(sides)} models side by side: the keys begin with "
                          f"{', '.join(names)}.",
                          hint=f"Say which: --entry {names[0]}")
     return state, []
+
+
+def _shapes(side: State) -> set[tuple[str, tuple[int, ...]]]:
+    """The names and shapes of a network's tensors, without its normalisation."""
+    return {(k, tuple(t.shape)) for k, t in side.items() if not normalisation_of(k)}
 
 
 def normalisation_around(state: State, part: str) -> dict[str, Tensor]:

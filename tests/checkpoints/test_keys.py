@@ -166,6 +166,28 @@ def test_averaged_model_side_by_side_with_its_network(net, plain, average, outer
     assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
 
 
+@pytest.mark.parametrize("outer", ["", "module.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize(("average", "made"), [
+    ("ema", "copy"), ("swa_model", "averaged"), ("shadow", "copy"), ("second", "averaged")])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_an_average_among_the_layers_of_its_network(net, average, made, outer, normalised):
+    other = averaged(net) if made == "averaged" else {k: t + 1 for k, t in net.items()}
+    content = dict(net) | {f"{average}.{k}": t for k, t in other.items()}
+    if normalised:
+        content |= {"mean": MEAN, "std": STD}
+    path = saved({"state_dict": {outer + k: t for k, t in content.items()}})
+    for entry, added in ((None, 0.0), (average, 1.0)):
+        loaded = load_model(Source(path, entry=entry))
+        assert torch.equal(loaded.model.net.state_dict()["conv1.weight"], net["conv1.weight"] + added)
+        assert (loaded.mean == (0.5, 0.25, 0.125)) is normalised
+    assert f"--entry {average} takes it" in " ".join(read_state_dict(path)[2])
+
+
+def test_layers_that_are_named_as_an_average_and_are_none_stay(net):
+    content = dict(net) | {f"ema.{k}": t for k, t in list(net.items())[:-1]}
+    assert read_state_dict(saved(content))[0].keys() == content.keys()
+
+
 @pytest.mark.parametrize(("plain", "average"), [("model", "swa"), ("base", "swa"), ("base", "second")])
 def test_averaged_model_in_a_mapping_beside_its_network(net, plain, average):
     state, _, notes = read_state_dict(saved({average: averaged(net), plain: net, "epoch": 3}))
