@@ -126,7 +126,11 @@ def main() -> None:
     except SystemExit:
         raise  # of the completion of shells
     except BaseException as error:
-        code = _told(faults.of(error))
+        swallowed = signals.ended() and not isinstance(error, Interrupted)
+        code = _told(Interrupted("interrupted.") if swallowed else faults.of(error))
+    else:
+        if signals.ended():  # by foreign code: what was shown since may be wrong
+            code = _told(Interrupted("interrupted."))
     sys.exit(code)
 
 

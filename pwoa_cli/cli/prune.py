@@ -45,9 +45,9 @@ def prune(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    sparsity, max_loss, held_out, channels, macs, nm, target_bytes = only(
+    sparsity, max_loss, held_out, channels, macs, nm, target_bytes, structure = only(
         context, ("sparsity",), ("max_loss", "held_out"), ("channels",), ("macs",), ("nm",),
-        ("target_bytes",))
+        ("target_bytes",), structured=("channels", "macs", "nm"))
     wanted, created = None if sparsity is None else fraction(sparsity), datetime.now()
     points = None if max_loss is None else options.parse_points(max_loss)
     removed = None if channels is None else fraction(channels, flag="--channels")

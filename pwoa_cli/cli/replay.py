@@ -5,6 +5,8 @@ The table holds what was typed then, by the names of the command's parameters: m
 "0.9", settings = ["lr=1e-3"].
 """
 import difflib
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ from pwoa_cli.files.plain import read_toml
 # of this call, not of the run
 NOT_KEPT = ("config", "out", "json", "quiet", "verbose", "dry_run", "junit", "resume", "checkpoint_every")
 TABLE = "command"
+PATHS = ("model", "teacher", "arch", "data", "recipe", "class_map")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -62,10 +65,24 @@ def _unfinished(context: typer.Context, resume: bool) -> bool:
     return True
 
 
+def _found(text: str, folder: Path) -> str:
+    """A path of the run, as it is from here (run_folder.beside): of a file, of file.py:fn, of DIR or DIR/NAME
+    of data. mnist or default is no path, whatever lies around."""
+    if not any(mark in text for mark in (os.sep, "/", ".")):
+        return text
+    file, colon, function = text.partition(":") if ".py:" in text else (text, "", "")
+    there, (around, last) = run_folder.beside(file, folder), os.path.split(file)
+    if there == file and around and not os.path.exists(file):
+        there = os.path.join(run_folder.beside(around, folder), last)
+    return there + colon + function
+
+
 def _options(context: typer.Context, path: Path) -> dict[str, Any]:
     """What a file says, checked. Raises: InputError naming what is no option of the command."""
     table = _read(path)
     table.pop("sha256", None)
+    table |= {key: _found(value, path.parent) for key, value in table.items()
+              if key in PATHS and isinstance(value, str)}
     known = [str(p.name) for p in context.command.params if p.name not in NOT_KEPT]
     for key, value in table.items():
         if key not in known:
@@ -94,9 +111,10 @@ def said(context: typer.Context) -> dict[str, Any]:
             if value is not None}
 
 
-def only(context: typer.Context, *sides: tuple[str, ...]) -> list[Any]:
+def only(context: typer.Context, *sides: tuple[str, ...], structured: Collection[str] = ()) -> list[Any]:
     """The values of groups of parameters, of which the first ones exclude each other: where one of those was
-    typed, what --config says of the other groups is taken away, from what `said` gives too."""
+    typed, what --config says of the other groups is taken away, from what `said` gives too; and its
+    structure, where one of `structured` was typed, which bring their own. The structure comes last."""
     def typed(name: str) -> bool:
         source = context.get_parameter_source(name)
         return source is not None and source.name == "COMMANDLINE"
@@ -105,7 +123,9 @@ def only(context: typer.Context, *sides: tuple[str, ...]) -> list[Any]:
         if typed(side[0]):
             others = (name for other in sides if other is not side for name in other)
             context.params |= {name: None for name in others if not typed(name)}
-    return [context.params[name] for side in sides for name in side]
+    if any(map(typed, structured)) and not typed("structure"):
+        context.params["structure"] = None
+    return [*(context.params[name] for side in sides for name in side), context.params["structure"]]
 
 
 def expected(context: typer.Context, config: Path | None) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pwoa_cli.cli.console import Console
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files import run_folder
+from pwoa_cli.machine import signals
 
 NOTHING = "nothing was written."
 
@@ -35,7 +36,7 @@ def opened(console: Console, out: Path | None, *, model: str, sparsity: float | 
             yield folder
         except BaseException as error:  # a user's code may call sys.exit
             kept = _kept(folder, set() if run else before.keys(), broken=error)
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt) or signals.ended():
                 raise Interrupted(f"interrupted; {kept} {goes_on()}".rstrip()) from None
             if _times(folder) != before:
                 console.warn(f"stopped; {kept}")
@@ -69,5 +70,7 @@ def no_folder(kept: Callable[[], str] = lambda: NOTHING) -> Iterator[None]:
     """Without a folder; kept: what is left when the block is interrupted, in a sentence."""
     try:
         yield None
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {kept()}") from None
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or signals.ended():
+            raise Interrupted(f"interrupted; {kept()}") from None
+        raise

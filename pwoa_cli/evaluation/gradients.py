@@ -23,6 +23,7 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.results import Finding
 from pwoa_cli.evaluation.rounding import gap, rounding, unit
 from pwoa_cli.evaluation.words import first_line, percent, share
+from pwoa_cli.machine import signals
 from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.machine.seeds import generator
 
@@ -108,6 +109,7 @@ def of_gradients(model: nn.Module, x: Tensor, y: Tensor, *, attacks: Collection[
     try:
         tried = probe(model, x, y)
     except Exception as error:  # no graph, NumPy inside, no backward: whatever foreign code raises
+        signals.let_through()
         if is_out_of_memory(error):
             raise
         yield Finding(BLIND_TO_ALL,
@@ -219,6 +221,7 @@ def fitting(model: nn.Module, x: Tensor, *, most: int) -> int:
     try:
         return fitting_batch(model, x, most=most)
     except Exception as error:  # whatever foreign code raises
+        signals.let_through()
         if is_out_of_memory(error):
             raise
         return most

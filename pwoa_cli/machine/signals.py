@@ -68,6 +68,20 @@ def wanted() -> bool:
     return _wish.here
 
 
+def ended() -> bool:
+    """Whether a signal has ended the process, whatever became of its KeyboardInterrupt: it may arrive in
+    foreign code that swallows it, or that goes on with a module half imported (torch's exporter of ONNX:
+    AttributeError)."""
+    return _wish.ended > -math.inf
+
+
+def let_through() -> None:
+    """Where an exception of foreign code would be taken for an answer. Raises: KeyboardInterrupt if a signal
+    has ended the process, of which that exception may be what is left."""
+    if ended():
+        raise KeyboardInterrupt
+
+
 def _arrived(number: int, frame: FrameType | None) -> None:
     if number == getattr(signal, "SIGHUP", None):
         _leave_terminal()

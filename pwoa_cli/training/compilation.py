@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine import signals
 from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.networks.build import raised
 from pwoa_cli.progress import Say
@@ -66,6 +67,7 @@ class _Graph:
                     return self.exact(recipe, student=student, teacher=teacher, hidden=hidden, batch=batch,
                                       num_classes=num_classes)
             except Exception as error:  # of a compiler, of torch's tracer
+                signals.let_through()
                 if is_out_of_memory(error):
                     raise
                 self._whole = False
@@ -134,6 +136,7 @@ def _tried(plan: Plan, student: nn.Module, stack: ExitStack, unable: Say) -> _Gr
             with _moved(student), warnings.catch_warnings(action="ignore"):
                 want, found = (_flat(way, state) for way in (plan, replace(plan, terms=graph.exact)))
         except Exception as error:  # of a compiler, of torch's tracer
+            signals.let_through()
             if is_out_of_memory(error):
                 raise
             raise _Failed(_why(error)) from error

@@ -16,6 +16,7 @@ from torch import nn
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.exports.runtimes import RUNTIMES, Ready, Unavailable, synced
+from pwoa_cli.machine import signals
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.timing import alternating, ratios, spread
@@ -159,8 +160,10 @@ def _timed(request: Request, loaded: Mapping[str, Loaded], shape: tuple[int, ...
                     with torch.no_grad():
                         calls[runtime, name]()
             except (Unavailable, PwoaError) as why:
+                signals.let_through()
                 left_out[runtime] = str(why)
             except Exception as error:  # a backend that is here and does not work: a compiler is missing, ...
+                signals.let_through()
                 left_out[runtime] = raised(error)
             if runtime in left_out:
                 calls = {key: call for key, call in calls.items() if key[0] != runtime}

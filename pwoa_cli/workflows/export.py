@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli import attacks
+from pwoa_cli.checkpoints import hub
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.metadata import to_metadata
 from pwoa_cli.checkpoints.model import Loaded, Source, load_model
@@ -202,15 +203,19 @@ def _like(request: Request, *, say: Say) -> Source | None:
         return None
     if request.like is not None:
         return Source(request.like, entry=request.source.entry, trust_pickle=request.source.trust_pickle)
-    report = Path(request.source.path) / "report.json"
-    if not report.is_file():
+    folder = Path(request.source.path)
+    if not (folder / "report.json").is_file():
         return None
-    model = read_json(report).get("model", {})
-    origin = Path(str(model.get("source", "")))
+    model = read_json(folder / "report.json").get("model", {})
+    name = str(model.get("source", ""))
+    origin = Path(run_folder.beside(name, folder))
     if origin.is_file() and file_sha256(origin) == model.get("sha256"):
         say(f"in the envelope of {origin}, which it was pruned from (--like none: names alone)")
         return Source(str(origin), entry=model.get("reading", {}).get("entry"),
                       trust_pickle=request.source.trust_pickle)
+    if not hub.is_name(name):
+        why = "is another file now" if origin.is_file() else "is not there any more"
+        say(f"names alone: {name}, in whose envelope it would be, {why} (--like FILE names one)")
     return None
 
 

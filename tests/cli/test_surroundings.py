@@ -6,13 +6,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.cli_world import PRUNE, RUN_FILES, start
+from helpers.processes import swallows_a_signal
 
 from pwoa_cli.data import datasets
+from pwoa_cli.evaluation import gradients
 from pwoa_cli.files import run_folder
-from pwoa_cli.workflows import evaluate, prune, setup
+from pwoa_cli.training import layout
+from pwoa_cli.workflows import bench, evaluate, prune, setup
 
 EVAL = ["--data", "tiny.npz", "--eps", "0.5", "--n", "20", "--attacks", "fgsm"]
+BENCH = ["bench", "model.pt", "--batch", "1", "--seconds", "0.01", "--runtimes"]
 
 
 @pytest.mark.parametrize("form", ["--json", "--seed=0"])
@@ -26,6 +31,24 @@ def test_a_file_name_that_stdout_cannot_encode_does_not_cost_the_result(here, mo
     assert name in out and Path("out/report.json").is_file()
     if form == "--json":
         assert json.loads(out)["model"]["source"] == "модель.pt"
+
+
+@pytest.mark.parametrize(("words", "module", "name", "instead"), [
+    ([*BENCH, "onnx,eager"], torch.onnx, "export",
+     AttributeError("module 'torch._dynamo' has no attribute 'exc'")),
+    ([*BENCH, "eager"], bench, "conclusion", None),
+    (["export", "model.pt", "--format", "onnx"], torch.onnx, "export", AttributeError("exc")),
+    (["export", "model.pt", "--format", "onnx"], torch.onnx, "export", None),
+    (["eval", "model.pt", *EVAL], gradients, "probe", AttributeError("exc")),
+    (["eval", "model.pt", *EVAL, "--out", "out"], gradients, "probe", AttributeError("exc")),
+    ([*PRUNE, "--out", "out"], layout, "_pass", ImportError("exc"))], ids=str)
+def test_a_signal_that_foreign_code_swallows_ends_the_command(here, pwoa, monkeypatch, words, module, name,
+                                                              instead):
+    """It was taken for a network that torch cannot export, a runtime that is not here."""
+    swallows_a_signal(monkeypatch, module, name, instead=instead)
+    code, _, err = pwoa(*words)
+    assert code == 130 and "interrupted" in err.splitlines()[-1] + err.splitlines()[-2], err
+    assert "error" not in err
 
 
 def no_home():

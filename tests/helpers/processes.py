@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from helpers.cli_world import PACKAGE
+from pwoa_cli.machine import signals
 from pwoa_cli.training import loop
 
 
@@ -21,6 +23,21 @@ def signal_in_step(monkeypatch, step):
 
     monkeypatch.setattr(loop, "step", arrives)
     return begun
+
+
+def swallows_a_signal(monkeypatch, module, name, *, instead):
+    """A signal comes within a function of foreign code, which makes another exception of it (None: goes on
+    with None)."""
+    monkeypatch.setattr(signals, "_wish", signals._Wish())  # what came is forgotten after the test
+
+    def foreign(*args, **kwargs):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # a signal arrives between two instructions
+        if instead is not None:
+            raise instead
+
+    monkeypatch.setattr(module, name, foreign)
 
 
 def wait(process, happens, *, seconds=30.0):
