@@ -1,6 +1,8 @@
 """`pwoa export` as a user types it: every format, what is tried and said, and wrong use."""
 import json
+import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -38,6 +40,22 @@ def test_dense_of_a_run_comes_in_the_envelope_of_its_checkpoint(here, pwoa):
     out, err = export(pwoa, run_folder(), "--format", "dense", "--prefix", "module.",
                       "--out", "p.safetensors")
     assert "envelope" not in out and torch.equal(pwoa_cli.load("p.safetensors")(X), want)
+
+
+def test_the_envelope_is_found_where_the_run_is_elsewhere_or_missed_aloud(here, pwoa):
+    """From another folder it was left out in silence, and code that reads ckpt["state_dict"] broke."""
+    torch.save({"state_dict": torch.load("model.pt", weights_only=True)}, "model.pt")
+    assert pwoa("prune", "model.pt", "--sparsity", "0.6", *TINY, *BUDGET, "--out", "run")[0] == 0
+    (here / "below").mkdir()
+    os.chdir("below")
+    out, err = export(pwoa, "../run", "--format", "dense", "--out", "d.pt")
+    assert list(torch.load("d.pt", weights_only=True)) == ["state_dict"] and "as in ../model.pt" in out
+    for why, change in (("is another file now", lambda: shutil.copy("d.pt", "../model.pt")),
+                        ("is not there any more", lambda: os.remove("../model.pt"))):
+        change()
+        out, err = export(pwoa, "../run", "--format", "dense", "--out", f"{len(why)}.pt")
+        assert f"model.pt, in whose envelope it would be, {why}" in " ".join(err.split())
+        assert "state_dict" not in torch.load(f"{len(why)}.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("words", [["--format", "slim"], ["--format", "onnx"],

@@ -1,11 +1,16 @@
 """--config: an earlier run again, to the byte; what is typed wins; what cannot be is refused."""
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
-from helpers.cli_world import PRUNE
+from helpers.cli_world import PACKAGE, PRUNE
+
+from pwoa_cli.cli.replay import _found
+
+RECIPES = PACKAGE / "training/recipes"
 
 
 def bytes_of(folder):
@@ -71,3 +76,33 @@ def test_a_folder_of_two_runs_is_refused(here, pwoa):
     shutil.copy("b/model.safetensors", "a/model.safetensors")
     code, _, err = pwoa("eval", "a", "--n", "20", "--attacks", "fgsm")
     assert code == 2 and "is of two runs" in err
+
+
+def test_paths_of_a_config_are_looked_for_above_it(here, pwoa):
+    """As those of a finished run are: from another folder, or where the run was moved with what is around
+    it."""
+    (here / "files").mkdir()
+    for name in ("model.pt", "tiny.npz"):
+        shutil.move(name, f"files/{name}")
+    shutil.copy(RECIPES / "default.toml", "files/mine.toml")
+    words = ["prune", "files/model.pt", *PRUNE[2:], "--data", "files/tiny.npz", "--recipe", "files/mine.toml"]
+    assert pwoa(*words, "--out", "runs/a")[0] == 0
+    (here / "other" / "mnist").mkdir(parents=True)
+    os.chdir(here / "other")
+    code, out, err = pwoa("prune", "--config", "../runs/a/config.toml", "--out", "b", "--json")
+    assert code == 0, err
+    assert bytes_of("b") == bytes_of("../runs/a")
+    assert json.loads(out)["command"]["model"] == "../files/model.pt"
+    assert _found("mnist", here / "other" / "run") == "mnist"  # the data set, whatever lies around
+
+
+def test_what_is_typed_brings_its_own_structure(here, pwoa):
+    """--channels over the config of filters was refused, with "leave --structure out", which nobody typed."""
+    assert pwoa(*PRUNE, "--structure", "filter", "--out", "a")[0] in (0, 3)  # few filters: near chance
+    for goal, value, structure in (("--nm", "2:4", "2:4"), ("--channels", "0.2", "channel"),
+                                   ("--sparsity", "0.2", "filter")):
+        code, out, err = pwoa("prune", "--config", "a/config.toml", goal, value, "--out", structure, "--json")
+        assert code in (0, 3), err
+        made = json.loads(out)
+        assert made["sparsity"]["structure"] == structure
+        assert made["command"].get("structure") == (structure if goal == "--sparsity" else None)
