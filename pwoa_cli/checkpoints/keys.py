@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
+from pwoa_cli.checkpoints.normalisation import HOLDERS, NAMES
 from pwoa_cli.errors import InputError
 
 State = Mapping[str, Tensor]
@@ -31,8 +32,12 @@ BESIDE = re.compile(r"((train|val|valid|test|ce|kl|center|adv|aux)(ing|idation)?
 # side by side in one state dict these are whole models, not layers of one
 SIDES = ("student", "teacher", "model", "net", "ema", "model_ema", "ema_model", "swa_model", "online_model",
          "encoder_q", "encoder_k", "netG", "netD", "generator", "discriminator")
-AVERAGED = re.compile(r"(ema|swa|avg|average|averaged|shadow|target|momentum)", re.IGNORECASE)
-NORMALISERS: tuple[list[str], ...] = ([], ["0"], ["normalize"], ["normalizer"], ["norm"], ["preprocess"])
+AVERAGES = {"ema", "swa", "avg", "average", "averaged", "shadow"}
+FOLLOWERS = {"target", "momentum"}  # of net: target_net, of online: target; also names of other things
+# layers around a network that normalise; the first of a Sequential, or behind a resize
+NORMALISERS = (*HOLDERS, "normalize_layer", "norm_layer", "data_norm", "input_norm", "preprocessing",
+               "preprocessor", "transform", "input_transform", "0", "1")
+PAIRS = (*NAMES, ("new_mean", "new_std"), ("_mean", "_std"))
 
 
 def cleaned(state: State, where: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -125,7 +130,7 @@ def _one_of_two(state: State, averages: Collection[str], where: str) -> tuple[St
             sides.setdefault(side, {})[rest] = tensor
     if len(sides) < 2:
         return state, []
-    averaged = [n for n in sides if n in averages or AVERAGED.search(n) and n != "teacher"]
+    averaged = [n for n in sides if n in averages or _is_average(n, beside=sides.keys() - {n})]
     plain = [n for n in sides if n not in averaged]
     bare = {k: t for k, t in state.items() if k not in shared and k.partition(".")[0] not in averaged}
     of_averages = [_shapes(sides[name]) for name in averaged]
@@ -143,6 +148,18 @@ def _one_of_two(state: State, averages: Collection[str], where: str) -> tuple[St
                          f"{', '.join(names)}.",
                          hint=f"Say which: --entry {names[0]}")
     return state, []
+
+
+def _is_average(name: str, *, beside: Collection[str]) -> bool:
+    """Whether a name says that it is an average: ema_net, netEMA; target_net where net lies beside it."""
+    words = _words(name)
+    followed = words - FOLLOWERS
+    return bool(words & AVERAGES) or words != followed and any(
+        _words(other) == followed if followed else "online" in _words(other) for other in beside)
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def _shapes(side: State) -> set[tuple[str, tuple[int, ...]]]:
@@ -183,6 +200,7 @@ def normalisation_of(key: str) -> str | None:
     parts = key.split(".")
     while parts[0] in ("module", "model", "_orig_mod") and len(parts) > 1:
         parts = parts[1:]
-    names = {"mean": "mean", "mu": "mean", "new_mean": "mean", "std": "std", "sigma": "std", "new_std": "std"}
-    holder = parts[:-1] in NORMALISERS
-    return names.get(parts[-1]) if holder else None
+    if len(parts) > 2 or len(parts) == 2 and parts[0] not in NORMALISERS:
+        return None
+    return next((kind for kind, names in zip(("mean", "std"), zip(*PAIRS, strict=True), strict=True)
+                 if parts[-1] in names), None)

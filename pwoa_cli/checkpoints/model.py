@@ -20,7 +20,7 @@ from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, 
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide, stated
 from pwoa_cli.checkpoints.own_words import SPARE, own_words
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
-from pwoa_cli.checkpoints.state_dict import read_state_dict, take_normalisation
+from pwoa_cli.checkpoints.state_dict import check_one_normalisation, read_state_dict, take_normalisation
 from pwoa_cli.checkpoints.training_threat import threat_of
 from pwoa_cli.errors import InputError, PwoaError, cause, one_line
 from pwoa_cli.machine.memory import check_room
@@ -161,6 +161,8 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
         parameters = dict(net.named_parameters())
         for name in set(parameters) - set(take_normalisation(parameters)[0]):
             parameters[name].requires_grad_(False)
+    if not itself and source.mean is None and "arch_options" not in extra:
+        unwrapped += check_one_normalisation(raw, where)
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
     if normalisation.said_by == "nobody":

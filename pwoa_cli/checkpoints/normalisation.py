@@ -70,7 +70,7 @@ class Normalisation:
 
 def short(values: Sequence[float]) -> str:
     """Values for a sentence: 0.485, 0.456, 0.406."""
-    return ", ".join(f"{v:.4g}" for v in values)
+    return ", ".join(f"{v:.4g}" for v in values[:MANY]) + f", ... ({len(values):,})" * (len(values) > MANY)
 
 
 def known_for(channels: int) -> Mapping[str, tuple[Values, Values]]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pwoa_cli.checkpoints import pickles
 from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
-from pwoa_cli.checkpoints.keys import COUNT, cleaned, normalisation_around, normalisation_of
-from pwoa_cli.checkpoints.normalisation import STATED
+from pwoa_cli.checkpoints.keys import COUNT, PAIRS, cleaned, normalisation_around, normalisation_of
+from pwoa_cli.checkpoints.normalisation import STATED, short
 from pwoa_cli.checkpoints.parametrisations import fold
 from pwoa_cli.checkpoints.shards import files_of, index_of
 from pwoa_cli.errors import InputError, one_line, reading
@@ -286,11 +286,44 @@ def _side(content: Mapping[str, Any], prefix: str, where: str, entry: str | None
 
 def take_normalisation(state: Mapping[str, Tensor]) -> tuple[
         dict[str, Tensor], tuple[float, ...] | None, tuple[float, ...] | None]:
-    """(state without its normalisation buffers, mean, std by channel); None where the file has none."""
-    found = {normalisation_of(k): tuple(t.float().flatten().tolist()) for k, t in state.items()
-             if normalisation_of(k)}
+    """(state without its normalisation buffers, mean, std by channel); None where the file has none. Of
+    several the first that is not the identity (`check_one_normalisation`)."""
     rest = {k: t for k, t in state.items() if not normalisation_of(k)}
+    for mean, std in [pair for pair in normalisations(state).values() if not _is_identity(*pair)]:
+        return rest, mean, std
+    found = {normalisation_of(k): _values(t) for k, t in state.items() if normalisation_of(k)}
     return rest, found.get("mean"), found.get("std")
+
+
+def normalisations(state: Mapping[str, Tensor]) -> dict[tuple[str, str], tuple[tuple[float, ...], ...]]:
+    """(mean, std) by channel of each layer that has both, by their two keys."""
+    keys = {key: key.rpartition(".") for key in state if normalisation_of(key)}
+    return {(mean, holder + dot + other): (_values(state[mean]), _values(state[holder + dot + other]))
+            for mean, (holder, dot, name) in keys.items() for names in PAIRS if name == names[0]
+            for other in names[1:] if holder + dot + other in keys}
+
+
+def check_one_normalisation(state: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
+    """What lies beside the normalisation and is none, in a sentence. Raises: InputError if there are two
+    that differ: a wrapper's around another's, or the size of a noise."""
+    found = {keys: values for keys, values in normalisations(state).items() if not _is_identity(*values)}
+    if len(set(found.values())) > 1:
+        said = [f"{keys[0]} {short(mean)} and {keys[1]} {short(std)}" for keys, (mean, std) in found.items()]
+        mean, std = (",".join(f"{v:.6g}" for v in values) for values in next(iter(found.values())))
+        raise InputError(f"{where} holds {len(said)} normalisations: {'; '.join(said)}.",
+                         hint=f"Say which: --mean {mean} --std {std}")
+    used = {key for keys in normalisations(state) for key in keys}
+    others = [key for key in state if normalisation_of(key) and key not in used] if used else []
+    return (f"dropped {', '.join(others)}: beside the normalisation {' and '.join(next(iter(found), ()))}",
+            ) if others and found else ()
+
+
+def _is_identity(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    return not any(mean) and set(std) == {1.0}
+
+
+def _values(tensor: Tensor) -> tuple[float, ...]:
+    return tuple(tensor.float().flatten().tolist())
 
 
 def _check_numbers(state: dict[str, Tensor], where: str) -> None:

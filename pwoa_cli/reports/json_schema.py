@@ -28,7 +28,7 @@ DESCRIPTIONS = {
     "data.name": "data set", "data.n": "test samples, stratified by class", "data.seed": "of their choice",
     "where": "path, ~ for the home folder", "argument": "--data, as typed or inferred",
     "data.shape": "channels, height, width as the model takes them, pixels",
-    "images": "their size and framing in words", "inferred": "what was inferred of them, sentences",
+    "images": "their size and framing in words", "inferred": "what was inferred, sentences",
     "settled_on": "the images on which the reading of the model was settled",
     "data.classes": "numbers of classes", "classes.model": "of the model",
     "in_test_images": "that the test images have", "class_numbers": "those of --logits data",

@@ -52,7 +52,7 @@ EVALUATION = COMMON | {"threat": {"norm": (str, type(None)), "eps": (int, float,
                        "unfinished": {"*": {"*": {"n": int, "of": int}}},
                        "classes?": {"*": {"*": {"*": SCORE}}},
                        "curve?": [{"eps": NUMBER, "scores": SCORES, "findings?": COMMON["findings?"]}]}
-MODEL = {"source": str, "sha256": str, "arch": str}
+MODEL = {"source": str, "sha256": str, "arch": str, "inferred?": [str]}
 SINGLE = EVALUATION | {"model": {"source": str}, "models?": {"*": MODEL}}
 ONE = SINGLE | {"results": SCORES}
 TWO = SINGLE | {"teacher": SCORES, "student": SCORES, "drop": DROPS}
@@ -131,8 +131,8 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
 
     Args: results: {attack: score} of the model that was named. norm, eps: None where nothing was attacked.
     model: its path. headings: what people read above the two. classes: {model: {attack: {class: score}}}.
-    models: {heading: {"source", "sha256", "arch"}} of each. attacks: those asked for; unfinished: {heading:
-    {attack that time did not suffice for: {"n": samples done, "of": samples asked for, ...}}}: figures that
+    models: {heading: {"source", "sha256", "arch", "inferred"}} of each. attacks: those asked for; unfinished:
+    {heading: {attack that time did not suffice for: {"n": samples done, "of": samples asked for, ...}}}: figures that
     stand nowhere else. curve: points of --curve, {"eps", "scores": {heading: score}}. The others as in
     `build`.
     """

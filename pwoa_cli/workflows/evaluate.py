@@ -208,7 +208,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     rises = [doubt for doubt in security_curve.doubts(over_eps).get(threat, [])
              if doubt["check"] == "curve-rises"]
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None
-    models = {who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch}
+    models = {who: {"source": loaded.source, "sha256": loaded.sha256, "arch": loaded.arch,
+                    "inferred": list(loaded.notes)}
               for who, loaded in job.loaded.items()}
     common: dict[str, Any] = dict(
         norm=subject.norm, eps=subject.eps, seconds=seconds,

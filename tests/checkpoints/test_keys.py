@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 from pwoa_cli.checkpoints.keys import BESIDE, COUNTERS, WORDS
 from pwoa_cli.checkpoints.model import Source, load_model
 from pwoa_cli.checkpoints.state_dict import read_state_dict
+from pwoa_cli.errors import InputError
 from pwoa_cli.networks.families.resnet import CifarResNet
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -195,6 +196,24 @@ def test_averaged_model_in_a_mapping_beside_its_network(net, plain, average):
     assert notes[0] == f"weights: {plain!r} of the file; it also holds {average!r}, which is not used"
     state = read_state_dict("m.pt", entry=average)[0]
     assert state.keys() == net.keys() and all(torch.equal(state[k], net[k] + 1) for k in net)
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("surrogate", "target"), ("source_net", "target_net"), ("robust", "swapped"),
+    ("clean_net", "schema_net")])
+def test_two_networks_of_one_shape_are_no_average_by_a_syllable(net, one, other):
+    """The first was taken, "beside it lies target.*, an average of the same network"."""
+    state = {f"{side}.{k}": t + add for side, add in ((one, 0), (other, 1)) for k, t in net.items()}
+    with pytest.raises(InputError):
+        load_model(Source(saved(state)))
+    assert torch.equal(read_state_dict("m.pt", entry=other)[0]["conv1.weight"], net["conv1.weight"] + 1)
+
+
+@pytest.mark.parametrize(("plain", "average"), [("online", "target"), ("encoder", "momentum_encoder"),
+                                                ("net", "netEMA"), ("model", "ema2")])
+def test_names_of_averages(net, plain, average):
+    state = {f"{side}.{k}": t + add for side, add in ((plain, 0), (average, 1)) for k, t in net.items()}
+    assert torch.equal(read_state_dict(saved(state))[0]["conv1.weight"], net["conv1.weight"])
 
 
 def test_averaged_model_of_another_network_is_no_average_of_this_one(net):

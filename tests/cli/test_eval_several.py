@@ -57,6 +57,8 @@ def measured(pwoa, *args):
 def test_each_run_has_the_figures_that_it_has_alone(there, pwoa):
     both, err = measured(pwoa, "half", "most", *ATTACKED)
     assert list(both["models"]) == ["teacher", "half", "most"] and both["reference"] == "teacher"
+    assert all(any(line.startswith("normalisation: ") for line in model["inferred"])
+               for model in both["models"].values())
     assert "teacher: model.pt, of half and most." in both["notes"] and "teacher: model.pt, of half" in err
     for name in ("half", "most"):
         alone, _ = measured(pwoa, name, *ATTACKED)

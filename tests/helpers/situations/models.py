@@ -128,6 +128,7 @@ left_out(
     NORM + "decide: Div",
     NORM + "of_user: Or the",
     NORM + "parse_numbers",
+    "checkpoints/state_dict.py:check_one_normalisation",
 )
 def normalisations(tool):
     words = ["info", "model.pt"]
@@ -148,6 +149,10 @@ def normalisations(tool):
     tool.follow([*INFO, "--std", "1,1,1", "--mean", "dark"])
     for mean, std in (("33,123,2", "55,70,3"), ("1.5,2,3", "1,1,0.0001")):
         tool.follow([*INFO, "--mean", mean, "--std", std])
+    two = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25), "norm.mean": torch.full((3,), 0.4),
+           "norm.std": torch.full((3,), 0.25)}
+    torch.save({f"model.{key}": t for key, t in small.resnet().state_dict().items()} | two, "m.pt")
+    tool.follow(INFO)
 
 
 @prints(
