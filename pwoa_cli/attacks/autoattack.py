@@ -148,6 +148,19 @@ def check(names: tuple[str, ...], model: nn.Module, inputs: Tensor, *, norm: str
         raise InputError(f"square with norm {norm} needs images of at least 5x5, got "
                          f"{tuple(inputs.shape[2:])}.",
                          hint="Leave square (and aa) out: --attacks apgd-ce,apgd-t,fab-t")
+    if "square" in names and norm != "linf" and not tiled(*inputs.shape[2:]):
+        raise InputError(f"square with norm {norm} begins with tiles of a fifth of the height, which do not "
+                         f"lie within images of {inputs.shape[2]} x {inputs.shape[3]}: the reference breaks.",
+                         hint="Without square (and aa): --attacks apgd-ce,apgd-t,fab-t")
+
+
+def tiled(height: int, width: int) -> bool:
+    """Whether the tiles that Square of AutoAttack begins with in l2 and l1 lie within the image: as many as
+    fit side by side, but from a margin on that was made for five (not at 12, 14, 18, 19, 24 pixels);
+    tiles of one pixel may leave it."""
+    side = height // 5
+    start = (height - 5 * side) // 2
+    return side == 1 or all(start + length // side * side <= length for length in (height, width))
 
 
 def _build_apgd_ce(model: nn.Module, others: int, steps: int, queries: int, common: dict[str, Any]) -> Any:

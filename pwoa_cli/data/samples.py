@@ -32,7 +32,8 @@ class View:
 
 
 def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
-    """Indices (n,) int64 on the CPU of n samples, each class within 1 of its share (largest remainders).
+    """Indices (n,) int64 on the CPU of n samples, each class within 1 of its share (largest remainders; which
+    of equal ones get one more is drawn by the seed).
 
     In an order that the seed draws, so that any first part of them is a fair sample too, whatever the order
     of the file.
@@ -43,14 +44,28 @@ def stratified(labels: Tensor, n: int, *, seed: int) -> Tensor:
     if not 1 <= n <= total:
         raise InputError(f"{n} samples were asked for, but the data has {total}: expected 1..{total}.",
                          hint=f"--samples {total}")
-    counts = torch.bincount(labels)
-    quota, remainder = n * counts // total, n * counts % total
-    quota[remainder.argsort(descending=True, stable=True)[:n - int(quota.sum())]] += 1
+    counts, quota = _quotas(labels, n, seed=seed)
     shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     rank = torch.arange(total) - (counts.cumsum(0) - counts)[labels[by_class]]  # position within its class
     chosen = by_class[rank < quota[labels[by_class]]].sort().values
     return chosen[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+
+
+def _quotas(labels: Tensor, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """How many samples (K,) each class has, and how many of n are drawn of it."""
+    counts = torch.bincount(labels)
+    quota, remainder = n * counts // len(labels), n * counts % len(labels)
+    drawn = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+    drawn = drawn[remainder[drawn].argsort(descending=True, stable=True)]
+    quota[drawn[:n - int(quota.sum())]] += 1
+    return counts, quota
+
+
+def without_samples(labels: Tensor, n: int, *, seed: int) -> int:
+    """How many of the classes that are there have none of the n samples."""
+    counts, quota = _quotas(labels.cpu(), n, seed=seed)
+    return int(((counts > 0) & (quota == 0)).sum())
 
 
 def samples(dataset: datasets.Dataset, n: int, *, seed: int) -> View:

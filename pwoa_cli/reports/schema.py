@@ -132,9 +132,9 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
     Args: results: {attack: score} of the model that was named. norm, eps: None where nothing was attacked.
     model: its path. headings: what people read above the two. classes: {model: {attack: {class: score}}}.
     models: {heading: {"source", "sha256", "arch", "inferred"}} of each. attacks: those asked for; unfinished:
-    {heading: {attack that time did not suffice for: {"n": samples done, "of": samples asked for, ...}}}: figures that
-    stand nowhere else. curve: points of --curve, {"eps", "scores": {heading: score}}. The others as in
-    `build`.
+    {heading: {attack that time did not suffice for: {"n": samples done, "of": samples asked for, ...}}}:
+    figures that stand nowhere else. curve: points of --curve, {"eps", "scores": {heading: score}}. The
+    others as in `build`.
     """
     if teacher is None:
         scores: dict[str, Any] = {"results": results}

@@ -214,7 +214,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
     common: dict[str, Any] = dict(
         norm=subject.norm, eps=subject.eps, seconds=seconds,
         environment=environment(device=job.device, seed=request.seed),
-        notes=[*_late(found, job), *_late_curve(points or (), job), *data_notes(subject), *notes(found),
+        notes=[*_late(found, job), *_late_curve(points or (), job),
+               *data_notes(subject, n=request.n, seed=request.seed), *notes(found),
                *told(rises), *curve.doubts(points or ())],
         findings=[*findings(found), *rises],
         curve=points, classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],

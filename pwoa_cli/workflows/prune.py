@@ -85,7 +85,8 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
         student=to_json(scores["pruned"]), drop=compare(scores["teacher"], scores["pruned"]), seconds=seconds,
         environment=machine, recipe=asdict(job.plan.recipe)
         | {"trained": trained(job, folder / METRICS)},
-        notes=[*job_notes(job), *data_notes(subject), *lowered, *notes(scores)],
+        notes=[*job_notes(job), *data_notes(subject, n=request.n, seed=request.seed), *lowered,
+               *notes(scores)],
         findings=findings(scores), attacks=[attack.name for attack in parse(request.attacks)],
         data=data_fields(subject, n=request.n, seed=request.seed)
         | {"argument": request.data or subject.dataset.name}, search=way)

@@ -15,6 +15,7 @@ from pwoa_cli.checkpoints.readings import Undecided, check_decided, provisional,
 from pwoa_cli.checkpoints.witnesses import is_clearly_better
 from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
+from pwoa_cli.data.samples import without_samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.machine.home import home
@@ -298,11 +299,14 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
                      hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
 
 
-def data_notes(subject: Subject) -> list[str]:
-    """What a reader of the figures must know of how the images were read, a sentence each."""
+def data_notes(subject: Subject, *, n: int, seed: int) -> list[str]:
+    """What a reader of the figures must know of how the images were read and drawn, a sentence each. Args: n,
+    seed: of the samples."""
     dataset = subject.dataset
     size = [f"images of {dataset.size_words()}"] if dataset.is_scaled() else []
-    return [f"{dataset.name}: {note}" for note in (*size, *dataset.notes)]
+    none = without_samples(dataset.test.labels, n, seed=seed)
+    few = [f"{n:,} samples, none of {none:,} of its {len(dataset.present):,} classes"] if none else []
+    return [f"{dataset.name}: {note}" for note in (*size, *dataset.notes, *few)]
 
 
 def data_fields(subject: Subject, *, n: int, seed: int) -> dict[str, Any]:

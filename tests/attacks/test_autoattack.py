@@ -4,6 +4,7 @@ import torch
 from helpers import attack_checks, small_models
 from helpers.attack_checks import SHORT, generator, linear, samples
 from helpers.odd_networks import images
+from pyautoattack.square import SquareAttack
 from torch import nn
 
 from pwoa_cli import attacks
@@ -135,6 +136,25 @@ def test_few_classes():
     for norm in ("l2", "l1"):
         with pytest.raises(InputError, match=f"norm {norm} needs images of at least 5x5"):
             autoattack.square(model, x, y, eps=0.1, norm=norm, generator=generator())
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_square_is_refused_where_its_tiles_leave_the_image(norm):
+    """The reference broke there, for aa after its other three attacks: "pwoa itself broke: RuntimeError"."""
+    for shape in [(12, 12), (14, 14), (24, 24), (32, 30), (32, 32), (28, 28), (8, 32), (5, 5), (13, 13)]:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], 5)), torch.rand(2, 1, *shape)
+        y = model(x).argmax(1)
+        broke, attack = False, SquareAttack(model, n_queries=1, eps=0.01, norm=norm.upper(), device="cpu")
+        try:
+            attack.perturb(x, y)
+        except RuntimeError:
+            broke = True
+        assert broke is not autoattack.tiled(*shape), shape
+        if broke:
+            for name in ("square", "aa"):
+                with pytest.raises(InputError, match=f"images of {shape[0]} x {shape[1]}"):
+                    attacks.FIXED[name].run(model, x, y, eps=0.01, norm=norm, generator=generator())
 
 
 def test_autoattack_asks_the_model_who_is_broken(components, monkeypatch):

@@ -4,7 +4,7 @@ import torch
 
 from pwoa_cli.data.dataset import Split, drawn
 from pwoa_cli.data.pictures import ImageFiles
-from pwoa_cli.data.samples import stratified
+from pwoa_cli.data.samples import stratified, without_samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine.seeds import epoch_order
 
@@ -24,6 +24,24 @@ def test_any_first_part_of_a_sample_is_fair_whatever_the_order_of_the_file():
     labels, halves = torch.arange(10).repeat_interleave(100), torch.arange(1000) < 500
     first = stratified(labels, 600, seed=0)[:200]
     assert (torch.bincount(labels[first], minlength=10) > 8).all() and 80 < halves[first].sum() < 120
+
+
+@pytest.mark.parametrize(("classes", "each", "n"), [(1000, 5, 100), (1000, 5, 1500), (10, 100, 5)])
+def test_which_classes_get_one_more_is_drawn(classes, each, n):
+    """It was the first ones under every seed: 100 samples of ImageNet were of its first 100 classes."""
+    labels = torch.arange(classes).repeat_interleave(each)
+    seen = [torch.bincount(labels[stratified(labels, n, seed=seed)], minlength=classes) for seed in range(40)]
+    mean = torch.stack(seen).double().mean(0)
+    first, last = mean[:classes // 2].mean(), mean[classes // 2:].mean()
+    assert abs(float(first - last)) < 0.25 * n / classes and (mean - n / classes).abs().max() < 0.5
+    assert all(int((counts - n // classes).max()) <= 1 for counts in seen)
+    assert all(without_samples(labels, n, seed=seed) == int((counts == 0).sum())
+               for seed, counts in enumerate(seen))
+
+
+def test_no_class_without_samples_where_there_is_none():
+    assert without_samples(torch.tensor([0, 0, 3, 3]), 4, seed=0) == 0
+    assert without_samples(torch.tensor([0, 0, 3, 3]), 1, seed=0) == 1
 
 
 def test_stratified_depends_on_the_seed_and_refuses_too_many():

@@ -71,6 +71,15 @@ def test_a_curve_that_rises_beyond_chance_is_unreliable(small, large, doubted):
         assert made[0.2][0]["unreliable"]
 
 
+@pytest.mark.parametrize("counts", [(300, 100, 200, 198, 196), (100, *range(105, 155, 5))], ids=str)
+def test_what_lies_above_any_smaller_radius_is_unreliable(counts):
+    """Only neighbours were compared: the plateau behind a rise passed its gate, and a slow rise too."""
+    curve = {(i + 1) / 100: {"a": found(count)} for i, count in enumerate(counts)}
+    made = list(security_curve.doubts(curve).values())
+    assert [bool(doubt) for doubt in made[-2:]] == [True, True] and not made[0] and not made[1]
+    assert made[-1][0]["text"].startswith(f"{counts[-1] - 100} samples that broke within eps ")
+
+
 def test_what_time_did_not_suffice_for_has_no_point():
     threat = {"a": found(0, unfinished=["pgd-20"])}
     curve = security_curve.measured_at((0.1, 0.2), threat, lambda eps: pytest.fail("no time is left"), at=0.1)

@@ -27,6 +27,7 @@ SPARSE = "files/sparse.py:"
 @prints(
     "attacks/autoattack.py:check: Use",
     "attacks/autoattack.py:check: Leave",
+    "attacks/autoattack.py:check: Without",
     "attacks/minimum_norm.py:cw_l2",
 )
 def attacks_that_cannot_run(tool):
@@ -34,6 +35,7 @@ def attacks_that_cannot_run(tool):
     for name, side, classes, norm in (
         ("apgd-t", 8, 2, "linf"),
         ("square", 4, 4, "l2"),
+        ("square", 12, 4, "l1"),
         ("cw-l2", 8, 4, "linf"),
     ):
         torch.manual_seed(0)
