@@ -118,7 +118,7 @@ def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | Non
     for way, place in reversed(list(mappings(extra))):
         held = way[-1:] in [(name,) for name in HOLDERS]
         for names in NAMES:
-            mean, std = (_values(place.get(name), alone=held) for name in names)
+            mean, std = (values_of(place.get(name), alone=held) for name in names)
             if mean is None or std is None:
                 continue
             where = " and ".join(".".join((*way, name)) for name in names)
@@ -144,7 +144,7 @@ def _scale(mean: Values) -> int:
     return 255 if max(mean) > 1 else 1
 
 
-def _values(value: Any, *, alone: bool) -> Values | None:
+def values_of(value: Any, *, alone: bool) -> Values | None:
     """A list, a tensor or an array of a few numbers as such; None for anything else. Args: alone: a single
     number is one too."""
     if isinstance(value, Tensor | np.ndarray):

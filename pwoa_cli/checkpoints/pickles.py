@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from pwoa_cli.checkpoints.foreign_files import AGAIN, zip_kind
+from pwoa_cli.checkpoints.normalisation import NAMES, values_of
 from pwoa_cli.checkpoints.pickle_rehearsal import MULTIARRAY, Refused, Rehearsal, rehearse
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.zips import members
@@ -69,7 +70,8 @@ def read(path: Path, *, trust_pickle: bool = False) -> tuple[Any, tuple[str, ...
                               "torch.save(model.state_dict(), 'new.pt')")
     if wanted:
         note = f"warning: read with its own code, as --trust-pickle says: {_listed(wanted)}"
-        return _read_trusted(path, torch_made=zipped or legacy), (note,)
+        content, unseen = _read_trusted(path, torch_made=zipped or legacy)
+        return content, (note, *unseen)
     if not zipped and not legacy:
         raise InputError(f"{path} is a pickle that torch.save did not write.", hint=HINT)
     return _read_plain(path), ()
@@ -109,15 +111,17 @@ def _read_plain(path: Path) -> Any:
         raise InputError(f"{path} is broken or truncated: {_why(error)}.", hint=AGAIN) from error
 
 
-def _read_trusted(path: Path, *, torch_made: bool) -> Any:
-    """Whatever the pickle makes, its code run; whole modules in it give their state dicts."""
+def _read_trusted(path: Path, *, torch_made: bool) -> tuple[Any, list[str]]:
+    """(whatever the pickle makes, its code run, whole modules in it as their state dicts; the normalisations
+    that they keep as plain attributes, which no state dict has)."""
     try:
         # warnings: of classes whose source has changed; stdout is for results
         with (open(path, "rb") as file, warnings.catch_warnings(action="ignore"),
               contextlib.redirect_stdout(sys.stderr)):
             content = torch.load(file, map_location="cpu",
                                  weights_only=False) if torch_made else pickle.load(file)
-            return _without_modules(content)
+            unseen: list[str] = []
+            return _without_modules(content, unseen), unseen
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the file's own code may raise anything
@@ -134,12 +138,26 @@ def _read_trusted(path: Path, *, torch_made: bool) -> Any:
                               "its tensors there: torch.save(model.state_dict(), 'new.pt')") from error
 
 
-def _without_modules(content: Any, depth: int = 5) -> Any:
+def _without_modules(content: Any, unseen: list[str], depth: int = 5) -> Any:
     if isinstance(content, torch.nn.Module):
+        unseen += _attributes(content)
         return content.state_dict()
     if isinstance(content, Mapping) and depth:
-        return {key: _without_modules(value, depth - 1) for key, value in content.items()}
+        return {key: _without_modules(value, unseen, depth - 1) for key, value in content.items()}
     return content
+
+
+def _attributes(net: torch.nn.Module) -> Iterator[str]:
+    """Of each module with a mean and a deviation beside its tensors (torchvision's Normalize), a sentence."""
+    for name, module in net.named_modules():
+        own = vars(module)
+        for names in NAMES:
+            mean, std = (values_of(own.get(key), alone=False) for key in names)
+            if mean and std and len(mean) == len(std):
+                words = f"{name}.".lstrip(".") + " and ".join(names)
+                yield (f"warning: {words} of {type(module).__name__} are attributes, not tensors of the "
+                       f"state dict, and are not taken: --mean {','.join(f'{v:.6g}' for v in mean)} "
+                       f"--std {','.join(f'{v:.6g}' for v in std)} takes them")
 
 
 def _rehearse_zip(path: Path) -> Rehearsal:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.torch_files import HUGE, STATE, in_pickle, refused, rezipped, save
 from torch import nn
+from torchvision.transforms import Normalize
 
 from pwoa_cli.checkpoints import pickles
 from pwoa_cli.checkpoints.state_dict import read_state_dict
@@ -147,6 +148,30 @@ def test_whole_module_needs_trust_and_gives_its_state_dict(new):
         assert torch.equal(state["weight"], net.weight) and all(f"unwrapped: {w}" in notes for w in way)
         assert notes[0].startswith("warning: read with its own code, as --trust-pickle says: ")
         assert "Net" in notes[0]
+
+
+class Wrapped(nn.Module):
+    """Normalises by attributes of its own."""
+
+    def __init__(self, net, mean, std):
+        super().__init__()
+        self.net, self.mean, self.std = net, mean, std
+
+
+@pytest.mark.filterwarnings("ignore")  # of modules saved whole
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array], ids=["list", "tensor", "array"])
+def test_a_normalisation_that_no_state_dict_has_is_named(kind):
+    """torchvision's Normalize in a whole Sequential was "normalisation: none in the file"."""
+    mean, std = kind([0.5, 0.25, 0.125]), kind([0.25, 0.5, 0.75])
+    said = ("are attributes, not tensors of the state dict, and are not taken: --mean 0.5,0.25,0.125 "
+            "--std 0.25,0.5,0.75 takes them")
+    inside = {"model": nn.Sequential(Normalize(mean, std), Net(4, 2))}
+    for net, where in ((Wrapped(Net(4, 2), mean, std), "mean and std of Wrapped"),
+                       (inside, "0.mean and std of Normalize")):
+        save(net)
+        assert f"warning: {where} {said}" in read_state_dict("m.pt", trust_pickle=True)[2]
+    save({"model": nn.Sequential(nn.BatchNorm1d(4), Net(4, 2))})
+    assert not any("attributes" in note for note in read_state_dict("m.pt", trust_pickle=True)[2])
 
 
 def test_names_in_a_file_cannot_forge_what_a_terminal_shows():
