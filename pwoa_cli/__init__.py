@@ -27,22 +27,24 @@ def __getattr__(name: str) -> Any:
 
 
 def load(path: str | PathLike[str], *, arch: str | None = None) -> "nn.Module":
-    """The model in a file (pruned, or any that pwoa reads): eval mode, on the CPU, inputs (B, C, H, W) in
-    [0,1].
+    """The model in a file (pruned, or any that pwoa reads) or in a run's folder: eval mode, on the CPU,
+    inputs (B, C, H, W) in [0,1].
 
     Args: arch: needed where the model came from file.py:fn, as code is never run because a file names it.
     Raises: pwoa_cli.errors.InputError, one sentence, for anything that cannot be read.
     """
     from pwoa_cli.checkpoints.model import Source, load_model  # torch is imported when it is needed
+    from pwoa_cli.files.run_folder import model_of
 
-    return load_model(Source(str(path), arch=arch)).model
+    return load_model(Source(model_of(str(path)), arch=arch)).model
 
 
 def load_state_dict(path: str | PathLike[str]) -> "dict[str, Tensor]":
-    """The dense tensors of a file by name, as the checkpoint that it came from has them."""
+    """The dense tensors of a file, or of a run's, by name, as the checkpoint that it came from has them."""
     from pwoa_cli.checkpoints.state_dict import read_state_dict
+    from pwoa_cli.files.run_folder import model_of
 
-    return read_state_dict(str(path))[0]
+    return read_state_dict(model_of(str(path)))[0]
 
 
 def save_state_dict(state: "Mapping[str, Tensor]", path: str | PathLike[str], *,

@@ -196,6 +196,18 @@ def test_numbers_of_another_kind_are_told_before_anything_is_read(call, options)
     assert f"{name}=" in caught.value.hint
 
 
+def test_a_run_s_folder_is_loaded_as_its_file_is(here):
+    run = next(Path("pwoa-runs").glob("model-*"))
+    images = torch.rand(2, 1, 8, 8)
+    want = pwoa_cli.load(run / "model.safetensors")(images)
+    assert torch.equal(pwoa_cli.load(run)(images), want)
+    assert torch.equal(pwoa_cli.load(str(run))(images), want)
+    assert pwoa_cli.load_state_dict(run).keys() == pwoa_cli.load_state_dict("pruned.safetensors").keys()
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        pwoa_cli.load("empty")
+
+
 def test_the_example_runs(here, capfd):
     file = Path(pwoa_cli.__file__).parents[1] / "examples/api.py"
     spec = importlib.util.spec_from_file_location("api_example", file)
