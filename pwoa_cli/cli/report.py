@@ -59,7 +59,7 @@ def report(
         _show_several(runs, gate, asked, console, html)
         return
     path = Path(runs[0]) if runs else run_folder.newest()
-    found = schema.read(path / "report.json" if path.is_dir() else path)
+    found = schema.read(path)
     if asked:
         found["gates"] = _judged(found, asked, strict=gate.strict)
     console.result(tables.markdown(found), found, table=lambda: terminal.one(found))

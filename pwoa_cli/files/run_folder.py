@@ -97,6 +97,15 @@ def is_unfinished(folder: Path) -> bool:
     return not done and {"command", "recipe"} <= config(folder).keys()
 
 
+def check_finished(folder: Path) -> None:
+    """Raises: InputError that names what a folder has not, and how the run in it is finished."""
+    missing = [name for name in FINISHED if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is no finished run: a folder without {' and '.join(missing)}.",
+                         hint=f"Finish it: {resume_command(folder)}" if is_unfinished(folder) else
+                         "Name a finished run's folder, or the checkpoint itself.")
+
+
 def config(folder: Path) -> dict[str, Any]:
     """The config.toml of a run; {} if there is none that can be read."""
     with suppress(OSError, ValueError, RecursionError):  # no TOML, no text

@@ -29,7 +29,7 @@ def read(paths: Sequence[str]) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     named = [str(Path(path).parent) if Path(path).name == "report.json" else path for path in paths]
     for path, name in zip(paths, headings(named, taken=("teacher", "compared")), strict=True):
-        report = schema.read(Path(path) / "report.json" if Path(path).is_dir() else Path(path))
+        report = schema.read(Path(path))
         whos = compared(report) if "reference" in report else []
         found |= {f"{name}/{who}": Entry(Path(path), view(report, who)) for who in whos}
         found |= {} if whos else {name: Entry(Path(path), report)}

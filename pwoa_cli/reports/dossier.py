@@ -48,7 +48,7 @@ def opened(path: Path) -> Dossier:
     """What is at a run's or evaluation's folder, or its report.json. Raises: InputError where there is no
     report; what lies beside it and is damaged or of another model is left out, with a sentence."""
     folder = path if path.is_dir() else path.parent
-    report, left = schema.read(path / "report.json" if path.is_dir() else path), list[str]()
+    report, left = schema.read(path), list[str]()
     run = "sparsity" in report
 
     def tried(read: Callable[[], Any], name: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import in_points
+from pwoa_cli.files import run_folder
 from pwoa_cli.files.plain import plain, read_json
 
 SCHEMA_VERSION = 2
@@ -207,7 +208,12 @@ def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[s
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The report.json of a run or an evaluation, checked. Raises: InputError for a file that is none."""
+    """The report.json of a run or an evaluation, or of its folder, checked. Raises: InputError for a file
+    that is none, and for a run that was stopped before there was one."""
+    if path.is_dir():
+        path, folder = path / "report.json", path
+        if not path.exists() and run_folder.is_unfinished(folder):
+            run_folder.check_finished(folder)
     report = read_json(path)
     if not isinstance(report, dict):
         raise InputError(f"{path} holds no report.", hint="Name a run's folder, or its report.json.")

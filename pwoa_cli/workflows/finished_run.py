@@ -90,12 +90,7 @@ def claimed(threat: tuple[str, float], norm: str | None, eps: str | None) -> Thr
 
 def read(folder: Path, *, say: Say) -> FinishedRun:
     """The run in a folder. Raises: InputError if it is not finished, or of two runs."""
-    missing = [name for name in run_folder.FINISHED if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder} is no finished run: a folder without {' and '.join(missing)}.",
-                         hint=f"Finish it: {run_folder.resume_command(folder)}"
-                         if run_folder.is_unfinished(folder) else
-                         "Name a finished run's folder, or the checkpoint itself.")
+    run_folder.check_finished(folder)
     report = schema.validate(read_json(folder / "report.json"), where=str(folder / "report.json"))
     say(f"run: {folder}")
     if report["model"].get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):

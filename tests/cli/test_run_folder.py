@@ -57,6 +57,20 @@ def test_a_run_without_a_report_is_not_the_newest(here, pwoa, monkeypatch):
     assert run_folder.newest() == finished
 
 
+def test_a_stopped_run_is_told_alike_wherever_its_report_is_asked_for(here, pwoa, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(prune, "measure", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert pwoa(*PRUNE, "--out", "a run")[0] == 130
+    finished = str(run_folder.newest())
+    told = {pwoa(*words)[2].partition("error: ")[2] for words in (
+        ["eval", "a run", "--quiet"], ["report", "a run"], ["report", finished, "a run"],
+        ["export", "a run", "--card", "card", "--quiet"])}
+    assert told == {"a run is no finished run: a folder without report.json.\n"
+                    "hint: Finish it: pwoa prune --resume --out 'a run'\n"}
+    Path("empty").mkdir()
+    assert "hint: Make a run: pwoa prune model.pt" in pwoa("report", "empty")[2]
+
+
 @pytest.mark.parametrize("folder", ["run", "notes"])
 def test_resume_never_writes_over_what_is_no_evaluation(here, pwoa, folder):
     made = run_folder.newest() if folder == "run" else Path("notes")

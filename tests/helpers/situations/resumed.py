@@ -32,10 +32,12 @@ def words_of(hint):
     return shlex.split(hint.rpartition("pwoa ")[2])
 
 
-@prints("workflows/finished_run.py:read: Finish", "files/run_folder.py:newest: Finish")
+@prints("files/run_folder.py:check_finished: Finish", "files/run_folder.py:newest: Finish")
 def runs_to_be_finished_first(tool):
     stopped(tool)
-    tool.works(*words_of(tool.refused("eval", RUN, "--n", "20", "--attacks", "fgsm")))
+    hint = tool.refused("eval", RUN, "--n", "20", "--attacks", "fgsm")
+    assert tool.refused("report", RUN) == hint
+    tool.works(*words_of(hint))
     tool.works("eval", RUN, "--n", "20", "--attacks", "fgsm")
     Path("pwoa-runs").rename("old")
     stopped(tool, "pwoa-runs/model-0.9-20260102-030405")

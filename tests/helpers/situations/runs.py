@@ -311,7 +311,7 @@ def configurations(tool):
 
 
 @prints(
-    FINISHED + "read: Name",
+    "files/run_folder.py:check_finished: Name",
     FINISHED + "read: Measure",
     FINISHED + "teacher_source",
     FINISHED + "data",
