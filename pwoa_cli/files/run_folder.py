@@ -64,6 +64,9 @@ def create(out: Path | None, *, model_name: str, sparsity: float | str, now: dat
 def _named(out: Path, *, again: bool, run: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"output folder {out} is a file.", hint=OUT_HINT)
+    if out.is_symlink() and not out.exists():  # mkdir says that it exists
+        raise InputError(f"output folder {out} is a link to {os.readlink(out)}, which is not there.",
+                         hint=OUT_HINT)
     out.mkdir(parents=True, exist_ok=True)
     if contents(out) and not (again and _is_evaluation(out) or run and is_unfinished(out)):
         raise InputError(f"output folder {out} exists and is not empty; nothing in it was touched.",
@@ -243,7 +246,8 @@ def _started(path: Path) -> tuple[float, int, str]:
 def check_file(path: Path | None, *, flag: str, ending: str) -> None:
     """That a file can be written where the user wants it, before any work; None is fine.
 
-    Raises: InputError if it has another ending, is a folder, or its folder is missing or cannot be written.
+    A link is followed, as `atomic` does. Raises: InputError if it has another ending, is a folder, or its
+    folder is missing or cannot be written.
     """
     if path is None:
         return
@@ -251,10 +255,11 @@ def check_file(path: Path | None, *, flag: str, ending: str) -> None:
         raise InputError(f"{flag} {path} is {'a folder' if path.is_dir() else f'no {ending} file'}.",
                          hint=f"For example: {flag} samples{ending}")
     try:
-        with tempfile.TemporaryFile(dir=path.parent) as probe:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))) as probe:
             probe.write(b"pwoa")
     except OSError as error:
-        raise InputError(f"{flag} {path} cannot be written: {error.strerror}.",
+        link = f", a link to {os.readlink(path)}," if path.is_symlink() else ""
+        raise InputError(f"{flag} {path}{link} cannot be written: {error.strerror}.",
                          hint="Name a folder that you can write to.") from None
 
 

@@ -24,6 +24,22 @@ def finish(path: Path, created: datetime | None) -> Path:
     return path
 
 
+def test_a_link_to_nothing_is_found_before_any_work(tmp_path):
+    for name, target in (("deep", "absent/folder"), ("near", "folder"), ("round", "round")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match=f"{name} is a link to {target}, which is not there"):
+            create(tmp_path / name)
+    for flag, ending in (("--out", ".pt"), ("--html", ".html"), ("--junit", ".xml")):
+        link = (tmp_path / "link").with_suffix(ending)
+        link.symlink_to(f"absent/file{ending}")
+        with pytest.raises(InputError, match=f"^{flag} .*, a link to absent/file{ending}, cannot be written: "
+                                             "No such file or directory.$"):
+            run_folder.check_file(link, flag=flag, ending=ending)
+        (tmp_path / "absent").mkdir()  # a link is followed, to what is written or written anew
+        run_folder.check_file(link, flag=flag, ending=ending)
+        (tmp_path / "absent").rmdir()
+
+
 def test_default_folder_says_model_sparsity_and_time_and_is_new_each_time():
     assert [str(create()) for _ in range(3)] == [f"pwoa-runs/lenet-0.9-20260304-050607{again}"
                                                  for again in ("", "-2", "-3")]
