@@ -25,6 +25,7 @@ class InputError(PwoaError):
     exit_code = 2
 
 
+MORE_MEMORY = "Close other programs, or raise the limit of this one: ulimit -v unlimited"
 # What helps against an error of the operating system, by its number: first those that are the machine's, ...
 _MACHINE = {
     errno.ENOSPC: "Free some space, or name a folder on another disk.",
@@ -32,6 +33,7 @@ _MACHINE = {
     errno.EFBIG: "Files may not become so large here: raise the limit (ulimit -f unlimited), or name a "
                  "folder on another disk.",
     errno.EIO: "The disk or network failed: try again, or name a folder on another disk.",
+    errno.ENOMEM: MORE_MEMORY,
     errno.EMFILE: "Raise the limit of open files: ulimit -n 4096",
     errno.ENFILE: "Raise the limit of open files: ulimit -n 4096",
 }
@@ -58,6 +60,21 @@ def of_system(error: OSError, message: str = "", *, hint: str = "") -> PwoaError
     if error.errno in _NAMED:
         return InputError(message, hint=hint or _NAMED[error.errno])
     return PwoaError(message, hint=_MACHINE.get(error.errno or 0, hint or "Check the path and the disk."))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: torch has no common class for CPU and GPU, and the
+    loader of libraries tells no reason (a segment of torch's that cannot be mapped is an ImportError)."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    others = ("static tls", "not permitted", "denied")  # room for variables of threads; a disk without code
+    words = ("out of memory", "allocate memory", "bad_alloc", "failed to map segment")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError | OSError)
+        and any(word in text for word in words) and not any(word in text for word in others))
+
+
 @contextmanager
 def reading(path: str | Path, kind: str, *, hint: str) -> Iterator[None]:
     """Inside, whatever a parser of other people's bytes raises becomes an InputError: the file, its kind, the

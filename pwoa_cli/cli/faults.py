@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 import pwoa_cli
-from pwoa_cli.errors import InputError, PwoaError, of_system
+from pwoa_cli.errors import MORE_MEMORY, InputError, PwoaError, is_out_of_memory, of_system
 
 OURS = str(Path(pwoa_cli.__file__).parent) + os.sep
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -16,16 +16,16 @@ def of(error: BaseException) -> PwoaError:
     """The error to show for anything that a command raises."""
     if isinstance(error, PwoaError):
         return error
-    if isinstance(error, MemoryError | RuntimeError):
+    if is_out_of_memory(error):  # before torch is imported here: it may be what there is no memory for
+        return PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
+                         hint=MORE_MEMORY if isinstance(error, ImportError | OSError) else
+                         "A smaller --batch-size, or another --device.")
+    if isinstance(error, RuntimeError):
         from pwoa_cli.machine.determinism import is_refusal
-        from pwoa_cli.machine.memory import is_out_of_memory
 
         if is_refusal(error):
             return InputError(f"--deterministic: {str(error).partition('.')[0]}.",
                               hint="Leave --deterministic out, or: --device cpu")
-        if is_out_of_memory(error):
-            return PwoaError(f"Out of memory: {str(error).splitlines()[0] if str(error) else 'on the CPU'}",
-                             hint="A smaller --batch-size, or another --device.")
     if isinstance(error, OSError):
         return of_system(error)
     if frames := _of_others(error):

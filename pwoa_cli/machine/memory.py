@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.errors import is_out_of_memory as is_out_of_memory  # there, as it is asked without torch too
 
 # malloc.h of glibc: option numbers of mallopt
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
@@ -42,13 +43,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: torch has no common class for CPU and GPU."""
-    words = ("out of memory", "allocate memory")
-    return (isinstance(error, MemoryError) or isinstance(error, RuntimeError)
-            and any(w in str(error) for w in words))
 
 
 def free_bytes(device: torch.device) -> float:

@@ -3,14 +3,16 @@ sys.exit, the operating system's errors by their number, and faults of ours."""
 import errno
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.cli_world import PRUNE, TINY
+from helpers.cli_world import PACKAGE, PRUNE, TINY
 
 from pwoa_cli.attacks import plugins
-from pwoa_cli.errors import InputError, PwoaError, of_system
+from pwoa_cli.cli import faults
+from pwoa_cli.errors import InputError, PwoaError, is_out_of_memory, of_system
 from pwoa_cli.workflows import prune_job
 
 OWN = """\
@@ -111,12 +113,43 @@ def test_a_fault_of_ours_is_a_sentence_that_says_where(here, pwoa, monkeypatch):
     (errno.ENOSPC, PwoaError, "Free some space"), (errno.EDQUOT, PwoaError, "quota"),
     (errno.EFBIG, PwoaError, "ulimit -f"), (errno.EIO, PwoaError, "disk or network"),
     (errno.EMFILE, PwoaError, "ulimit -n"), (errno.ENAMETOOLONG, InputError, "shorter"),
+    (errno.ENOMEM, PwoaError, "ulimit -v"),
     (errno.EACCES, InputError, "permissions"), (errno.EROFS, InputError, "only be read"),
     (errno.ENOENT, InputError, "Check the path"), (errno.ENOTDIR, InputError, "is a file and no folder"),
     (errno.ELOOP, InputError, "circle"), (errno.EXDEV, PwoaError, "Check the path")])
 def test_the_number_of_a_system_s_error_decides(number, kind, hint):
     error = of_system(OSError(number, os.strerror(number), "a/b"))
     assert type(error) is kind and error.message == f"a/b: {os.strerror(number)}." and hint in error.hint
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), RuntimeError("std::bad_alloc"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    OSError("libc10.so: failed to map segment from shared object: Cannot allocate memory"),
+    ImportError("libx.so: cannot allocate memory for the segment")], ids=str)
+def test_too_little_memory_is_the_machine_s_fault(error):
+    told = faults.of(error)
+    assert type(told) is PwoaError and told.message.startswith("Out of memory: ") and told.hint
+    assert ("ulimit -v" in told.hint) == isinstance(error, ImportError | OSError)
+
+
+@pytest.mark.parametrize("error", [
+    ImportError("libx.so: failed to map segment from shared object: Operation not permitted"),
+    ImportError("libgomp.so.1: cannot allocate memory in static TLS block"), ValueError("out of memory")])
+def test_what_only_sounds_like_it_is_not(error):
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of addresses is Linux's")
+def test_a_process_that_may_not_take_what_torch_needs_says_so(here):
+    line = "ulimit -v 700000; exec \"$@\""
+    made = subprocess.run(["sh", "-c", line, "sh", sys.executable, "-m", "pwoa_cli", *PRUNE],
+                          env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "COLUMNS": "500"},
+                          capture_output=True, text=True)
+    error, hint = made.stderr.splitlines()[-2:]
+    assert made.returncode == 4 and not made.stdout and "Traceback" not in made.stderr
+    assert error.startswith("error: Out of memory: ") and hint.endswith("ulimit -v unlimited")
 
 
 LONG = "x" * 300

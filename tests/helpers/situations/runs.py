@@ -357,9 +357,11 @@ def runs_that_are_none_or_changed(tool):
     "training/loop.py:run: The",
     "errors.py:of_system",
     "cli/faults.py:of: A smaller",
+    "cli/faults.py:of: Close",
 )
 def runs_that_broke(tool):
-    for raised in (OSError(28, "No space left on device", "disk"), MemoryError()):
+    for raised in (OSError(28, "No space left on device", "disk"), MemoryError(),
+                   ImportError("libtorch_cpu.so: failed to map segment from shared object")):
         with tool.patch.context() as patch:
             patch.setattr("pwoa_cli.workflows.prune_job.prepare", raises(raised))
             tool.refused(*PRUNE, code=4)
