@@ -2,15 +2,15 @@
 channel, activations with the range that they have on training images, by ONNX Runtime's own static
 quantisation (QuantizeLinear and DequantizeLinear around every layer).
 """
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pwoa_cli.errors import PwoaError, of_system
+from pwoa_cli.errors import PwoaError
 from pwoa_cli.exports import onnx
 from pwoa_cli.files.atomic import atomic
+from pwoa_cli.files.folders import temporary_folder
 from pwoa_cli.networks.build import raised
 
 CALIBRATION = 512  # training images, at most, whose activations say the ranges
@@ -40,26 +40,26 @@ def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
             part = next(self.parts, None)
             return None if part is None else {onnx.INPUT: part.numpy()}
 
-    with tempfile.TemporaryDirectory() as folder:
-        plain, ready = Path(folder, "plain.onnx"), Path(folder, "ready.onnx")
+    with temporary_folder() as folder:
+        plain, ready, made = (folder / f"{name}.onnx" for name in ("plain", "ready", "made"))
         onnx.save(model, plain, example=images[:2])
         try:
             with onnx.quietly():
                 # torch's exporter has said the shapes; the symbolic inference knows fewer networks
                 quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-                with atomic(path) as temporary:
-                    quantize_static(
-                        str(ready), str(temporary), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]})
-        except PwoaError:  # of the disk
+                quantize_static(
+                    str(ready), str(made), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                    activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                    extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]})
+            content = made.read_bytes()
+        except OSError:  # of the disk: it has more files of its own there
             raise
-        except OSError as error:  # of that of temporary files
-            raise of_system(error) from error
         except Exception as error:  # of its own many kinds
             raise PwoaError(f"ONNX Runtime cannot quantise this network: {raised(error)[:200]}.",
                             hint="--format onnx writes it in float32.") from error
-    return path.stat().st_size
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+    return len(content)
 
 
 def other_classes(path: Path, model: nn.Module, images: Tensor) -> int:

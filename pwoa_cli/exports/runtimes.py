@@ -1,7 +1,6 @@
 """Ways to run a model here, one function each: (model in eval mode, images (B, C, H, W)) -> a call that
 does one pass. What is not to be had raises `Unavailable` with the reason."""
 import importlib.util
-import tempfile
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.exports import onnx, quantised
+from pwoa_cli.files.folders import temporary_folder
 from pwoa_cli.machine.devices import multiplies_bf16
 
 Ready = Callable[[], object]
@@ -68,8 +68,8 @@ def _of_file(model: nn.Module, x: Tensor, save: Callable[[Path], int]) -> Ready:
     if x.device.type != "cpu":
         raise Unavailable("it is tried on the CPU alone")
     onnx.check_installed()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "m.onnx")
+    with temporary_folder() as folder:
+        path = folder / "m.onnx"
         save(path)
         opened = onnx.Opened(path, model)
     return lambda: opened(x)

@@ -1,12 +1,14 @@
-"""Folders that are there whole or not at all: filled beside their place, fsync, rename; one writer."""
+"""Folders that are there whole or not at all: filled beside their place, fsync, rename; one writer. And those
+of temporary files."""
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pwoa_cli.errors import of_system
+from pwoa_cli.errors import PwoaError, of_system
 from pwoa_cli.files import locks
 from pwoa_cli.files.atomic import sync_folder
 
@@ -53,3 +55,23 @@ def _tidied(target: Path, made: Path, old: Path) -> None:
         old.rename(target)
     for left in (made, old):
         shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder among temporary files, gone after the block, in which nothing else may be written.
+
+    Raises: PwoaError, in the place of an OSError inside or a PwoaError that comes of one: nobody named that
+    folder, so it is said which it is, and how another is named.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except (OSError, PwoaError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        where = f", {tempfile.tempdir}," if tempfile.tempdir else ""  # None where no folder serves
+        raise PwoaError(f"The folder of temporary files{where} cannot be written: {cause.strerror or cause}.",
+                        hint="Free some space there, or name another in front of the command: "
+                             "TMPDIR=/var/tmp pwoa ...") from error

@@ -14,6 +14,7 @@ from pwoa_cli.data import datasets
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.evaluation.evaluate import evaluate
 from pwoa_cli.files import run_folder, sparse
+from pwoa_cli.files.folders import temporary_folder
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.machine.environment import environment
 from pwoa_cli.machine.seeds import generator
@@ -78,9 +79,9 @@ def _file() -> str:
     draw = generator(0, "doctor")
     state = {f"{density}.weight": torch.randn(50, 40, generator=draw)
              * (torch.rand(50, 40, generator=draw) < density) for density in (0.01, 0.1, 0.9)}
-    with tempfile.TemporaryDirectory() as folder:
-        size = sparse.save(state, Path(folder, "model.safetensors"))
-        again = sparse.load(Path(folder, "model.safetensors"))
+    with temporary_folder() as folder:
+        size = sparse.save(state, folder / "model.safetensors")
+        again = sparse.load(folder / "model.safetensors")
     _require(all(torch.equal(again[name], tensor) for name, tensor in state.items()),
              "it does not come back as it was")
     return f"written and read again bit-equal ({size:,} bytes)"

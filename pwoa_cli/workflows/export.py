@@ -1,6 +1,5 @@
 """The main path of `pwoa export`: find the model -> write it in the form that is asked for -> read that again
 and prove it -> measure it where its numbers changed."""
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +21,7 @@ from pwoa_cli.data.samples import samples, stratified
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.exports import dense, onnx, quantised, slim
 from pwoa_cli.files import run_folder, sparse
+from pwoa_cli.files.folders import temporary_folder
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.plain import read_json
 from pwoa_cli.networks.build import Normalized
@@ -274,8 +274,8 @@ def _written(job: Job) -> int:
     """Write the file; the one that a stopped export left must be the same. Returns: its bytes."""
     if not job.out.exists():
         return _write(job)
-    with tempfile.TemporaryDirectory() as folder:
-        again = Path(folder, job.out.name)
+    with temporary_folder() as folder:
+        again = folder / job.out.name
         size = _write(replace(job, out=again))
         if file_sha256(again) != file_sha256(job.out):
             raise InputError(f"{job.out} is another file than this command writes; it was not touched.",

@@ -1,6 +1,7 @@
 """ONNX of 8-bit integers: against the closed form, and as a network under attack."""
 import errno
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -141,15 +142,22 @@ def test_what_cannot_be_quantised_is_one_sentence_and_leaves_nothing(tmp_path, m
 
 
 def test_a_full_disk_of_temporary_files_is_not_the_networks_fault(tmp_path, monkeypatch):
+    import onnxruntime.quantization as quantization
     import onnxruntime.quantization.shape_inference as library
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(library, "quant_pre_process", full)
-    with pytest.raises(PwoaError, match="No space left") as caught:
-        quantised.save(linear(), tmp_path / "m.onnx", images=images(20, 1, 8, 8))
-    assert "quantise" not in caught.value.message and not list(tmp_path.iterdir())
+    for place, name in ((library, "quant_pre_process"), (quantization, "quantize_static"),
+                        (torch.onnx.ONNXProgram, "save"), (tempfile, "mkdtemp")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            with pytest.raises(PwoaError, match="^The folder of temporary files, .*: No space") as caught:
+                quantised.save(linear(), tmp_path / "m.onnx", images=images(20, 1, 8, 8))
+        assert "TMPDIR=" in caught.value.hint and not list(tmp_path.iterdir())
+    with pytest.raises(PwoaError, match=r"absent/m.onnx cannot be written: No such file") as caught:
+        quantised.save(linear(), tmp_path / "absent/m.onnx", images=images(20, 1, 8, 8))
+    assert "TMPDIR" not in caught.value.hint
 
 
 def test_nothing_is_printed(tmp_path, capfd):

@@ -1,6 +1,7 @@
 """Hints on models in other forms and on how fast they are."""
 
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,18 @@ def integers_that_are_not_to_be_had(tool):
     words = [*without(words, "--data"), "--data", "test.npz"]
     hint = tool.refused(*words)
     tool.works(*without(words, "--n"), *hint.split())
+
+
+@prints("files/folders.py:temporary_folder")
+def temporary_files_on_a_full_disk(tool):
+    words = [*EXPORT, "onnx", "--dtype", "int8"]
+    with tool.patch.context() as patch:
+        patch.setattr(tempfile, "mkdtemp", raises(OSError(28, "No space left on device")))
+        assert tool.refused(*words, code=4).endswith("TMPDIR=/var/tmp pwoa ...")
+    Path("there").mkdir()
+    tool.patch.setenv("TMPDIR", "there")
+    tool.patch.setattr(tempfile, "tempdir", None)
+    tool.works(*words)
 
 
 @prints(AT + "execute")
