@@ -61,7 +61,7 @@ def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> st
     again = isinstance(broken, KeyboardInterrupt | InputError)
     way = f"\nGo on: {run_folder.resume_command(folder)}" if again else ""
     if "model.safetensors" in names:
-        return f"{kept}\nThe pruned model is whole; measure it: pwoa eval {folder / 'model.safetensors'}{way}"
+        return f"{kept}\nThe pruned model is whole; measure it: {run_folder.measure_command(folder)}{way}"
     return f"{kept} No pruned model was written.{way}"
 
 

@@ -29,6 +29,7 @@ ROOT = Path("pwoa-runs")
 UNFINISHED = ROOT / ".eval"  # what evaluations found so far
 FINISHED = ("model.safetensors", "report.json")
 CONFIG, METRICS, STATE, PARTS, LOCK = "config.toml", "metrics.jsonl", "state.pt", "parts", ".pwoa.lock"
+OF_READING = ("max_memory", "data", "image_size", "class_map", "class_order", "labels_from")
 STAMP = "%Y%m%d-%H%M%S"
 
 
@@ -204,6 +205,17 @@ def newest(root: Path = ROOT) -> Path:
 def resume_command(folder: Path) -> str:
     """What is typed to go on with the run in a folder."""
     return f"pwoa prune --resume --out {shlex.quote(str(folder))}"
+
+
+def measure_command(folder: Path) -> str:
+    """What is typed to measure the model in a run's folder by itself. Its file says what it is and whose data
+    it saw, but for what was typed of own code and of where and how images are read."""
+    typed = config(folder).get("command")
+    typed = typed if isinstance(typed, dict) else {}  # none of a program's; a file may be anybody's
+    own = ("arch",) if ".py" in str(typed.get("arch", "")) else ()
+    options = [name for name in (*OF_READING, *own) if name in typed]
+    words = (word for name in options for word in (f"--{name.replace('_', '-')}", str(typed[name])))
+    return f"pwoa eval {shlex.join([str(folder / FINISHED[0]), *words])}"
 
 
 def newest_unfinished(model: str = "", *, root: Path = ROOT) -> Path:

@@ -96,8 +96,7 @@ def read(folder: Path, *, say: Say) -> FinishedRun:
     if report["model"].get("file_sha256") not in (None, file_sha256(folder / "model.safetensors")):
         raise InputError(f"{folder} is of two runs: its model.safetensors is not the one that its "
                          "report.json is of.",
-                         hint=f"Measure the file by itself: pwoa eval "
-                              f"{shlex.quote(str(folder / 'model.safetensors'))}")
+                         hint=f"Measure the file by itself: {run_folder.measure_command(folder)}")
     return FinishedRun(folder, report)
 
 

@@ -1,4 +1,5 @@
 """The folder that a command writes to: new or empty, and what is kept in it is said where a command fails."""
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_what_is_kept_is_said(here, pwoa, monkeypatch, error, code):
     got, out, err = pwoa(*PRUNE, "--out", "late")
     assert got == code and not out
     assert ("kept in late: config.toml, metrics.jsonl, model.safetensors, state.pt.\n"
-            "The pruned model is whole; measure it: pwoa eval late/model.safetensors\n") in err
+            "The pruned model is whole; measure it: pwoa eval late/model.safetensors --data tiny.npz\n"
+            ) in err
     assert ("Go on: pwoa prune --resume --out late\n" in err) == (code == 130)
     monkeypatch.setattr(sparse, "save", fails)
     got, out, err = pwoa(*PRUNE, "--out", "early")
@@ -48,6 +50,25 @@ def test_what_is_kept_is_said(here, pwoa, monkeypatch, error, code):
     got, out, err = pwoa(*PRUNE, "--out", "never")
     assert (got == code and not Path("never").exists()
             and (code != 130 or "interrupted; nothing was written." in err))
+
+
+def test_the_line_that_measures_what_is_kept_works_when_it_is_pasted(here, pwoa, monkeypatch):
+    """With spaces and umlauts, code of one's own, pictures in a folder."""
+    Path("my net.py").write_text("from pwoa_cli.networks.families.small import LeNet\n"
+                                 "def fn(): return LeNet(size=8, widths=(4, 8), hidden=16, num_classes=4)\n")
+    Path("my data").mkdir()
+    Path("tiny.npz").rename("my data/tiny.npz")
+    words = [*PRUNE, "--data", "my data/tiny.npz", "--arch", "my net.py:fn"]
+    with monkeypatch.context() as patch:
+        patch.setattr(prune, "measure", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        code, _, err = pwoa(*words, "--out", "run 3 \u00fc")
+    assert code == 130
+    line, = (one for one in err.splitlines() if "measure it: pwoa " in one)
+    typed = shlex.split(line.partition("measure it: pwoa ")[2])
+    assert typed == ["eval", "run 3 \u00fc/model.safetensors", "--data", "my data/tiny.npz",
+                     "--arch", "my net.py:fn"]
+    code, _, err = pwoa(*typed, "--attacks", "fgsm", "--samples", "20", "--quiet")
+    assert code in (0, 3), err
 
 
 def test_a_run_without_a_report_is_not_the_newest(here, pwoa, monkeypatch):
