@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
     return getattr(api, name)
 
 
-def load(path: str | PathLike[str], *, arch: str | None = None) -> "nn.Module":
+def load(path: str | PathLike[str], *, arch: str | PathLike[str] | None = None) -> "nn.Module":
     """The model in a file (pruned, or any that pwoa reads) or in a run's folder: eval mode, on the CPU,
     inputs (B, C, H, W) in [0,1].
 
@@ -35,15 +35,21 @@ def load(path: str | PathLike[str], *, arch: str | None = None) -> "nn.Module":
     """
     from pwoa_cli.checkpoints.model import Source, load_model  # torch is imported when it is needed
     from pwoa_cli.files.run_folder import model_of
+    from pwoa_cli.workflows.parameters import check
 
-    return load_model(Source(model_of(str(path)), arch=arch)).model
+    check("path", path)
+    if arch is not None:
+        check("arch", arch)
+    return load_model(Source(model_of(str(path)), arch=None if arch is None else str(arch))).model
 
 
 def load_state_dict(path: str | PathLike[str]) -> "dict[str, Tensor]":
     """The dense tensors of a file, or of a run's, by name, as the checkpoint that it came from has them."""
     from pwoa_cli.checkpoints.state_dict import read_state_dict
     from pwoa_cli.files.run_folder import model_of
+    from pwoa_cli.workflows.parameters import check
 
+    check("path", path)
     return read_state_dict(model_of(str(path)))[0]
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from pwoa_cli.cli import faults, streams
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.run_folder import model_of
+from pwoa_cli.workflows.search import size_bytes
 
 if TYPE_CHECKING:
     from pwoa_cli.checkpoints.model import Source
@@ -78,13 +79,7 @@ def _whole(flag: str, least: int, such_as: int = 100, *, most: int = 2**31 - 1) 
 def _bytes(flag: str, example: str) -> Callable[[Any], int]:
     """Parser of 8GB, 500k or 300000 as bytes. It raises InputError naming the flag."""
     def parse(text: Any) -> int:
-        written = str(text).strip().upper()
-        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) *([KMGT]?)(I?)B?", written, re.ASCII)
-        if not found or not float(found[1]):
-            raise InputError(f"{flag} {str(text)[:40]} is no number of bytes.",
-                             hint=f"Such as {flag} {example}")
-        step = 1024 if found[3] else 1000
-        return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
+        return size_bytes(str(text), flag=flag, example=example)
 
     return parse
 

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+import torch
+
 from pwoa_cli.checkpoints.model import Source
 from pwoa_cli.checkpoints.normalisation import of_user
 from pwoa_cli.errors import InputError
@@ -19,11 +21,14 @@ from pwoa_cli.reports import several, tables
 from pwoa_cli.workflows import evaluate as evaluation
 from pwoa_cli.workflows import export as exporting
 from pwoa_cli.workflows import prune as pruning
+from pwoa_cli.workflows.parameters import checked
 from pwoa_cli.workflows.prune_job import prepare
 from pwoa_cli.workflows.prune_request import Request
-from pwoa_cli.workflows.search import fraction, goal, neighbours
+from pwoa_cli.workflows.search import fraction, goal, neighbours, size_bytes
 
 PathText = str | PathLike[str]
+Names = str | Sequence[str]
+Device = str | torch.device
 
 
 def _nothing(*_: object) -> None: ...
@@ -93,16 +98,18 @@ class Exported:
     report: Mapping[str, Any]
 
 
+@checked
 def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | None = None,
           held_out: int | None = None, channels: float | None = None, macs: float | None = None,
-          nm: str | None = None, target_bytes: int | None = None, out: PathText | None = None,
-          structure: str | None = None, recipe: str = "default", settings: Mapping[str, Any] | None = None,
-          teacher: PathText | None = None, arch: str | None = None, normalize: str | None = None,
+          nm: str | None = None, target_bytes: int | str | None = None, out: PathText | None = None,
+          structure: str | None = None, recipe: PathText = "default",
+          settings: Mapping[str, Any] | None = None, teacher: PathText | None = None,
+          arch: PathText | None = None, normalize: str | None = None,
           mean: Sequence[float] | None = None, std: Sequence[float] | None = None, entry: str | None = None,
           trust_pickle: bool = False,
           num_classes: int | None = None, data: PathText | None = None, norm: str | None = None,
-          eps: float | str | None = None, attacks: str = "fgsm,pgd-10,pgd-20,cw", samples: int = 1000,
-          seed: int = 0, device: str = "auto", compile: str = "auto", progress: Progress = _nothing,
+          eps: float | str | None = None, attacks: Names = "fgsm,pgd-10,pgd-20,cw", samples: int = 1000,
+          seed: int = 0, device: Device = "auto", compile: str = "auto", progress: Progress = _nothing,
           say: Say = _nothing) -> Pruned:
     """What `pwoa prune` does: distil a pruned copy, save it, measure both under attack.
 
@@ -112,36 +119,36 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
         many zeros as lose at most so many points of the worst case, in (0, 100), on held_out training images.
         channels, macs: in place of sparsity: fraction of channels or of multiplications to remove, in (0, 1).
         nm, target_bytes: in place of sparsity: "2:4" lets 2 of every 4 neighbours stay; the most bytes that
-        the file may have. structure: "unstructured", "filter", "column", "channel" or such as "block:4x1";
-        None: "channel" with channels or macs, else "unstructured".
+        the file may have, 500_000 or "500k". structure: "unstructured", "filter", "column", "channel" or such
+        as "block:4x1"; None: "channel" with channels or macs, else "unstructured".
         mean, std: a number a channel, in the place of normalize. trust_pickle: run code that the file holds.
-        eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. progress:
-        called with (phase, steps done, steps in all, text); say: with every sentence for people. The others
-        as the command's options of that name.
+        eps: a number in units of inputs in [0,1], or "8/255"; None: the file's or the data set's. attacks:
+        "fgsm,cw" or ["fgsm", "cw"]. progress: called with (phase, steps done, steps in all, text); say: with
+        every sentence for people. The others as the command's options of that name.
     Raises: InputError, PwoaError.
     """
     created = datetime.now()
-    _check(int, "an int", samples=samples, seed=seed)
-    _check(int | None, "an int", held_out=held_out, num_classes=num_classes, target_bytes=target_bytes)
-    _check(float | int | None, "a number", max_loss=max_loss)
     zeros = None if sparsity is None else fraction(str(sparsity))
     removed = None if channels is None else fraction(str(channels), flag="--channels")
     saved = None if macs is None else fraction(str(macs), flag="--macs")
-    nm = None if nm is None else neighbours(str(nm))
+    nm = None if nm is None else neighbours(nm)
+    most = size_bytes(target_bytes, flag="--target-bytes", example="500k") \
+        if isinstance(target_bytes, str) else target_bytes
     source = _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                      trust_pickle=trust_pickle, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
                            sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved, nm=nm,
-                                         target_bytes=target_bytes),
+                                         target_bytes=most),
                            now=created, run=True) as folder:
         request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
-                          macs=saved, nm=nm, target_bytes=target_bytes, structure=structure or "",
-                          recipe=recipe,
+                          macs=saved, nm=nm, target_bytes=most, structure=structure or "",
+                          recipe=str(recipe),
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher)),
                                                                       trust_pickle=trust_pickle),
                           data=None if data is None else str(data), norm=norm, eps=_eps(eps),
-                          attacks=attacks, n=samples, seed=seed, device=device, compile=compile)
+                          attacks=_names(attacks), n=samples, seed=seed, device=str(device),
+                          compile=compile)
         report = pruning.execute(prepare(request, say=say), folder, say=say, progress=progress,
                                  created=created)
         pruning.keep(folder, report)
@@ -153,7 +160,7 @@ class Options(TypedDict, total=False):
     """Those of `evaluate`, for type checkers: its result depends on whether it gets a list."""
 
     compare: PathText | None
-    arch: str | None
+    arch: PathText | None
     normalize: str | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -163,12 +170,12 @@ class Options(TypedDict, total=False):
     data: PathText | None
     norm: str | None
     eps: float | str | None
-    attacks: str
+    attacks: Names
     curve: Sequence[float | str] | None
     samples: int
     seed: int
     batch_size: int | None
-    device: str
+    device: Device
     max_seconds: float | None
     progress: Progress
     say: Say
@@ -183,13 +190,14 @@ def evaluate(  # type: ignore[overload-overlap]  # text is a sequence of text, t
 def evaluate(model: Sequence[PathText], **options: Unpack[Options]) -> dict[str, Result]: ...
 
 
+@checked
 def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None = None,
-             arch: str | None = None, normalize: str | None = None, mean: Sequence[float] | None = None,
+             arch: PathText | None = None, normalize: str | None = None, mean: Sequence[float] | None = None,
              std: Sequence[float] | None = None, entry: str | None = None, trust_pickle: bool = False,
              num_classes: int | None = None, data: PathText | None = None,
-             norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
+             norm: str | None = None, eps: float | str | None = None, attacks: Names = "fgsm,pgd,cw",
              curve: Sequence[float | str] | None = None, samples: int = 1000, seed: int = 0,
-             batch_size: int | None = None, device: str = "auto", max_seconds: float | None = None,
+             batch_size: int | None = None, device: Device = "auto", max_seconds: float | None = None,
              progress: Progress = _nothing, say: Say = _nothing) -> Result | dict[str, Result]:
     """What `pwoa eval` does: accuracy under attack of a checkpoint, or of a run beside its teacher.
 
@@ -199,27 +207,18 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
         then; what is not finished is no figure (`Result.short`). The others as in `prune`.
     Raises: InputError, PwoaError.
     """
-    _check(int, "an int", samples=samples, seed=seed)
-    _check(int | None, "an int", batch_size=batch_size, num_classes=num_classes)
-    _check(float | int | None, "a number", max_seconds=max_seconds)
-    if max_seconds is not None and not max_seconds > 0:
-        raise InputError(f"max_seconds={max_seconds} is not above 0.", hint="Ten minutes: max_seconds=600")
     paths = [model] if isinstance(model, str | PathLike) else model
     sources = [_source(path, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                        trust_pickle=trust_pickle, num_classes=num_classes, run=True) for path in paths]
     if not sources:
         raise InputError("evaluate([]) names no model.", hint="For example: evaluate([\"a.pt\", \"b.pt\"])")
-    curve = () if curve is None else curve
-    if not isinstance(curve, list | tuple) or not all(
-            isinstance(one, float | int | str) and not isinstance(one, bool) for one in curve):
-        raise InputError(f"curve={curve!r} is no list of radii.",
-                         hint='For example: curve=["2/255", "8/255"]')
+    radii = [str(_eps(one)) for one in (() if curve is None else curve)]
     job = evaluation.prepare(evaluation.Request(
-        sources[0], others=sources[1:], attacks=attacks,
+        sources[0], others=sources[1:], attacks=_names(attacks),
         teacher=None if compare is None else Source(run_folder.model_of(str(compare))),
         data=None if data is None else str(data), norm=norm, eps=_eps(eps),
-        curve=",".join(str(_eps(one)) for one in curve) if curve else None, n=samples, seed=seed,
-        batch_size=batch_size, device=device, max_seconds=max_seconds), say=say)
+        curve=",".join(radii) if radii else None, n=samples, seed=seed,
+        batch_size=batch_size, device=str(device), max_seconds=max_seconds), say=say)
     outcome = evaluation.execute(job, progress=progress, say=say)
     evaluation.forget(outcome, job)
     report = outcome.result
@@ -230,12 +229,13 @@ def evaluate(model: PathText | Sequence[PathText], *, compare: PathText | None =
     return {who: _result(several.view(report, who), who) for who in several.compared(report)}
 
 
+@checked
 def export(model: PathText, format: str, out: PathText | None = None, *, dtype: str = "fp32",
-           prefix: str = "", like: PathText | None = None, arch: str | None = None,
+           prefix: str = "", like: PathText | None = None, arch: PathText | None = None,
            normalize: str | None = None, mean: Sequence[float] | None = None,
            std: Sequence[float] | None = None, entry: str | None = None, trust_pickle: bool = False,
            num_classes: int | None = None, data: PathText | None = None,
-           norm: str | None = None, eps: float | str | None = None, attacks: str = "fgsm,pgd,cw",
+           norm: str | None = None, eps: float | str | None = None, attacks: Names = "fgsm,pgd,cw",
            samples: int = 1000, measure: bool = True, seed: int = 0, progress: Progress = _nothing,
            say: Say = _nothing) -> Exported:
     """What `pwoa export` does: write a model in a form that others read, read it again and compare.
@@ -246,14 +246,12 @@ def export(model: PathText, format: str, out: PathText | None = None, *, dtype: 
         envelope it gets. measure: attack both models where values are rounded. The others as in `prune`.
     Raises: InputError; PwoaError if the file gives other logits, or needs what the machine has not.
     """
-    _check(int, "an int", samples=samples, seed=seed)
-    _check(int | None, "an int", num_classes=num_classes)
     job = exporting.prepare(exporting.Request(
         _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                 trust_pickle=trust_pickle, num_classes=num_classes, run=True), format,
         None if out is None else Path(out), dtype=dtype, prefix=prefix,
         like=None if like is None else str(like), data=None if data is None else str(data), norm=norm,
-        eps=_eps(eps), attacks=attacks, n=samples, seed=seed, measure=measure), say=say)
+        eps=_eps(eps), attacks=_names(attacks), n=samples, seed=seed, measure=measure), say=say)
     outcome = exporting.execute(job, progress=progress, say=say)
     outcome.forget()
     report = outcome.result
@@ -272,24 +270,16 @@ def _result(report: Mapping[str, Any], who: str = "") -> Result:
 
 
 def _source(model: PathText, *, normalize: str | None, mean: Sequence[float] | None,
-            std: Sequence[float] | None, run: bool = False, **said: Any) -> Source:
+            std: Sequence[float] | None, arch: PathText | None, run: bool = False, **said: Any) -> Source:
     """Args: run: a folder stays a folder, as it brings its teacher. said: other fields of `Source`."""
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and (isinstance(values, str) or not all(
-                isinstance(value, float | int) and not isinstance(value, bool) for value in values)):
-            raise InputError(f"{name}={values!r} is no list of numbers.",
-                             hint=f"One a channel, for example: {name}=[0.491, 0.482, 0.447]")
     taken_off, divided_by = of_user(normalize, *(None if values is None else tuple(map(float, values))
                                                  for values in (mean, std)))
     path = str(model) if run else run_folder.model_of(str(model))
-    return Source(path, mean=taken_off, std=divided_by, **said)
+    return Source(path, mean=taken_off, std=divided_by, arch=None if arch is None else str(arch), **said)
 
 
-def _check(kind: Any, words: str, **given: object) -> None:
-    """Arguments are of a kind, else Python would tell after minutes. Raises: InputError that names one."""
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise InputError(f"{name}={value!r} is not {words}.", hint=f"For example: {name}=50")
+def _names(attacks: Names) -> str:
+    return attacks if isinstance(attacks, str) else ",".join(attacks)
 
 
 def _eps(eps: float | str | None) -> str | None:

@@ -93,6 +93,15 @@ def neighbours(text: str) -> str:
     return found[0]
 
 
+def size_bytes(text: str, *, flag: str, example: str) -> int:
+    """8GB, 500k or 300000 as bytes. Raises: InputError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) *([KMGT]?)(I?)B?", text.strip().upper(), re.ASCII)
+    if not found or not float(found[1]):
+        raise InputError(f"{flag} {text[:40]} is no number of bytes.", hint=f"Such as {flag} {example}")
+    step = 1024 if found[3] else 1000
+    return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
+
+
 def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
          channels: float | None = None, macs: float | None = None, nm: str | None = None,
          target_bytes: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """The commands as functions: the same figures as the command line's, nothing printed, errors that can be
 caught."""
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from helpers.cli_world import PRUNE, TINY
 
 import pwoa_cli
 from pwoa_cli.errors import InputError
+from pwoa_cli.workflows import parameters
 
 SETTINGS = {"data": "tiny.npz", "eps": 0.5, "samples": 20}
 QUICK = {"settings": {"epochs": 0.1, "batch_size": 16}, "attacks": "fgsm"}
@@ -194,6 +196,53 @@ def test_numbers_of_another_kind_are_told_before_anything_is_read(call, options)
     with pytest.raises(InputError, match=f"^{re.escape(f'{name}={value!r}')} is not ") as caught:
         call("missing.pt", **({"format": "dense"} if call == pwoa_cli.export else {}), **options)
     assert f"{name}=" in caught.value.hint
+
+
+WRONG = [None, 5, -1.5, True, [object()], ("x", 5), {5: "x"}, {"a": 1}, object(), b"x", "", "x",
+         np.array(0.5), np.zeros((2, 2)), torch.tensor(0.1), torch.nn.Linear(1, 1)]
+GIVEN = {pwoa_cli.prune: {"model": "missing.pt", "sparsity": 0.9}, pwoa_cli.evaluate: {"model": "missing.pt"},
+         pwoa_cli.export: {"model": "missing.pt", "format": "dense"}, pwoa_cli.load: {"path": "missing.pt"},
+         pwoa_cli.load_state_dict: {"path": "missing.pt"}}
+EVERY = [(call, name) for call in GIVEN for name in inspect.signature(call).parameters]
+
+
+@pytest.mark.parametrize(("call", "name"), EVERY, ids=lambda one: getattr(one, "__name__", one))
+def test_whatever_is_given_in_the_place_of_anything_only_our_errors_come(tmp_path, monkeypatch, call, name):
+    """Of the wrong kind it is told by the parameter's name; what is of the right one ends at the file."""
+    monkeypatch.chdir(tmp_path)
+    default, kind = inspect.signature(call).parameters[name].default, parameters.KINDS[name]
+    kind = parameters.OF_ONE.get((call.__name__, name), kind)
+    for value in WRONG:
+        with pytest.raises(InputError) as caught:
+            call(**GIVEN[call] | {name: value})
+        fine = default is None if value is None else kind.takes(value)
+        told = f"{name}={' '.join(repr(value).split())[:60]}"
+        assert caught.value.message.startswith(told) != fine, (value, caught.value.message)
+        assert fine or caught.value.hint == f"For example: {name}={kind.example}"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", parameters.KINDS)
+def test_the_example_of_a_parameter_is_of_its_kind(name):
+    for kind in {parameters.KINDS[name], parameters.OF_ONE.get(("evaluate", name), parameters.KINDS[name])}:
+        assert kind.takes(eval(kind.example))  # noqa: S307 (the package's own words)
+
+
+def test_what_people_write_instead_is_taken(here):
+    """Names in a list, torch's own device, bytes as they are typed, a path where text would do."""
+    fine = pwoa_cli.evaluate("model.pt", attacks="fgsm,pgd-2", **SETTINGS)
+    for options in ({"attacks": ["fgsm", "pgd-2"]},
+                    {"attacks": ("fgsm", "pgd-2"), "device": torch.device("cpu")},
+                    {"attacks": ["fgsm,pgd-2"], "mean": np.array([0.0]), "std": np.array([1.0])},
+                    {"attacks": ["fgsm", "pgd-2"], "eps": np.float32(0.5)}):
+        assert pwoa_cli.evaluate("model.pt", **SETTINGS | options).scores == fine.scores
+    runs = [pwoa_cli.prune("model.pt", target_bytes=size, **SETTINGS, **QUICK | {"attacks": ["fgsm"]})
+            for size in ("1.2k", 1200)]
+    assert runs[0].model.read_bytes() == runs[1].model.read_bytes()
+    assert runs[0].model.stat().st_size <= 1200 and runs[0].folder.name.startswith("model-1200B-")
+    with pytest.raises(InputError, match="no number of bytes") as caught:
+        pwoa_cli.prune("model.pt", target_bytes="much", **SETTINGS)
+    assert caught.value.hint == "Such as --target-bytes 500k"
 
 
 def test_a_run_s_folder_is_loaded_as_its_file_is(here):

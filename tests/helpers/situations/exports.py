@@ -122,14 +122,13 @@ def files_that_give_other_logits(tool):
     assert Path("d.pt").is_file()
 
 
-@prints("workflows/api.py:_check", "workflows/api.py:evaluate: Ten minutes",
-        "workflows/api.py:evaluate: For example: curve", "workflows/api.py:_source")
+@prints("workflows/parameters.py:check")
 def numbers_from_python_that_are_none(tool):
     options = {"data": "tiny.npz", "eps": 0.5, "attacks": "fgsm"}
     assert tool.raised(pwoa_cli.evaluate, "model.pt", samples="50", **options) == "For example: samples=50"
     assert tool.raised(pwoa_cli.evaluate, "model.pt", max_seconds=0, **options).endswith("max_seconds=600")
     line = tool.raised(pwoa_cli.evaluate, "model.pt", mean="0.5", **options)
-    assert line == "One a channel, for example: mean=[0.491, 0.482, 0.447]"
+    assert line == "For example: mean=[0.491, 0.482, 0.447]"
     assert pwoa_cli.evaluate("model.pt", samples=50, mean=[0.0], std=[1.0], **options).worst
     line = tool.raised(pwoa_cli.evaluate, "model.pt", curve=0.1, **options).removeprefix("For example: ")
     assert line == 'curve=["2/255", "8/255"]'

@@ -14,7 +14,7 @@ from pwoa_cli.workflows import evaluate, prune_job
 
 FAULTS = "cli/faults.py:of: "
 
-typed("cli/options.py:parse: Such as {} {}", ["info", "model.pt", "--max-memory", "much"])
+typed("workflows/search.py:size_bytes", ["info", "model.pt", "--max-memory", "much"])
 typed("machine/memory.py:check_room", ["info", "model.pt", "--max-memory", "1KB"])
 
 

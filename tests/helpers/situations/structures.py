@@ -32,7 +32,7 @@ def fewer_zeros_than_there_are(tool):
 
 
 SIZE = ["prune", "model.pt", "--target-bytes", "3000", *PRUNE[4:], "--dry-run"]
-typed("cli/options.py:parse: Such as {} {}", [*SIZE[:3], "much", *SIZE[4:]], "--target-bytes 500k",
+typed("workflows/search.py:size_bytes", [*SIZE[:3], "much", *SIZE[4:]], "--target-bytes 500k",
       "--target-bytes 3000")
 typed("workflows/prune_size.py:sparsity_for: --target-bytes", [*SIZE[:3], "50", *SIZE[4:]])
 
