@@ -57,6 +57,23 @@ def free_bytes(device: torch.device) -> float:
     return min(free, _left_in_cgroup())
 
 
+def peak_bytes() -> int | None:
+    """The most memory that this program has held so far; None where nothing tells.
+
+    On Linux not as `resource` says: what that calls the maximum outlives fork and exec, so that a program
+    begins with the peak of the one that started it. VmHWM begins anew with a program.
+    """
+    try:
+        if sys.platform.startswith("linux"):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        import resource  # Windows has none
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except (ImportError, OSError, StopIteration):
+        return None
+
+
 def _left_in_cgroup() -> float:
     """What a container's limit (cgroup v2) leaves, files that the kernel may forget not counted; infinity
     without a limit."""

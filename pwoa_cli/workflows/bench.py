@@ -31,16 +31,17 @@ TWIN = "without zeros"
 ZEROS = 0.3  # of the weights: from here on a model without another is compared with itself without zeros
 SAME = 0.1  # a ratio so near to 1 is no gain
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 import torch, pwoa_cli, pwoa_cli.checkpoints.model
+from pwoa_cli.machine.memory import peak_bytes
 torch.set_num_threads(int(sys.argv[3]))
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before, start = peak_bytes(), time.perf_counter()
 model = pwoa_cli.load(sys.argv[1], arch=sys.argv[4] or None)
 loaded = time.perf_counter() - start
 with torch.no_grad():
     model(torch.zeros(json.loads(sys.argv[2])))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([loaded, (after - before) * (1 if sys.platform == "darwin" else 1024)]))
+after = peak_bytes()
+print(json.dumps([loaded, None if before is None else after - before or None]))
 """
 
 
@@ -128,14 +129,15 @@ def _shape(loaded: Mapping[str, Loaded], size: tuple[int, int] | None) -> tuple[
 
 
 def _known(loaded: Loaded, shape: tuple[int, ...], request: Request) -> dict[str, Any]:
-    """What does not depend on the runtime: zeros, parameters, the file, time and memory of loading it."""
+    """What does not depend on the runtime: zeros, parameters, the file, time and memory of loading it (None:
+    not known)."""
     path = Path(loaded.source)
     found: dict[str, Any] = {
         "source": loaded.source, "arch": loaded.arch, "zeros": zeros(loaded.model),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "file_bytes": path.stat().st_size if path.is_file() else None, "load_seconds": None,
         "memory_bytes": None}
-    with suppress(subprocess.CalledProcessError, ValueError, OSError):  # no `resource` on Windows
+    with suppress(subprocess.CalledProcessError, ValueError, OSError):
         words = [loaded.source, json.dumps([max(request.batches), *shape]), str(request.threads),
                  loaded.arch if ".py:" in loaded.arch else ""]
         done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True,
@@ -218,8 +220,9 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         if one["file_bytes"] is not None:
             parts.append(f"file {numbers.size(one['file_bytes'])}")
         if one["load_seconds"] is not None:
-            parts += [f"loaded in {1000 * one['load_seconds']:.0f} ms",
-                      f"{numbers.size(one['memory_bytes'])} of memory at the largest batch"]
+            parts.append(f"loaded in {1000 * one['load_seconds']:.0f} ms")
+        if one["memory_bytes"] is not None:
+            parts.append(f"{numbers.size(one['memory_bytes'])} of memory at the largest batch")
         lines.append((name, f"{one['source']}: {', '.join(parts)}"))
     machine = result["environment"]
     threads, shape = machine["threads"], " x ".join(map(str, result["image"]))

@@ -29,7 +29,27 @@ def test_a_sparse_model_is_compared_with_itself_without_zeros(here, pwoa):
         assert 0 < low <= middle <= high
         assert row["images_per_second"]["model"] == pytest.approx(1000 * row["batch"] / middle)
     known = found["models"]["model"]
-    assert known["load_seconds"] > 0 and known["memory_bytes"] >= 0 and known["file_bytes"] > 1000
+    assert known["load_seconds"] > 0 and known["file_bytes"] > 1000
+    assert known["memory_bytes"] is None or known["memory_bytes"] > 0
+
+
+def test_the_memory_is_that_of_the_model_however_large_the_program_is_that_measures(here, pwoa):
+    """The child began at its parent's peak, and 0 B were said."""
+    held = b"x" * 800_000_000
+    words = ["model.pt", "--batch", "20000", *ONCE[2:]]
+    code, out, err = pwoa("bench", *words, "--json")
+    assert code == 0 and held, err
+    images = 20000 * 8 * 8 * 4
+    assert json.loads(out)["models"]["model"]["memory_bytes"] > images
+
+
+def test_a_memory_that_is_not_known_is_left_out():
+    one = {"source": "m.pt", "parameters": 10, "zeros": 0.0, "file_bytes": 100, "load_seconds": 0.5}
+    result = {"environment": {"device": "cpu", "threads": 1, "torch": "2"}, "image": [1, 8, 8],
+              "left_out": {}, "conclusion": ""}
+    for memory, words in ((None, "loaded in 500 ms"), (2_000_000, "2.0 MB of memory at the largest batch")):
+        label, text = bench.facts(result | {"models": {"model": one | {"memory_bytes": memory}}})[0]
+        assert label == "model" and text.endswith(words)
 
 
 def test_another_model_is_named(here, pwoa):
