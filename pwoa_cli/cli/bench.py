@@ -6,7 +6,7 @@ import typer
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
 from pwoa_cli.cli.run_folder import no_folder
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import UNASKED, InputError
 from pwoa_cli.files.run_folder import model_of
 
 BENCH = "Bench"
@@ -58,3 +58,5 @@ def bench(
         with console.progress() as progress:
             found = workflow.bench(request, progress=progress.update, say=console.say)
     console.result(workflow.markdown(found), found)
+    if not found["rows"]:  # every runtime was left out
+        raise typer.Exit(UNASKED)

@@ -194,20 +194,33 @@ def _row(runtime: str, batch: int, taken: Mapping[str, Sequence[float]]) -> dict
 # --- saying ---------------------------------------------------------------------------
 
 def conclusion(result: Mapping[str, Any]) -> str:
-    """What the figures say, in a sentence; "" where nothing is compared."""
+    """What the figures say, in a sentence; "" where nothing is compared. A gain is one where the lower
+    quartile is above 1 too."""
     models, compared = result["models"], [row for row in result["rows"] if "times_as_fast" in row]
     if not compared:
         return ""
     other = next(name for name in models if name != "model")
     what = models[other]["source"] if other == "against" else "the same network without zeros"
-    best = max(compared, key=lambda row: row["times_as_fast"]["median"])
-    gained, where = best["times_as_fast"]["median"], f"{best['runtime']}, batch {best['batch']}"
+    sure = [row for row in compared if row["times_as_fast"]["low"] > 1]
+    best = max(sure, key=_gained, default=None)
+    if best is not None and _gained(best) >= 1 + SAME:
+        return f"Up to {_gained(best):.2f} times as fast as {what} ({_where(best)})."
+    best = max(compared, key=_gained)
+    if _gained(best) >= 1 + SAME:  # a quarter of the rounds, or more, were no faster
+        return (f"No gain stands out of the noise: at best {_ratio(best['times_as_fast'])} times as fast as "
+                f"{what} ({_where(best)}).")
     same_size = models["model"]["parameters"] == models[other]["parameters"]
-    if gained < 1 + SAME:
-        why = "Single zeros buy bytes, not time" if same_size and models["model"]["zeros"] >= ZEROS else \
-            "It is no faster"
-        return f"{why}: at best {gained:.2f} times as fast as {what} ({where})."
-    return f"Up to {gained:.2f} times as fast as {what} ({where})."
+    why = "Single zeros buy bytes, not time" if same_size and models["model"]["zeros"] >= ZEROS else \
+        "It is no faster"
+    return f"{why}: at best {_gained(best):.2f} times as fast as {what} ({_where(best)})."
+
+
+def _gained(row: Mapping[str, Any]) -> float:
+    return float(row["times_as_fast"]["median"])
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return f"{row['runtime']}, batch {row['batch']}"
 
 
 def facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -241,9 +254,8 @@ def markdown(result: Mapping[str, Any]) -> str:
              f"{row['images_per_second'][names[0]]:,.0f}",
              *([_ratio(row["times_as_fast"])] if len(names) > 1 else [])] for row in result["rows"]]
     lines = [*tables.markdown_table(head, rows), "",
-             "Median [quartiles] of calls in turn, warmed up.", "",
-             *(f"- {label}: {text}" for label, text in facts(result))]
-    return "\n".join(lines) + "\n"
+             "Median [quartiles] of calls in turn, warmed up."] if rows else ["Nothing was timed."]
+    return "\n".join([*lines, "", *(f"- {label}: {text}" for label, text in facts(result))]) + "\n"
 
 
 def _ms(values: Mapping[str, float]) -> str:

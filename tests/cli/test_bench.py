@@ -95,8 +95,9 @@ def test_wrong_use_is_one_sentence(here, pwoa, words, sentence):
     assert code == 2 and not out and sentence in " ".join(err.split()) and "hint: " in err
 
 
-def row(times, *, runtime="eager"):
-    return {"runtime": runtime, "batch": 1, "times_as_fast": {"median": times, "low": times, "high": times}}
+def row(times, *, runtime="eager", low=None):
+    spread = {"median": times, "low": times if low is None else low, "high": times + 0.2}
+    return {"runtime": runtime, "batch": 1, "times_as_fast": spread}
 
 
 @pytest.mark.parametrize(("zeros", "sizes", "times", "says"), [
@@ -108,6 +109,29 @@ def test_the_conclusion_is_what_was_measured(zeros, sizes, times, says):
         ("model", "against"), ("m.pt", "t.pt"), sizes, strict=True)}
     assert bench.conclusion({"models": models, "rows": [row(times), row(0.5)]}).startswith(says)
     assert bench.conclusion({"models": models, "rows": []}) == ""
+
+
+@pytest.mark.parametrize(("rows", "says"), [
+    ([row(1.21, low=0.83)], "No gain stands out of the noise: at best 1.21 [0.83, 1.41] times as fast as the "
+                            "same network without zeros (eager, batch 1)."),
+    ([row(1.21, low=0.83), row(1.04, runtime="onnx")], "No gain stands out of the noise: at best 1.21 "),
+    ([row(1.5, low=1.0), row(1.3, runtime="onnx", low=1.2)],
+     "Up to 1.30 times as fast as the same network without zeros (onnx, batch 1)."),
+    ([row(1.08, low=0.7), row(1.06, low=1.03)], "Single zeros buy bytes, not time: at best 1.08 times ")])
+def test_a_gain_is_one_whose_lower_quartile_is_above_one(rows, says):
+    models = {name: {"source": "m.pt", "zeros": zeros, "parameters": 100}
+              for name, zeros in (("model", 0.9), (bench.TWIN, 0.0))}
+    assert bench.conclusion({"models": models, "rows": rows}).startswith(says)
+
+
+@pytest.mark.parametrize("model", ["model.pt", "pruned.safetensors"])
+def test_where_every_runtime_is_left_out_that_is_said_and_exit_code_3(here, pwoa, model):
+    words = ["bench", model, *ONCE[:-1], "2:4"]
+    code, out, err = pwoa(*words)
+    assert code == 3 and "left out: 2:4: NVIDIA GPUs alone have these kernels" in out, err
+    assert out.startswith("Nothing was timed.\n\n- model: ") and "|" not in out
+    code, out, err = pwoa(*words, "--json")
+    assert code == 3 and list(json.loads(out)["left_out"]) == ["2:4"] and not json.loads(out)["rows"], err
 
 
 def test_a_runtime_that_breaks_is_left_out_with_its_reason(here, pwoa, monkeypatch):
