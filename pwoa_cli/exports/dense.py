@@ -21,20 +21,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def save(net: nn.Module, path: Path, *, dtype: torch.dtype | None = None, prefix: str = "",
          like: Source | None = None) -> int:
-    """Write a network's state dict, dense, whole or not at all; returns its bytes.
+    """Write a network's state dict, dense, to a new file, whole or not at all; returns its bytes.
 
     Args: path: .pt and .pth are torch.save's, .safetensors safetensors'. dtype: of all float tensors.
     prefix: before every name, such as "module.". like: a checkpoint of the same network: what lies around its
     weights (envelopes, wrappers' names, normalisation, counters, settings) stays, and so do their dtypes
     where they hold the weights' values, unless `dtype` says otherwise; a second name or copy of a weight is
     the new one too. A .safetensors file has the tensors of that state dict alone.
-    Raises: InputError if `like` does not hold these tensors.
+    Raises: InputError if `like` does not hold these tensors, or the file is there.
     """
     content: Any = {prefix + name: _converted(tensor, dtype) for name, tensor in net.state_dict().items()}
     made = list(content.values())
     if like is not None:
         content, made = _substituted(net, like, dtype)
-    with atomic(path) as temporary:
+    with atomic(path, new=True) as temporary:
         if path.suffix == ".safetensors":
             tensors = {key: _converted(tensor, None) for key, tensor in _innermost(content, made).items()}
             temporary.write_bytes(safetensors.torch.save(tensors))

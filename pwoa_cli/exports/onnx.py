@@ -32,7 +32,7 @@ def check_installed() -> None:
 
 
 def save(model: nn.Module, path: Path, *, example: Tensor) -> int:
-    """Write a model (eval mode, on the CPU) as ONNX, whole or not at all; returns its bytes.
+    """Write a model (eval mode, on the CPU) as a new ONNX file, whole or not at all; returns its bytes.
 
     Args: example: images (B, C, H, W), B above 1; C, H and W are fixed, the batch is free. The graph's input
     is `images` (float32, in [0,1]), its output `logits`. Raises: PwoaError where torch cannot export it.
@@ -44,7 +44,7 @@ def save(model: nn.Module, path: Path, *, example: Tensor) -> int:
                                         output_names=[OUTPUT], dynamic_shapes=({0: batch},),
                                         opset_version=OPSET, verbose=False)
             assert program is not None  # no file was named
-            with atomic(path) as temporary:
+            with atomic(path, new=True) as temporary:
                 program.save(str(temporary))
     except PwoaError:  # of the disk
         raise

@@ -18,8 +18,8 @@ SPLIT = 16  # images at once
 
 
 def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
-    """Write a model (eval mode, on the CPU) as ONNX of 8-bit integers, whole or not at all; returns its
-    bytes.
+    """Write a model (eval mode, on the CPU) as a new ONNX file of 8-bit integers, whole or not at all;
+    returns its bytes.
 
     Weights are int8, symmetric (0 stays 0); activations uint8. The logits stay float32: in steps of a
     255th of their range, classes would tie. Input and output as of `onnx.save`.
@@ -57,7 +57,7 @@ def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
         except Exception as error:  # of its own many kinds
             raise PwoaError(f"ONNX Runtime cannot quantise this network: {raised(error)[:200]}.",
                             hint="--format onnx writes it in float32.") from error
-    with atomic(path) as temporary:
+    with atomic(path, new=True) as temporary:
         temporary.write_bytes(content)
     return len(content)
 

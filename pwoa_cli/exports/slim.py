@@ -64,10 +64,10 @@ def difference(one: nn.Module, other: nn.Module, x: Tensor) -> tuple[float, floa
 
 
 def save(net: nn.Module, path: Path, *, metadata: Mapping[str, str]) -> int:
-    """Write the dense tensors of a slim network, whole or not at all; returns the file's bytes."""
+    """Write the dense tensors of a slim network to a new file, whole or not at all; returns its bytes."""
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
                for name, t in net.state_dict().items()}
-    with atomic(path) as temporary:
+    with atomic(path, new=True) as temporary:
         temporary.write_bytes(_in_order(safetensors.torch.save(
             tensors, {**metadata, MARK: WORDS, "format": "pt"})))
     return path.stat().st_size

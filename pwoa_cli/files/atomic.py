@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pwoa_cli.errors import PwoaError, of_system
+from pwoa_cli.errors import InputError, PwoaError, of_system
 
 OUT_HINT = "Name a folder that you can write to: --out DIR"
 
 
 @contextmanager
-def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Path]:
+def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT, new: bool = False) -> Iterator[Path]:
     """A temporary name beside `path` to write to; becomes `path` if the block ends well, else is removed.
 
-    A link is followed. Args: wanted: what kind of file was expected, for the error.
+    A link is followed. Args: wanted: what kind of file was expected, for the error. new: a file that is there
+    by then is left as it is, and InputError raised.
     Raises: as `errors.of_system` for an OSError inside (PwoaError for a full disk, InputError for a path that
     cannot be written): the old file, if any, is as it was.
     """
@@ -26,7 +27,10 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
         yield temporary
         with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, target)
+        if new and not _put(temporary, target):
+            raise InputError(f"{path} exists; it was not touched.", hint="Name another: --out FILE")
+        if not new:
+            os.replace(temporary, target)
     except OSError as error:
         why = error.strerror or error
         said = f": cannot be written ({why}), expected {wanted}" if wanted else f" cannot be written: {why}"
@@ -35,6 +39,26 @@ def atomic(path: Path, *, wanted: str = "", hint: str = OUT_HINT) -> Iterator[Pa
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+def _put(temporary: Path, target: Path) -> bool:
+    """Give a file its name, unless there is a file of that name, whoever makes it at the same time: a rename
+    would replace that. Returns: whether it has the name now."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return os.path.samefile(temporary, target)  # NFS may lose an answer, and ask for the link twice
+    except OSError:  # no links on this file system (FAT, some networks): the name is taken first, by nothing
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            target.unlink()
+            raise
+    return True
 
 
 def write_text_atomic(path: Path, text: str) -> None:

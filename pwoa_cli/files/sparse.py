@@ -28,7 +28,7 @@ STORED = (*FLOATS, torch.int8)  # what floats may be stored as
 
 
 def save(state: Mapping[str, Tensor], path: str | os.PathLike, *, metadata: Mapping[str, str] | None = None,
-         dtype: torch.dtype | None = None) -> int:
+         dtype: torch.dtype | None = None, new: bool = False) -> int:
     """Write tensors to a sparse safetensors file, whole or not at all, and return its size in bytes.
 
     -0.0 becomes +0.0; all other bits, NaN's too, stay. Tensors that share memory are stored each for itself.
@@ -36,13 +36,13 @@ def save(state: Mapping[str, Tensor], path: str | os.PathLike, *, metadata: Mapp
     Args: state: strided tensors of any shape and device. metadata: strings kept beside the blob, any key but
         "pwoa". dtype: float16/32/64 and bfloat16 tensors are converted to it first; torch.int8: those of two
         dimensions and more become integers times a float32 scale for each index of the first dimension, and
-        keep their dtype when they are loaded.
+        keep their dtype when they are loaded. new: an older file is left as it is, and InputError raised.
     Raises: InputError for a key, a dtype or a tensor that the format does not hold, a finite value that
         overflows `dtype`, one that is not finite for int8, or a path that cannot be written.
     """
     data = _checked_file(state, metadata or {}, dtype)
     wanted = f"a file in an existing, writable folder with {len(data)} bytes free"
-    with atomic(Path(path), wanted=wanted, hint="Name another output file.") as temporary:
+    with atomic(Path(path), wanted=wanted, hint="Name another output file.", new=new) as temporary:
         temporary.write_bytes(data)
     return len(data)
 

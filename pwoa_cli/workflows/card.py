@@ -268,6 +268,7 @@ def execute(job: Job) -> dict[str, Any]:
         _put(folder / "pruning-benchmark.json", dumps(leaderboards.benchmark(job.models), indent=2) + "\n")
         _put(folder / SUMS, sums(folder))
         files = {name: digest for digest, name in map(str.split, sums(folder).splitlines())}
+        _check_out(job.request.out)  # what came meanwhile is not replaced either
     figures = {name: {"accuracy": score["accuracy"], "n": score["n"], "of": source.where}
                for name, (score, source) in model.figures().items()}
     return {"card": str(job.request.out), "model_sha256": sha256, "figures": figures,

@@ -271,8 +271,9 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
 
 
 def _written(job: Job) -> int:
-    """Write the file; the one that a stopped export left must be the same. Returns: its bytes."""
-    if not job.out.exists():
+    """Write the file; the one that a stopped export left must be the same. Returns: its bytes. Raises:
+    InputError if another came meanwhile."""
+    if not (job.request.resume and job.out.exists()):
         return _write(job)
     with temporary_folder() as folder:
         again = folder / job.out.name
@@ -291,7 +292,7 @@ def _write(job: Job) -> int:
         return slim.save(slim.bare(job.slimmed.model), job.out, metadata=kept | to_metadata(loaded))
     if request.format == "sparse":
         return sparse.save(loaded.model.net.state_dict(), job.out, metadata=kept | to_metadata(loaded),
-                           dtype=None if request.dtype == "fp32" else DTYPES[request.dtype])
+                           dtype=None if request.dtype == "fp32" else DTYPES[request.dtype], new=True)
     if request.format == "dense":
         dtype = None if request.dtype == "fp32" else DTYPES[request.dtype]
         return dense.save(loaded.model.net, job.out, dtype=dtype, prefix=request.prefix, like=job.like)

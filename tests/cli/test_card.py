@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 import pwoa_cli
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.workflows import card
 
 FILES = ["README.md", "SHA256SUMS", "model.safetensors", "pruning-benchmark.json", "report.json", "report.md",
          "robustbench.json"]
@@ -55,6 +56,20 @@ def test_a_card_is_whole_and_its_model_is_the_runs(made, run):
     assert {r.metric_name: r.metric_value for r in data.eval_results} == {
         "clean accuracy": report["clean"]["accuracy"], "robust accuracy (fgsm)": report["fgsm"]["accuracy"]}
     assert pwoa_cli.load("card/model.safetensors") and "wrote card" in err
+
+
+def test_a_folder_that_came_while_a_card_was_written_stays(run, pwoa, monkeypatch):
+    sums = card.sums
+
+    def late(folder):
+        Path("card").mkdir(exist_ok=True)
+        Path("card/mine.txt").write_text("mine")
+        return sums(folder)
+
+    monkeypatch.setattr(card, "sums", late)
+    code, out, err = pwoa("export", run, "--card", "card")
+    assert code == 2 and not out and "card folder card holds something else" in " ".join(err.split())
+    assert below("card") == ["mine.txt"] and not list(Path().glob(".pwoa*"))
 
 
 def test_what_is_missing_is_null_and_the_next_command_measures_it(made, run, pwoa, monkeypatch):

@@ -16,6 +16,7 @@ from helpers.processes import wait
 import pwoa_cli
 from pwoa_cli.exports import onnx
 from pwoa_cli.files import sparse
+from pwoa_cli.workflows import export as workflow
 
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -216,6 +217,30 @@ def test_another_file_is_not_taken_for_a_stopped_export_s(here, pwoa):
     assert code == 2 and "is another file than this command writes; it was not touched" in " ".join(
         err.split())
     assert Path("s.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(("kind", "dtype", "name"), [
+    ("dense", "fp32", "m.pt"), ("sparse", "fp32", "m.safetensors"), ("slim", "fp32", "m.safetensors"),
+    ("onnx", "fp32", "m.onnx"), ("onnx", "int8", "m.onnx")])
+def test_a_file_that_came_while_one_was_written_stays(here, pwoa, monkeypatch, kind, dtype, name, resume):
+    """Of two exports with one --out both said they wrote it, and the first one's file was the other's."""
+    write = workflow._write
+
+    def late(job):
+        job.out.write_bytes(b"theirs")
+        return write(job)
+
+    monkeypatch.setattr(workflow, "_write", late)
+    if kind == "slim":
+        code, _, err = pwoa("prune", "model.pt", "--channels", "0.5", *TINY, *BUDGET, "--attacks", "fgsm",
+                            "--out", "run")
+        assert code in (0, 3), err
+    model = "run" if kind == "slim" else "model.pt"
+    code, out, err = pwoa("export", model, "--format", kind, "--dtype", dtype, "--out", name, *TINY,
+                          "--no-measure", *["--resume"] * resume)
+    assert code == 2 and not out and f"{name} exists; it was not touched" in err, err
+    assert Path(name).read_bytes() == b"theirs" and not list(Path().glob(".pwoa-*"))
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors", "m.onnx"])

@@ -24,6 +24,7 @@ def test_stock_torch_loads_it(tmp_path, ending, dtype, prefix):
     path = tmp_path / f"m{ending}"
     assert dense.save(net, path, dtype=dtype, prefix=prefix) == path.stat().st_size
     once = path.read_bytes()
+    path.unlink()
     dense.save(net, path, dtype=dtype, prefix=prefix)
     assert path.read_bytes() == once  # the same bytes again
     found = (safetensors.torch.load_file(path) if ending == ".safetensors"

@@ -2,6 +2,7 @@
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,69 @@ def test_the_error_says_what_was_expected_and_what_to_do():
         temporary.write_text("new")
     assert caught.value.message == "none/a: cannot be written (No such file or directory), expected a file."
     assert caught.value.hint == "Another."
+
+
+@pytest.fixture(params=["links", "none"])
+def links(request, monkeypatch):
+    """A file system with hard links, and one without, such as FAT."""
+    def refused(*paths):
+        raise PermissionError(1, "Operation not permitted")
+
+    if request.param == "none":
+        monkeypatch.setattr(os, "link", refused)
+
+
+def test_a_new_file_replaces_none_that_came_meanwhile(links):
+    with atomic(Path("a.pt"), new=True) as temporary:
+        temporary.write_text("mine")
+    assert Path("a.pt").read_text() == "mine" and os.listdir() == ["a.pt"]
+    with (pytest.raises(InputError, match="b.pt exists; it was not touched") as caught,
+          atomic(Path("b.pt"), new=True) as temporary):
+        temporary.write_text("mine")
+        Path("b.pt").write_text("theirs")
+    assert Path("b.pt").read_text() == "theirs" and sorted(os.listdir()) == ["a.pt", "b.pt"]
+    assert caught.value.hint == "Name another: --out FILE"
+
+
+def test_of_many_that_write_a_new_file_at_once_one_does(links):
+    together, done = threading.Barrier(8), []
+
+    def write(number):
+        try:
+            with atomic(Path("a.pt"), new=True) as temporary:
+                temporary.write_text(str(number))
+                together.wait(60)
+            done.append(str(number))
+        except InputError:
+            done.append("")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(done) == [""] * 7 + [Path("a.pt").read_text()] and os.listdir() == ["a.pt"]
+
+
+def test_a_link_whose_answer_was_lost_is_there(monkeypatch):
+    link = os.link
+
+    def twice(*paths):
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", twice)
+    with atomic(Path("a.pt"), new=True) as temporary:
+        temporary.write_text("mine")
+    assert Path("a.pt").read_text() == "mine" and os.listdir() == ["a.pt"]
+
+
+def test_a_rename_that_fails_leaves_no_name_that_was_taken_for_it(monkeypatch):
+    def broken(*paths):
+        raise OSError(5, "Input/output error")
+
+    for name in ("link", "replace"):
+        monkeypatch.setattr(os, name, broken)
+    with pytest.raises(PwoaError, match="Input/output error"), atomic(Path("a.pt"), new=True) as temporary:
+        temporary.write_text("mine")
+    assert not os.listdir()

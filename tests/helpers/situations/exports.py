@@ -10,7 +10,7 @@ import torch
 import pwoa_cli
 from helpers import small_models as small
 from helpers.cli_world import TINY
-from helpers.situations import in_files, prints, typed, without
+from helpers.situations import followed, in_files, prints, typed, without
 from helpers.situations.files import raises
 from pwoa_cli.checkpoints.model import load_model
 from pwoa_cli.networks.build import build
@@ -28,6 +28,23 @@ typed(AT + "_check: --dtype", [*EXPORT, "dense", "--dtype", "int8"])
 typed(AT + "_check_out", [*EXPORT, "dense", "--out", "model.pt"],
       "--out FILE; or, if this command was stopped: --resume", "--out other.pt")
 typed(AT + "_written", [*EXPORT, "dense", "--out", "model.pt", "--resume"], "--out FILE", "--out other.pt")
+
+
+@prints("files/atomic.py:atomic: Name another")
+def a_file_that_another_export_was_faster_with(tool):
+    write, words = workflow._write, [*EXPORT, "dense", "--out", "d.pt"]
+
+    def late(job):
+        job.out.write_bytes(b"theirs")
+        return write(job)
+
+    with tool.patch.context() as patch:
+        patch.setattr(workflow, "_write", late)
+        hint = tool.refused(*words)
+    assert Path("d.pt").read_bytes() == b"theirs"
+    tool.works(*followed(words, hint.replace("FILE", "other.pt")))
+
+
 TAKES_20 = """from torch import nn
 
 

@@ -129,7 +129,7 @@ def tensors_of_other_kinds(tool):
     "files/metrics.py:read_metrics",
     "checkpoints/signatures.py:_read",
     SPARSE + "save",
-    "files/atomic.py:atomic",
+    "files/atomic.py:atomic: Name a folder",
 )
 def files_that_cannot_be_read_or_written(tool):
     with tool.patch.context() as patch:
