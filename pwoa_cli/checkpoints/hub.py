@@ -15,6 +15,7 @@ from torch import Tensor
 from pwoa_cli.data.pictures import Framing, read_framing
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.hashes import state_sha256
+from pwoa_cli.machine.silence import unlogged
 
 HOUSES = ("timm:", "hf-hub:", "hf_hub:")
 PLAIN = (bool, int, float)  # options that a pruned file may carry: nothing that could name a file
@@ -118,8 +119,8 @@ def _create(source: str) -> _TimmModel:
                          hint=f"Did you mean timm:{', timm:'.join(near)}?" if near
                          else "See timm.list_models(pretrained=True).")
     try:
-        logging.disable(logging.WARNING)  # of every retry; what went wrong is said below, in one sentence
-        with _cache_alone() if _is_cut_off() else nullcontext():
+        # no log of every retry: what went wrong is said below, in one sentence
+        with unlogged(logging.WARNING), _cache_alone() if _is_cut_off() else nullcontext():
             # timm annotates any Module; each of its models has these attributes
             return timm.create_model(  # type: ignore[return-value]
                 name if house == "timm" else f"hf-hub:{name}", pretrained=True)
@@ -128,7 +129,3 @@ def _create(source: str) -> _TimmModel:
         raise InputError(f"{source}: its weights could not be had: {why}.",
                          hint="Check the name and the connection, or name a checkpoint file that you have."
                          ) from error
-    finally:
-        logging.disable(logging.NOTSET)
-
-

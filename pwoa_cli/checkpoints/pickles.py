@@ -26,6 +26,7 @@ from pwoa_cli.checkpoints.pickle_rehearsal import MULTIARRAY, Refused, Rehearsal
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.zips import members
 from pwoa_cli.machine.memory import check_room
+from pwoa_cli.machine.silence import TURN
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that opens what torch.save wrote before 1.6
 ZIP = (b"PK\3\4", b"PK\5\6")
@@ -99,7 +100,7 @@ def _read_plain(path: Path) -> Any:
     try:
         # warnings: of protocols and sparse tensors; an open file, as torch.load takes a path for what its
         # suffix says
-        with (open(path, "rb") as file, torch.serialization.safe_globals(DATA),
+        with (TURN, open(path, "rb") as file, torch.serialization.safe_globals(DATA),
               warnings.catch_warnings(action="ignore")):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # as above
@@ -116,7 +117,7 @@ def _read_trusted(path: Path, *, torch_made: bool) -> tuple[Any, list[str]]:
     that they keep as plain attributes, which no state dict has)."""
     try:
         # warnings: of classes whose source has changed; stdout is for results
-        with (open(path, "rb") as file, warnings.catch_warnings(action="ignore"),
+        with (TURN, open(path, "rb") as file, warnings.catch_warnings(action="ignore"),
               contextlib.redirect_stdout(sys.stderr)):
             content = torch.load(file, map_location="cpu",
                                  weights_only=False) if torch_made else pickle.load(file)

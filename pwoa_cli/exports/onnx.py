@@ -2,12 +2,7 @@
 
 onnx, onnxscript and onnxruntime come with `pip install 'pwoa-cli[onnx]'`.
 """
-import contextlib
 import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +11,7 @@ from torch import Tensor, nn
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.files.hashes import file_sha256
+from pwoa_cli.machine.silence import quietly
 from pwoa_cli.networks.build import raised
 
 OPSET = 20  # of onnx 1.15 (2023): what ONNX Runtime 1.17 and later reads
@@ -39,7 +35,7 @@ def save(model: nn.Module, path: Path, *, example: Tensor) -> int:
     """
     batch = torch.export.Dim("batch")
     try:
-        with quietly():
+        with quietly():  # in one thread at a time, which the exporter needs too
             program = torch.onnx.export(model, (example,), dynamo=True, input_names=[INPUT],
                                         output_names=[OUTPUT], dynamic_shapes=({0: batch},),
                                         opset_version=OPSET, verbose=False)
@@ -96,16 +92,3 @@ class Opened(nn.Module):
             return found
         near = self.like(x)
         return near + (found - near).detach()
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without what torch and ONNX Runtime print, warn and log of their own steps; what fails is an exception
-    too."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

@@ -11,6 +11,7 @@ from pwoa_cli.errors import PwoaError
 from pwoa_cli.exports import onnx
 from pwoa_cli.files.atomic import atomic
 from pwoa_cli.files.folders import temporary_folder
+from pwoa_cli.machine.silence import quietly
 from pwoa_cli.networks.build import raised
 
 CALIBRATION = 512  # training images, at most, whose activations say the ranges
@@ -44,7 +45,7 @@ def save(model: nn.Module, path: Path, *, images: Tensor) -> int:
         plain, ready, made = (folder / f"{name}.onnx" for name in ("plain", "ready", "made"))
         onnx.save(model, plain, example=images[:2])
         try:
-            with onnx.quietly():
+            with quietly():
                 # torch's exporter has said the shapes; the symbolic inference knows fewer networks
                 quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
                 quantize_static(

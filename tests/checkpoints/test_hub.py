@@ -1,5 +1,7 @@
 """timm:NAME and hf-hub:ID, from a cache laid out as huggingface_hub does; nothing is downloaded here."""
+import contextlib
 import json
+import logging
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -225,3 +227,14 @@ def test_a_framing_that_is_not_known_is_not_taken_from_the_hub(cache, tmp_path):
     assert made.interpolation == "bilinear" and made.by.endswith(
         "how pictures were framed for hf-hub:someone/robust is not known")
     assert protocol.framing_of(written(loaded, tmp_path / "p.safetensors")).size == made.size
+
+
+@pytest.mark.parametrize("name", [f"timm:{NAME}", "hf-hub:someone/absent"])
+def test_logging_is_afterwards_what_it_was(cache, name):
+    try:
+        logging.disable(logging.ERROR)
+        with contextlib.suppress(InputError):
+            hub.pretrained(name)
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,5 +1,8 @@
 """ONNX files with a free batch, and what torch's own tools make of what `pwoa_cli.load` returns."""
 import importlib.util
+import logging
+import sys
+import threading
 import warnings
 
 import pytest
@@ -105,3 +108,21 @@ def test_a_missing_package_is_named(monkeypatch):
     with pytest.raises(InputError, match="not installed: onnxscript") as caught:
         onnx.check_installed()
     assert caught.value.hint == "pip install 'pwoa-cli[onnx]'"
+
+
+def test_threads_export_at_once_and_give_stdout_and_logging_back(tmp_path):
+    """torch's exporter broke in all threads but one, and stdout and logging were dead afterwards."""
+    stdout, done = sys.stdout, {}
+    together = threading.Barrier(3)
+
+    def save(number):
+        together.wait(60)
+        done[number] = onnx.save(small.lenet(), tmp_path / f"{number}.onnx", example=torch.rand(2, 1, 8, 8))
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert sorted(done) == [0, 1, 2] and len(set(done.values())) == 1
+    assert sys.stdout is stdout and logging.root.manager.disable == logging.NOTSET
