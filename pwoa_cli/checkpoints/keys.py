@@ -152,13 +152,14 @@ def _one_of_two(state: State, averages: Collection[str], where: str) -> tuple[St
 
 def _is_average(name: str, *, beside: Collection[str]) -> bool:
     """Whether a name says that it is an average: ema_net, netEMA; target_net where net lies beside it."""
-    words = _words(name)
+    words = words_of(name)
     followed = words - FOLLOWERS
     return bool(words & AVERAGES) or words != followed and any(
-        _words(other) == followed if followed else "online" in _words(other) for other in beside)
+        words_of(other) == followed if followed else "online" in words_of(other) for other in beside)
 
 
-def _words(name: str) -> set[str]:
+def words_of(name: str) -> set[str]:
+    """The words of a name, in small letters: ema and net of ema_net, netEMA, ema2_net."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
 
 

@@ -8,14 +8,14 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pwoa_cli.checkpoints import pickles
+from pwoa_cli.checkpoints import keys, pickles
 from pwoa_cli.checkpoints.foreign_files import AGAIN, TEXT, refuse_others
 from pwoa_cli.checkpoints.keys import COUNT, PAIRS, cleaned, normalisation_around, normalisation_of
 from pwoa_cli.checkpoints.normalisation import STATED, short
@@ -111,11 +111,11 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, 
         return _read_file(path, trust_pickle)
     state, warned = dict[str, Any](), list[str]()
     check_room(sum(part.stat().st_size for part in files_of(index)), f"{index}: its parts")
-    for part, keys in files_of(index).items():
+    for part, names in files_of(index).items():
         content, _, more = _read_file(part, trust_pickle)
-        if lost := [key for key in keys if key not in content]:
+        if lost := [key for key in names if key not in content]:
             raise InputError(f"{part} lacks {lost[0]}, which {index.name} says it holds.", hint=AGAIN)
-        state |= {key: content[key] for key in keys}
+        state |= {key: content[key] for key in names}
         warned += more
     return state, {}, (*warned, f"{len(files_of(index))} parts, as {index.name} lists them")
 
@@ -200,10 +200,11 @@ def _open_envelopes(content: Mapping[str, Any], where: str,
     """(the innermost mapping of tensors, what lay beside it on the way, the names on the way, which of
     several was taken)."""
     extra: dict[str, Any] = {}
-    way, notes, asked = [], [], entry.split(".") if entry else []
+    way, notes, asked = list[str](), list[str](), entry.split(".") if entry else []
     for _ in range(6):
         extra |= {str(k): v for k, v in content.items() if k in SETTINGS or k in STATED
                   or not isinstance(v, Tensor | Mapping)}
+        notes += _unused(content)
         known = [k for k in ENVELOPES if _holds_weights(content.get(k))]
         others = [k for k, v in content.items() if isinstance(k, str) and k not in known and _is_model(v)]
         name, asked = _asked(content, [*known, *others], asked, where, entry)
@@ -222,6 +223,20 @@ def _open_envelopes(content: Mapping[str, Any], where: str,
         shown = ", ".join(str(k)[:40] for k in list(content)[:6]) or "nothing"
         raise InputError(f"{where} holds no weights; it has: {shown}.", hint=HINT)
     return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}, extra, way, notes
+
+
+def _unused(content: Mapping[str, Any]) -> Iterator[str]:
+    """Averages without names (torch_ema's shadow_params) and masks beside the weights, which nobody reads: a
+    sentence each."""
+    for name, value in content.items():
+        words = keys.words_of(str(name))
+        inner = list(value.values()) if isinstance(value, Mapping) else [value]
+        if words & keys.AVERAGES and any(isinstance(v, list) and any(isinstance(t, Tensor) for t in v)
+                                         for v in inner):
+            yield f"warning: {name!r} of the file is an average whose tensors have no names; it is not used"
+        if words & {"mask", "masks"} and isinstance(value, Mapping) and any(
+                isinstance(t, Tensor) and not t.is_floating_point() for t in inner):
+            yield f"warning: {name!r} of the file is not applied to the weights beside it"
 
 
 def _asked(content: Mapping[str, Any], there: list[str], asked: list[str], where: str,

@@ -265,3 +265,17 @@ def test_paths_that_are_no_file(tmp_path):
         with pytest.raises(InputError) as caught:
             read_state_dict(url)
         assert "is a URL" in caught.value.message and caught.value.hint.startswith("Download it first: ")
+
+
+@pytest.mark.parametrize(("beside", "said"), [
+    ({"ema": {"decay": 0.9, "shadow_params": [torch.ones(2, 2)]}}, "'ema' of the file is an average"),
+    ({"model_ema": [torch.ones(2, 2)]}, "'model_ema' of the file is an average whose tensors have no names"),
+    ({"mask": {"w.weight": torch.tensor([[True, False]])}}, "'mask' of the file is not applied"),
+    ({"ema_decay": 0.9, "masked": True}, "")])
+def test_averages_without_names_and_masks_are_named(beside, said, tmp_path, monkeypatch):
+    """They were left out without a word."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"w.weight": torch.ones(1, 2), "w.bias": torch.ones(1)}} | beside, "m.pt")
+    notes = read_state_dict("m.pt")[2]
+    assert not said or any(said in note for note in notes)
+    assert len([n for n in notes if "warning" in n]) == bool(said)

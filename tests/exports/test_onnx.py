@@ -111,7 +111,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_threads_export_at_once_and_give_stdout_and_logging_back(tmp_path):
-    """torch's exporter broke in all threads but one, and stdout and logging were dead afterwards."""
+    """torch's exporter broke in each of them; where two overlapped, stdout and logging were dead."""
     stdout, done = sys.stdout, {}
     together = threading.Barrier(3)
 
