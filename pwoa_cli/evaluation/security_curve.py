@@ -47,12 +47,17 @@ def measured_at(eps: Sequence[float], threat: Measured, other: Callable[[float],
 
 def points(found: Mapping[float, Measured], *, at: float) -> list[dict[str, Any]]:
     """[{"eps", "scores": {heading: score over all attacks}}], clean first; a model that is not finished at a
-    radius has no score there. What makes a point unreliable stands in its `findings`; of the threat's own
-    radius (`at`) it is the report's.
+    radius has no score there, and one on which no attack could be run has none anywhere: [] if that is so of
+    all. What makes a point unreliable stands in its `findings`; of the threat's own radius (`at`) it is the
+    report's.
     """
     first, doubted = next(filter(None, found.values())), doubts(found)
+    attacked = {who: evaluation for who, evaluation in first.items()
+                if evaluation.unfinished or _over_all(evaluation)}
+    if not attacked:
+        return []
     made: list[dict[str, Any]] = [{"eps": 0.0, "scores": {
-        who: _score(evaluation["clean"]) for who, evaluation in first.items()}}]
+        who: _score(evaluation["clean"]) for who, evaluation in attacked.items()}}]
     for eps, models in found.items():
         over_all = {who: result for who, evaluation in models.items() if (result := _over_all(evaluation))}
         made.append({"eps": eps, "scores": {who: _score(result) for who, result in over_all.items()}}

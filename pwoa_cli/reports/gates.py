@@ -13,6 +13,7 @@ from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.reports import several
 from pwoa_cli.reports.numbers import EXACT
 
+MOST = 10_000_000  # samples; test sets have at most 50,000
 FLAGS = {"min": "--min", "max-drop": "--max-drop"}
 # findings that make clean accuracy unreliable too; the others are of gradients and attacks
 OF_CLEAN = ("near-chance", "random-model", "batch-dependent", "coarse-logits", "other-function",
@@ -30,7 +31,7 @@ class Gate:
     limit: float
 
     def __str__(self) -> str:
-        return f"{FLAGS[self.kind]} {'worst' if self.attack == WORST else self.attack}={self.limit:g}"
+        return f"{FLAGS[self.kind]} {'worst' if self.attack == WORST else self.attack}={self.limit:.12g}"
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,13 @@ def _judged(report: Mapping[str, Any], gate: Gate, strict: bool) -> Verdict:
         interval = f"[{entry['ci95'][0]:.2f}, {high:.2f}]"
         shown = f"{gate.attack} loses {_apart(value, gate.limit)} points {interval} (n = {n})"
         needed = gap > 0 and deciding(n, half=high - value, gap=gap)
-    limit = f"{'at least' if gate.kind == 'min' else 'at most'} {gate.limit:g}{unit}"
+    limit = f"{'at least' if gate.kind == 'min' else 'at most'} {gate.limit:.12g}{unit}"
     if gap < 0:
         return Verdict(str(gate), False, f"{shown}, wanted {limit}.")
     if not beyond:
         return Verdict(str(gate), True, f"{shown}, wanted {limit}.")
-    decide = f"about {needed:,} samples would decide" if needed else "it is the limit itself"
+    decide = ("it is the limit itself" if not needed else f"about {needed:,} samples would decide"
+              if needed <= MOST else "no number of samples that is to be had would decide")
     return Verdict(str(gate), not strict,
                    f"{shown}, wanted {limit}: the interval reaches beyond it; {decide}.")
 

@@ -145,10 +145,12 @@ def _kind(attack: Attack) -> str:
 
 
 def _rate(timed: Evaluation, attack: Attack) -> float:
-    """Seconds for a pass of a sample."""
+    """Seconds for a pass of a sample; 0 where it cannot be run, as the model lets no gradient through."""
     kind = _kind(attack)
     short = SHORT.get(kind, PGD)
-    result = timed.get(short.name, timed[PGD.name])
+    result = timed.get(short.name) or timed.get(PGD.name)
+    if result is None:
+        return 0.0
     return LATER.get(kind, 1.0) * result.seconds / max(1, int(result.attacked.sum())) / short.cost
 
 

@@ -204,7 +204,7 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
                for name, s in _seconds(scores).items()}
     labels = x.labels.cpu()
     threat = float(subject.eps or 0)
-    points = security_curve.points(over_eps, at=threat) if over_eps else None
+    points = security_curve.points(over_eps, at=threat) or None if over_eps else None
     rises = [doubt for doubt in security_curve.doubts(over_eps).get(threat, [])
              if doubt["check"] == "curve-rises"]
     classes = {who: by_class(scores, labels) for who, scores in found.items()} if request.per_class else None

@@ -123,6 +123,16 @@ def test_a_figure_that_misses_its_limit_by_a_little_does_not_read_as_the_limit()
         text for text in found.values() if isinstance(text, str) and "wanted" in text))
 
 
+def test_the_limit_stands_as_it_was_typed():
+    """"worst case is 0.935, wanted at least 0.935", failed."""
+    made = evaluation(results={"clean": figure(900), "pgd-20": figure(935)})
+    (found,) = judged(made, [Gate("min", "pgd-20", 0.9350001)])
+    assert not found["passed"] and found["gate"] == "--min pgd-20=0.9350001"
+    assert found["text"].endswith("wanted at least 0.9350001.")
+    (found,) = judged(made, [Gate("min", "pgd-20", 0.9349999)])
+    assert found["passed"] and "no number of samples that is to be had would decide" in found["text"]
+
+
 def test_a_report_s_figure_of_other_steps_is_not_that_of_a_bare_name():
     """fmn is that of 100 steps; pgd is pgd-20."""
     made = evaluation(results={"clean": figure(900), "pgd-20": figure(450), "fmn-20": figure(440)})
