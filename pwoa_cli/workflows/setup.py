@@ -103,15 +103,23 @@ def open_teacher(source: Source, subject: Subject, *, device: torch.device, say:
                          hint="A teacher must know the same classes in the same order.")
     if teacher.others and _same_shapes(teacher, like):  # what was decided for the subject holds for it
         teacher = read_as(teacher, options=like.arch_options)
-    right = run("as read", asked(teacher), subject.dataset, what=f"{flag} {source.path}").hits
+    refused, right = None, torch.zeros(0, dtype=torch.bool)
+    try:
+        right = run("as read", asked(teacher), subject.dataset, what=f"{flag} {source.path}").hits
+    except InputError as error:  # as that network it takes other images
+        refused = error
     if teacher.arch != like.arch and source.arch is None:  # its keys may be of several networks
         with suppress(InputError):
             other = load_model(replace(source, arch=like.arch, num_classes=classes))
             other = replace(other, model=other.model.to(device))
             right_so = run("as read", asked(other), subject.dataset).hits
             if right_so.sum() >= right.sum():
-                say(f"  it is right as often as {like.arch}, the architecture of {like.source}: taken")
-                teacher, right = other, right_so
+                say(f"  it is right as often as {like.arch}, the architecture of {like.source}: taken"
+                    if refused is None else f"  as {like.arch}, the architecture of {like.source}, it takes "
+                                            "these images: taken")
+                teacher, right, refused = other, right_so, None
+    if refused is not None:
+        raise refused
     if teacher.others and not _same_shapes(teacher, like) and not isinstance(some, SomeClasses):
         settled = settle(teacher, subject.dataset, say=say)
         teacher, right = settled.loaded, settled.hits

@@ -181,7 +181,7 @@ BATCH_NORM = {"allocation": "auto", "batch_size": 128, "precision": "auto", "opt
               "cutmix": 1, "lambda_x": 5e-5, "lambda_y": 1.5e-3}
 MEASURED_RESNET = BATCH_NORM | {"noise": "gaussian", "hidden_weight": 1}
 MEASURED_RESNET18 = BATCH_NORM | {"noise": "blocks+gaussian", "hidden": "inner", "hidden_weight": 2,
-                                  "regrow": 0.3, "clip": 10}
+                                  "regrow": 0.3, "clip": 10, "lambda_x": 7.5e-5, "lambda_y": 2.25e-3}
 
 
 @pytest.mark.parametrize(("kinds", "fields"), [(LENET, MEASURED_LENET), (RESNET, MEASURED_RESNET),
