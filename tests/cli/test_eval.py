@@ -15,6 +15,7 @@ from pwoa_cli.cli.eval import GOES_ON
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file
 from pwoa_cli.files import run_folder
+from pwoa_cli.workflows import setup
 
 
 def test_eval_of_one_model(here, pwoa):
@@ -244,3 +245,43 @@ def test_clean_accuracy_needs_no_threat(here, pwoa, models):
     assert code == 2 and "neither the file nor tiny gives an eps" in " ".join(err.split())
     code, _, err = pwoa(*words, "--curve", "0.1")
     assert code == 2 and "no attack is named" in err
+
+
+STRIDED = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Strided(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=3, padding=1)
+        self.f = nn.Linear(8 * 9, 4)
+
+    def forward(self, x):
+        return self.f(F.relu(self.c2(F.relu(self.c1(x)))).flatten(1))
+"""
+
+
+@pytest.mark.parametrize("words", [
+    ["eval", "own.pt", "--compare", "other.pt", "--attacks", "fgsm"],
+    ["prune", "own.pt", "--sparsity", "0.5", "--teacher", "other.pt", "--dry-run"]], ids=["eval", "prune"])
+def test_another_file_of_ones_own_network_is_read_as_it(here, pwoa, monkeypatch, words):
+    """Its keys are also those of a plain chain, which takes other images: "cannot take images", next --arch,
+    which was given."""
+    real = setup.run
+
+    def run(words, loaded, *args, **options):
+        if loaded.arch == "plain":
+            raise InputError("other.pt cannot take images", hint="--arch")
+        return real(words, loaded, *args, **options)
+
+    monkeypatch.setattr(setup, "run", run)
+    Path("net.py").write_text(STRIDED)
+    made = {}
+    exec(STRIDED, made)
+    net = small.learn(made["Strided"]())
+    torch.save(net.state_dict(), "own.pt")
+    torch.save({key: t + 0.01 for key, t in net.state_dict().items()}, "other.pt")
+    code, _, err = pwoa(*words, *TINY, "--arch", "net.py:Strided")
+    assert code == 0 and "the architecture of own.pt, it takes these images: taken" in err, err
