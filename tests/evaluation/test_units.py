@@ -160,6 +160,7 @@ MOVES_NO_FLAG = {  # modules that an evaluation loads and `units.code` leaves ou
     "progress.py": "types of callbacks",
     "machine/__init__.py": "no code",
     "machine/memory.py": "how many samples fit in a pass, on which no flag depends",
+    "machine/signals.py": "what ends a process",
 }
 
 
