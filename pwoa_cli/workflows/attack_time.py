@@ -92,8 +92,11 @@ def estimate(job: Job, *, say: Say) -> Estimate:
     say(f"timing short versions of the attacks, on {' and '.join(job.models)}")
     part = _part(list(job.models.values()), x, sum(attack.cost for attack in short))
     total: dict[str, float | None] = {}
-    for model in job.models.values():
-        for name, seconds in _of_model(model, x, part, short, chosen, job).items():
+    for who, model in job.models.items():
+        found = _of_model(model, x, part, short, chosen, job)
+        if left := [attack.name for attack in chosen if attack.name not in found]:
+            say(f"warning: {who} lets no gradient through to its inputs; not run on it: {', '.join(left)}")
+        for name, seconds in found.items():
             before = total.get(name, 0.0)
             total[name] = None if seconds is None or before is None else before + seconds
     times = len(job.radii) or 1  # each point of a curve is an evaluation of its own
@@ -119,7 +122,7 @@ def _pass(model: nn.Module, x: Tensor) -> float:
 
 def _of_model(model: nn.Module, x: View, part: int, short: Sequence[Attack], chosen: Sequence[Attack],
               job: Job) -> dict[str, float | None]:
-    """Seconds by attack of one model."""
+    """Seconds by attack of one model; without gradient, of the attacks that need none."""
     start, n = time.perf_counter(), len(x)
     timed = evaluate(model, x[:part], x.labels[:part], attacks=short, norm=job.subject.norm,
                      eps=job.subject.eps, seed=job.request.seed, batch_size=job.request.batch_size)
@@ -128,11 +131,14 @@ def _of_model(model: nn.Module, x: View, part: int, short: Sequence[Attack], cho
     right = holding = n * timed["clean"].accuracy
     found: dict[str, float | None] = {"clean": checks + timed["clean"].seconds * n / part}
     for attack in chosen:
-        seconds = 0.0
-        for stage in stages(attack):
-            seconds += stage.cost * _rate(timed, stage) * (holding if attack.cascade else right)
-            holding = n * _held(timed, part)
-        found[attack.name] = None if attack.version else seconds
+        if attack.version:
+            found[attack.name] = None
+        elif PGD.name in timed or not attack.needs_gradients:  # without gradient, none that needs one is run
+            seconds = 0.0
+            for stage in stages(attack):
+                seconds += stage.cost * _rate(timed, stage) * (holding if attack.cascade else right)
+                holding = n * _held(timed, part)
+            found[attack.name] = seconds
     return found
 
 
@@ -145,12 +151,10 @@ def _kind(attack: Attack) -> str:
 
 
 def _rate(timed: Evaluation, attack: Attack) -> float:
-    """Seconds for a pass of a sample; 0 where it cannot be run, as the model lets no gradient through."""
+    """Seconds for a pass of a sample."""
     kind = _kind(attack)
     short = SHORT.get(kind, PGD)
-    result = timed.get(short.name) or timed.get(PGD.name)
-    if result is None:
-        return 0.0
+    result = timed[short.name] if short.name in timed else timed[PGD.name]
     return LATER.get(kind, 1.0) * result.seconds / max(1, int(result.attacked.sum())) / short.cost
 
 

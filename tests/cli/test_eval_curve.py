@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.cli_world import TINY
+from helpers.odd_networks import NO_GRADIENT
 
 from pwoa_cli.evaluation import sample_file, security_curve
 from pwoa_cli.reports import collection, curve, sections, several
@@ -221,26 +222,11 @@ def test_a_zero_is_clean_however_it_is_written(zero):
     assert security_curve.radii(f"{zero},2/255", norm="linf", threat=0.1) == (2 / 255, 0.1)
 
 
-OPAQUE = """
-import torch
-from pwoa_cli.networks.families.small import LeNet
-
-
-class Opaque(LeNet):
-    def forward(self, x):
-        return super().forward(torch.from_numpy(x.detach().numpy().copy())).detach()
-
-
-def net():
-    return Opaque(size=8, widths=(4, 8), hidden=16, num_classes=4)
-"""
-
-
 @pytest.mark.parametrize("more", [(), ("--max-seconds", "500"), ("--compare", "pruned.safetensors")], ids=str)
 def test_a_curve_of_a_model_without_gradient(here, pwoa, more):
     """"pwoa itself broke: TypeError", or "stopped after 500 s" where no time had run out."""
-    Path("net.py").write_text(OPAQUE)
-    words = ["eval", "model.pt", "--arch", "net.py:net", *TINY, "--attacks", "pgd-2"]
+    Path("net.py").write_text(NO_GRADIENT)
+    words = ["eval", "model.pt", "--arch", "net.py:blind", *TINY, "--attacks", "pgd-2"]
     code, out, err = pwoa(*words, *more)
     again, shown, said = pwoa(*words, *more, "--curve", "0.1")
     assert again == code == 3 and "Traceback" not in said and "unfinished" not in shown + said, said
@@ -250,7 +236,7 @@ def test_a_curve_of_a_model_without_gradient(here, pwoa, more):
 
 @pytest.mark.parametrize("attacks", ["pgd-2", "pgd-2,square", "aa"])
 def test_a_dry_run_of_a_model_without_gradient(here, pwoa, attacks):
-    Path("net.py").write_text(OPAQUE)
-    code, out, err = pwoa("eval", "model.pt", "--arch", "net.py:net", *TINY, "--attacks", attacks,
+    Path("net.py").write_text(NO_GRADIENT)
+    code, out, err = pwoa("eval", "model.pt", "--arch", "net.py:blind", *TINY, "--attacks", attacks,
                           "--dry-run")
     assert code == 0, err

@@ -1,9 +1,11 @@
 """How long an evaluation takes: against short versions whose times the test sets."""
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.odd_networks import NO_GRADIENT
 
 from pwoa_cli.attacks import parse
 from pwoa_cli.checkpoints.model import Source
@@ -12,9 +14,9 @@ from pwoa_cli.workflows import attack_time
 from pwoa_cli.workflows.evaluate import Request, prepare
 
 
-def _job(names, **more):
-    return prepare(Request(Source("lenet.pt"), attacks=names, data="grey.npz", eps="0.1", n=20, **more),
-                   say=lambda text: None)
+def _job(names, *, arch=None, **more):
+    return prepare(Request(Source("lenet.pt", arch=arch), attacks=names, data="grey.npz", eps="0.1", n=20,
+                           **more), say=lambda text: None)
 
 
 def _timed(monkeypatch, *, accuracy, **seconds):
@@ -83,6 +85,30 @@ def test_what_is_not_known_of_a_plug_in_is_not_guessed(monkeypatch):
     found = attack_time.estimate(_job("pgd-5"), say=lambda text: None)
     assert found.seconds["theirs"] is None and found.total == found.seconds["pgd-5"] + found.seconds["clean"]
     assert "theirs unknown" in str(found)
+
+
+@pytest.mark.parametrize(("names", "left"), [("fgsm,pgd-2", "fgsm, pgd-2"),
+                                             ("pgd-2,aa,square", "pgd-2, aa")])
+def test_attacks_without_a_gradient_take_no_time_and_are_named(names, left):
+    Path("blind.py").write_text(NO_GRADIENT)
+    alone, plain = _job(names, arch="blind.py:blind"), _job(names)
+    beside = replace(alone, loaded={"other": plain.loaded["model"], "model": alone.loaded["model"]})
+    for job, timed in (alone, {"square"} & {*names.split(",")}), (beside, {*names.split(",")}):
+        said = []
+        found = attack_time.estimate(job, say=said.append)
+        assert said[1:] == [f"warning: model lets no gradient through to its inputs; not run on it: {left}"]
+        assert found.seconds.keys() == {"clean", *timed}
+        assert all(seconds > 0 for seconds in found.seconds.values()) and str(found)
+
+
+def test_a_plug_in_is_no_fault_where_there_is_no_gradient(monkeypatch):
+    """Whether it needs one is not known."""
+    Path("blind.py").write_text(NO_GRADIENT)
+    foreign = replace(parse("fgsm")[0], name="theirs", version="1.0", needs_gradients=False)
+    job = _job("pgd-2", arch="blind.py:blind")
+    monkeypatch.setattr(attack_time.attacks, "parse", lambda names: (parse("pgd-5")[0], foreign))
+    found = attack_time.estimate(job, say=lambda text: None)
+    assert found.seconds.keys() == {"clean", "theirs"} and found.seconds["theirs"] is None
 
 
 @pytest.mark.parametrize("names", ["fgsm", "square,fmn", "aa", "aa-mixed"])
