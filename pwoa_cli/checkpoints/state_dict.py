@@ -304,8 +304,9 @@ def take_normalisation(state: Mapping[str, Tensor]) -> tuple[
     """(state without its normalisation buffers, mean, std by channel); None where the file has none. Of
     several the first that is not the identity (`check_one_normalisation`)."""
     rest = {k: t for k, t in state.items() if not normalisation_of(k)}
-    for mean, std in [pair for pair in normalisations(state).values() if not _is_identity(*pair)]:
-        return rest, mean, std
+    first = next((pair for pair in normalisations(state).values() if not _is_identity(*pair)), None)
+    if first is not None:
+        return rest, first[0], first[1]
     found = {normalisation_of(k): _values(t) for k, t in state.items() if normalisation_of(k)}
     return rest, found.get("mean"), found.get("std")
 
@@ -321,14 +322,15 @@ def normalisations(state: Mapping[str, Tensor]) -> dict[tuple[str, str], tuple[t
 def check_one_normalisation(state: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
     """What lies beside the normalisation and is none, in a sentence. Raises: InputError if there are two
     that differ: a wrapper's around another's, or the size of a noise."""
-    found = {keys: values for keys, values in normalisations(state).items() if not _is_identity(*values)}
+    layers = normalisations(state)
+    found = {keys: values for keys, values in layers.items() if not _is_identity(*values)}
     if len(set(found.values())) > 1:
         said = [f"{keys[0]} {short(mean)} and {keys[1]} {short(std)}" for keys, (mean, std) in found.items()]
         mean, std = (",".join(f"{v:.6g}" for v in values) for values in next(iter(found.values())))
         raise InputError(f"{where} holds {len(said)} normalisations: {'; '.join(said)}.",
                          hint=f"Say which: --mean {mean} --std {std}")
-    used = {key for keys in normalisations(state) for key in keys}
-    others = [key for key in state if normalisation_of(key) and key not in used] if used else []
+    used = {key for keys in layers for key in keys}
+    others = [key for key in state if normalisation_of(key) and key not in used]
     return (f"dropped {', '.join(others)}: beside the normalisation {' and '.join(next(iter(found), ()))}",
             ) if others and found else ()
 
