@@ -45,6 +45,12 @@ def prunable(model: nn.Module, live: set[str] | None) -> dict[str, nn.Parameter]
             and (live is None or name in live)}
 
 
+def zeros_of(weights: Mapping[str, Tensor]) -> float:
+    """Fraction of zeros, in [0, 1]; of no weights 0."""
+    total = sum(w.numel() for w in weights.values())
+    return (total - sum(int(w.count_nonzero()) for w in weights.values())) / max(1, total)
+
+
 def uncounted(model: nn.Module, live: set[str], counted: Collection[str]) -> dict[str, nn.Parameter]:
     """Live parameters of two or more dimensions that are not `counted`: recurrent layers, embeddings, tokens.
     Args: live, counted: names of parameters."""

@@ -37,7 +37,14 @@ from pwoa_cli.reports.gates import Gate, judged, resolved
 from pwoa_cli.reports.numbers import radius
 from pwoa_cli.reports.write import write
 from pwoa_cli.workflows import finished_run
-from pwoa_cli.workflows.setup import Subject, data_fields, data_notes, open_subject, open_teacher
+from pwoa_cli.workflows.setup import (
+    Subject,
+    data_fields,
+    data_notes,
+    open_subject,
+    open_teacher,
+    pruned_already,
+)
 from pwoa_cli.workflows.several import Asked, Several, as_read, open_several
 
 TEACHER = "teacher"
@@ -215,7 +222,8 @@ def execute(job: Job, *, progress: Progress, say: Say) -> Outcome:
         norm=subject.norm, eps=subject.eps, seconds=seconds,
         environment=environment(device=job.device, seed=request.seed),
         notes=[*_late(found, job), *_late_curve(points or (), job),
-               *data_notes(subject, n=request.n, seed=request.seed), *notes(found),
+               *data_notes(subject, n=request.n, seed=request.seed),
+               *(pruned_already(job.loaded[TEACHER]) if TEACHER in job.loaded else ()), *notes(found),
                *told(rises), *curve.doubts(points or ())],
         findings=[*findings(found), *rises],
         curve=points, classes=classes, attacks=[attack.name for attack in attacks.parse(request.attacks)],

@@ -39,7 +39,6 @@ from pwoa_cli.workflows.prune_weights import (
     check_steady,
     counted,
     groups_of,
-    zeros_of,
 )
 from pwoa_cli.workflows.search import SHARE, up_to
 from pwoa_cli.workflows.setup import Subject, check_training, open_subject, open_teacher
@@ -97,7 +96,7 @@ def prepare(request: Request, *, say: Say,
         make = partial(_plan, subject=subject, teacher=teacher, weights=weights, groups=groups, macs=macs,
                        x=x[:2], device=device, kinds=kinds)
         if request.max_loss is not None:
-            request = _first(request, zeros_of(weights), make)
+            request = _first(request, layers.zeros_of(weights), make)
         plan = make(request)
         memory = layout.fastest(plan, subject.model, where=where)
         footing.check(plan, subject.model, where=where)
@@ -306,7 +305,7 @@ def _with_hidden(recipe: Recipe, request: Request, model: nn.Module,
 
 def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:
     """At least one weight goes, and the model has fewer zeros than are wanted."""
-    where, sparsity, zeros = request.source.path, request.sparsity, zeros_of(weights)
+    where, sparsity, zeros = request.source.path, request.sparsity, layers.zeros_of(weights)
     total = sum(w.numel() for w in weights.values())
     if not round(sparsity * total):
         raise InputError(f"--sparsity {sparsity:g} of the {total:,} weights of {where} is less than one "

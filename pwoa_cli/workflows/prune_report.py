@@ -17,7 +17,7 @@ from pwoa_cli.pruning.groups import structure_of
 from pwoa_cli.reports import numbers
 from pwoa_cli.training.inputs import ATTACK_STEPS
 from pwoa_cli.workflows.prune_request import LOGITS_ALONE, NO_HIDDEN, Job, matches_layers
-from pwoa_cli.workflows.setup import short_path
+from pwoa_cli.workflows.setup import pruned_already, short_path
 
 
 def config(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _channels(job: Job) -> list[str]:
 
 def job_notes(job: Job) -> list[str]:
     """What a reader of the figures must know, a sentence each."""
-    notes = list(job.subject.loaded.notes)
+    notes = [*job.subject.loaded.notes, *pruned_already(job.teacher)]
     if job.counted.dead:
         notes.append(f"{job.counted.dead:,} weights never reach the logits; they are not pruned and do not "
                      "count.")

@@ -17,7 +17,7 @@ from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import Recipe
 from pwoa_cli.training.state import Plan
 from pwoa_cli.workflows.prune_weights import Counted
-from pwoa_cli.workflows.setup import Subject
+from pwoa_cli.workflows.setup import Subject, pruned_already
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
 LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers are not those of the "
@@ -117,6 +117,8 @@ def sentences(job: Job, kinds: Kinds) -> Iterator[str]:
         yield LOGITS_ALONE
     if found.left_out:
         yield found.sentence()
+    for sentence in pruned_already(job.teacher):
+        yield f"note: {sentence} --teacher FILE, of the network before, distils from it and compares with it"
 
 
 def _goal(request: Request) -> str:

@@ -25,6 +25,7 @@ from pwoa_cli.evaluation.intervals import paired_drop
 from pwoa_cli.evaluation.results import Evaluation
 from pwoa_cli.evaluation.words import in_points
 from pwoa_cli.machine.seeds import number
+from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import Normalized
 from pwoa_cli.progress import Progress, Say
 from pwoa_cli.reports import numbers
@@ -34,7 +35,6 @@ from pwoa_cli.training.recipe import EFFORT
 from pwoa_cli.workflows.held_out import PARTS
 from pwoa_cli.workflows.prune_job import at_sparsity
 from pwoa_cli.workflows.prune_request import Job
-from pwoa_cli.workflows.prune_weights import zeros_of
 from pwoa_cli.workflows.search import Search, Stage, next_sparsity, up_to
 
 # job of a stage, what its lines in metrics.jsonl say -> student, notes of rates that were lowered
@@ -65,7 +65,7 @@ def find(job: Job, *, train: Train, say: Say, progress: Progress,
     job.seconds.update({"sparsify": 0.0, "finetune": 0.0, "search": 0.0})
     teacher = _attacked(job, job.teacher.model, SIDES[0], progress=progress, say=say)
     _check_can_tell(job, teacher)
-    search, found = Search(zeros_of(job.counted.weights)), Found(job, job.subject.model, [], {})
+    search, found = Search(layers.zeros_of(job.counted.weights)), Found(job, job.subject.model, [], {})
     if earlier is not None:
         search, found = _of_earlier(job, earlier)
         job.seconds.update(earlier["seconds"])
@@ -266,7 +266,7 @@ _TIMED = 32  # images
 
 def times(job: Job, one: duration.Estimate) -> list[dict[str, Any]]:
     """Stages, steps and seconds of a search that ends at either end of RANGE, from the time of a step."""
-    begun, attacked, found = zeros_of(job.counted.weights), _seconds_of_attacks(job), []
+    begun, attacked, found = layers.zeros_of(job.counted.weights), _seconds_of_attacks(job), []
     for highest in RANGE:
         steps: list[int] = []
         for sparsity in up_to(begun, begun + highest * (1 - begun)):

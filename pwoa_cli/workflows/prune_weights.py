@@ -184,12 +184,6 @@ def check_steady(model: nn.Module, x: Tensor, *, where: str) -> None:
                               "training=self.training) does.")
 
 
-def zeros_of(weights: Mapping[str, Tensor]) -> float:
-    """Fraction of zeros."""
-    total = sum(w.numel() for w in weights.values())
-    return (total - sum(int(w.count_nonzero()) for w in weights.values())) / total
-
-
 def above(share: float) -> str:
     """A fraction half way from `share` in [0, 1) to 1, in the fewest digits that tell it from both."""
     half = (1 + share) / 2

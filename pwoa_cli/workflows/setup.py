@@ -19,12 +19,14 @@ from pwoa_cli.data.samples import without_samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.machine.home import home
+from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import Normalized
 from pwoa_cli.networks.some_classes import SomeClasses
 from pwoa_cli.progress import Say
-from pwoa_cli.reports.numbers import radius, size
+from pwoa_cli.reports.numbers import percent_of_weights, radius, size
 from pwoa_cli.workflows import images
 
+SPARSE = 0.1  # fraction of zeros in a pruned network's weights; a dense one has as good as none
 LARGE_BYTES = 100e6  # of a checkpoint: to read it and its SHA-256 takes a second
 
 
@@ -305,6 +307,16 @@ def _threat(loaded: Loaded, dataset: datasets.Dataset, norm: str | None, eps: st
     raise InputError(f"The threat model of {loaded.source} is not known: neither the file nor {dataset.name} "
                      f"gives {which}.",
                      hint=f"Say it: --norm {norm or 'linf'} --eps {'0.5' if norm == 'l2' else '8/255'}")
+
+
+def pruned_already(teacher: Loaded) -> list[str]:
+    """What a reader of drops must know of a teacher that is a pruned model, or nothing: they begin there, and
+    of several prunings one after the other each may be small."""
+    zeros = layers.zeros_of(layers.prunable(teacher.model, None))
+    if zeros < SPARSE:
+        return []
+    return [f"The teacher is pruned itself, {percent_of_weights(zeros)}% of its weights are zero: what that "
+            "cost is in no drop."]
 
 
 def data_notes(subject: Subject, *, n: int, seed: int) -> list[str]:

@@ -30,3 +30,20 @@ def test_eval_of_a_run_reads_its_source_as_the_run_did(tmp_path):
                              say=lambda text: None).result
     assert (found["teacher"] == made["teacher"] and found["student"] == made["student"]
             and found["drop"] == made["drop"])
+
+
+def test_a_teacher_that_is_pruned_itself_is_said_to_be(tmp_path):
+    """Of prunings one after the other each drop may be small: 0.5 and 0.5 and 0.5."""
+    first, _ = run_in(tmp_path / "first", sparsity=0.5)
+    assert not any("pruned itself" in note for note in first["notes"])
+    again = str(tmp_path / "first/model.safetensors")
+    second, said = run_in(tmp_path / "second", again, sparsity=0.8)
+    note = ("The teacher is pruned itself, 50% of its weights are zero: what that cost is in no drop.")
+    assert note in second["notes"]
+    assert f"note: {note} --teacher FILE, of the network before, distils from it and compares with it" in said
+    asked = evaluate.Request(Source(str(tmp_path / "second")), attacks="fgsm", n=20)
+    found = evaluate.execute(evaluate.prepare(asked, say=lambda text: None), progress=lambda *_: None,
+                             say=lambda text: None).result
+    assert note in found["notes"]
+    third, said = run_in(tmp_path / "third", again, sparsity=0.8, teacher="lenet.pt")
+    assert not any("pruned itself" in text for text in (*third["notes"], *said.splitlines()))
