@@ -104,7 +104,7 @@ def _of_library(answer: signatures.Answer, where: str) -> Architecture:
     return Architecture(name, options, None, "; ".join(filter(None, evidence)), made_for=match.input_size)
 
 
-def of_user(arch: str, state: Mapping[str, Tensor], *, num_classes: int | None, where: str) -> Architecture:
+def of_user(arch: str, state: Mapping[str, Tensor], *, num_classes: int | None) -> Architecture:
     """The network that --arch names; sizes and key names of our families are still read from the file.
 
     Args: arch: a name of ours, with options if need be (FAMILY:option=value,...), of timm or torchvision, or

@@ -296,7 +296,7 @@ def _architecture(state: dict[str, Tensor], extra: Mapping[str, Any], source: So
         return Architecture(name, extra["arch_options"], extra["input_shape"], WORDS,
                             made_for=extra["default_size"])
     if arch is not None:
-        return architecture.of_user(arch, state, num_classes=source.num_classes, where=where)
+        return architecture.of_user(arch, state, num_classes=source.num_classes)
     found = architecture.identify(state, where=where)
     if found is None:
         raise architecture.unknown(state, where=where)

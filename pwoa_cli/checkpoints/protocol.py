@@ -44,7 +44,7 @@ def _origin(loaded: Loaded) -> tuple[str, str]:
     return loaded.source, loaded.sha256
 
 
-def is_published(loaded: Loaded, framing: Framing | None) -> bool:
+def is_published(framing: Framing | None) -> bool:
     """Whether a framing is that of named weights, and no guess."""
     return framing is not None and framing.by.startswith("as published")
 

@@ -129,9 +129,9 @@ def lookup(state: Mapping[str, Tensor | Sequence[int]]) -> Answer | None:
     return None
 
 
-def near(state: Mapping[str, Tensor | Sequence[int]], *, limit: int = 3) -> list[tuple[str, float]]:
-    """The names whose networks share most tensors (key and shape) with a state dict, and the share of both,
-    about, in 0..1.
+def near(state: Mapping[str, Tensor | Sequence[int]]) -> list[tuple[str, float]]:
+    """The names, three at most, whose networks share most tensors (key and shape) with a state dict, and the
+    share of both, about, in 0..1.
 
     Estimated by comparing sketches (Broder 1997, min-wise hashing): nothing below a half is worth telling,
     and is left out.
@@ -146,7 +146,7 @@ def near(state: Mapping[str, Tensor | Sequence[int]], *, limit: int = 3) -> list
         for number in np.flatnonzero(equal >= 0.5):
             name = index.rows[number].matches[0].names[0]
             best[name] = max(best.get(name, 0), float(equal[number]))
-    return sorted(best.items(), key=lambda item: (-item[1], item[0]))[:limit]
+    return sorted(best.items(), key=lambda item: (-item[1], item[0]))[:3]
 
 
 def tensor_hash(key: str, shape: Sequence[int]) -> int:

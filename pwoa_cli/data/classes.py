@@ -11,7 +11,6 @@ from torch import Tensor
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError, reading
 
-ORDERS = ("text", "number")
 _HOW = ("Say which class each folder is: --class-map FILE, with a line FOLDER NUMBER for each, or JSON "
         '{"FOLDER": NUMBER}.')
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli.data import formats
-from pwoa_cli.data.pictures import Framing, ImageFiles, sides
+from pwoa_cli.data.pictures import ImageFiles, sides
 from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.machine.seeds import generator
 from pwoa_cli.progress import Patience, Say
@@ -119,12 +119,11 @@ class Dataset:
             parts |= {f"{name} images": split.images[index], f"{name} labels": split.labels}
         return state_sha256(parts)
 
-    def framed(self, framing: Framing | None, size: tuple[int, int]) -> "Dataset":
-        """The same pictures in another size (H, W); framing None: as they are. Of folders that are not
-        decoded yet."""
+    def unframed(self, size: tuple[int, int]) -> "Dataset":
+        """The same pictures as they are, all of `size` (H, W). Of folders that are not decoded yet."""
         def again(split: Split) -> Split:
             assert isinstance(split.images, ImageFiles)
-            return replace(split, images=replace(split.images, size=size, framing=framing))
+            return replace(split, images=replace(split.images, size=size, framing=None))
 
         return replace(self, shape=(self.shape[0], *size), train=again(self.train), test=again(self.test))
 

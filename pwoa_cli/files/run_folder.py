@@ -183,20 +183,20 @@ def beside(path: str, folder: Path) -> str:
     return next((os.path.relpath(there) for there in around if os.path.exists(there)), path)
 
 
-def newest(root: Path = ROOT) -> Path:
-    """The finished run under `root` that started last, by the time in its report, else in its name.
+def newest() -> Path:
+    """The finished run under ROOT that started last, by the time in its report, else in its name.
 
     Raises: InputError if there is none, saying where it looked.
     """
     try:
-        folders = [p for p in root.iterdir() if p.is_dir()] if root.exists() else []
+        folders = [p for p in ROOT.iterdir() if p.is_dir()] if ROOT.exists() else []
     except OSError as error:
-        raise InputError(f"{root} cannot be read as a folder of runs: {error.strerror}.",
+        raise InputError(f"{ROOT} cannot be read as a folder of runs: {error.strerror}.",
                          hint="Name the model: pwoa eval MODEL") from None
     finished = [p for p in folders if all((p / name).is_file() for name in FINISHED)]
     if not finished:
         seen = f"{len(folders)} unfinished there" if folders else "nothing there"
-        raise InputError(f"no finished run under {root} ({seen}).",
+        raise InputError(f"no finished run under {ROOT} ({seen}).",
                          hint="Finish one: pwoa prune --resume" if any(map(is_unfinished, folders)) else
                          "Make one: pwoa prune model.pt --sparsity 0.9")
     return max(finished, key=_started)
@@ -218,20 +218,20 @@ def measure_command(folder: Path) -> str:
     return f"pwoa eval {shlex.join([str(folder / FINISHED[0]), *words])}"
 
 
-def newest_unfinished(model: str = "", *, root: Path = ROOT) -> Path:
-    """The unfinished run under `root` that started last, of any model or of this one, and that nobody is at.
+def newest_unfinished(model: str) -> Path:
+    """The unfinished run under ROOT that started last, of any model or of this one, and that nobody is at.
 
     Raises: InputError if there is none.
     """
     of = f" of {model}" if model else ""
-    there = [path for path in (root.iterdir() if root.is_dir() else ()) if is_unfinished(path)
+    there = [path for path in (ROOT.iterdir() if ROOT.is_dir() else ()) if is_unfinished(path)
              and (not model or _same_file(config(path).get("model"), model_of(model)))]
     idle = [path for path in there if not locks.owner(path / LOCK)]
     if not idle:
-        raise InputError(f"no unfinished run{of} under {root}"
+        raise InputError(f"no unfinished run{of} under {ROOT}"
                          f"{f' ({len(there)} still at work)' if there else ''}.",
                          hint="Name its folder: pwoa prune --resume --out DIR; see which there are: "
-                              f"pwoa runs {shlex.quote(str(root))}")
+                              "pwoa runs")
     return max(idle, key=_started)
 
 

@@ -44,11 +44,10 @@ def ways(loaded: Loaded, data: str, choices: Choices, *, device: torch.device, s
         taken = _channels(loaded, [dataset.shape[1:]], first=dataset.shape[0])
         dataset = dataset if taken in (None, dataset.shape[0]) else load(taken)
     own = dataset.own_size
-    if own in (None, dataset.shape[1:]) or choices.image_size or loaded.input_shape or is_published(loaded,
-                                                                                                    framing):
+    if (own is None or own == dataset.shape[1:] or choices.image_size or loaded.input_shape
+            or is_published(framing)):
         return [dataset]
-    assert own is not None
-    as_it_is = dataset.framed(None, own)
+    as_it_is = dataset.unframed(own)
     # pictures larger than a library's size are made to be cropped; of other sizes nobody would scale them
     crops = min(dataset.shape[1:]) >= CROPS_FROM and own > dataset.shape[1:]
     return [dataset, as_it_is] if crops else [as_it_is, dataset]

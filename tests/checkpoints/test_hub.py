@@ -184,7 +184,7 @@ def test_a_pruned_file_says_how_pictures_were_framed_and_nothing_is_fetched(cach
     made = protocol.framing_of(loaded)
     monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda *_: pytest.fail("fetched unasked"))
     again = written(loaded, tmp_path / "once.safetensors")
-    assert protocol.framing_of(again) == made and protocol.is_published(again, made)
+    assert protocol.framing_of(again) == made and protocol.is_published(made)
     twice = written(again, tmp_path / "twice.safetensors")  # from a file that names no weights
     assert protocol.framing_of(twice) == made
     export.execute(export.prepare(export.Request(Source(name), "sparse", tmp_path / "own.safetensors"),

@@ -34,7 +34,7 @@ def test_a_file_is_known_by_its_contents_as_weights_of_torchvision(tmp_path):
     loaded = load_model(small.save(models.mobilenet_v3_small(num_classes=3), tmp_path / "mine.pt"))
     assert loaded.input_shape is None
     usual = protocol.framing_of(loaded)
-    assert (usual.size, usual.scaled) == ((224, 224), (256, 256)) and not protocol.is_published(loaded, usual)
+    assert (usual.size, usual.scaled) == ((224, 224), (256, 256)) and not protocol.is_published(usual)
     for weights in (models.ResNet50_Weights.IMAGENET1K_V1, models.ResNet50_Weights.IMAGENET1K_V2,
                     models.EfficientNet_B1_Weights.IMAGENET1K_V2):
         digest = weights.url.rpartition("-")[2].removesuffix(".pth")
@@ -42,7 +42,7 @@ def test_a_file_is_known_by_its_contents_as_weights_of_torchvision(tmp_path):
         own = weights.transforms()
         assert made == Framing(tuple(own.crop_size * 2), tuple(own.resize_size * 2), own.interpolation.value,
                                by=f"as published: torchvision on {weights.url.rpartition('/')[2]}")
-        assert protocol.is_published(loaded, made)
+        assert protocol.is_published(made)
         pruned = replace(loaded, extra={"source": "x.pth", "source_sha256": digest.ljust(64, "0")})
         assert protocol.framing_of(pruned) == made  # of what it was pruned from
 

@@ -123,7 +123,7 @@ def _names(state: State) -> _Names | None:
                   tuple(heads))
 
 
-def _strides(names: _Names, projected: Sequence[bool], widths: Sequence[int], kernel: int, pixels: int,
+def _strides(projected: Sequence[bool], widths: Sequence[int], kernel: int, pixels: int,
              usual: Sequence[int]) -> list[dict[str, Any]]:
     """Readings (size, strides, end) that leave so many pixels, likeliest first: with a stem of stride 1 each
     later stage halves the image, and the first one does not; with a stem of stride 2 all do."""
@@ -157,7 +157,7 @@ def _identify(state: State) -> Guess | None:
     widths = [stem[0], *(s[0] for s in firsts)]
     projected = [f"{stage}.0.{names.shortcut}.weight" in state for stage in names.stages]
     pixels = math.isqrt(linear[0][1] // widths[-1])
-    ways = _strides(names, projected, widths, stem[2], pixels, SIDES[stem[1]]) if pixels else []
+    ways = _strides(projected, widths, stem[2], pixels, SIDES[stem[1]]) if pixels else []
     if not ways:
         return None
     options = {"num_classes": linear[-1][0], "in_channels": stem[1], "stem": names.stem,
