@@ -54,11 +54,6 @@ class Family:
     general: bool = False
 
 
-def shape(state: State, key: str) -> tuple[int, ...]:
-    """The shape of a tensor, () if there is none of that name."""
-    return tuple(state[key].shape) if key in state else ()
-
-
 def add_at(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module where its keys begin with `path`, such as block1.layer; what is missing on the way is a
     Sequential."""
@@ -72,7 +67,7 @@ def add_at(root: nn.Module, path: str, module: nn.Module) -> None:
 
 def sizes(state: State, key: str, ndim: int) -> tuple[int, ...]:
     """The shape of a tensor of so many dimensions; () if there is none, or if it is empty."""
-    got = shape(state, key)
+    got = tuple(state[key].shape) if key in state else ()
     return got if len(got) == ndim and all(got) else ()
 
 
@@ -99,6 +94,13 @@ def fits(state: State, make: Callable[..., nn.Module], options: dict[str, Any]) 
     # older files lack the counters
     counted = {k: t.shape for k, t in own.items() if not k.endswith("num_batches_tracked")}
     return counted == {k: t.shape for k, t in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def others_of(ways: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """`Guess.others` of ways to set the same options, the first of which stands in its options: of each of
+    the rest what any of them changes."""
+    differing = [key for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]
+    return tuple({key: way[key] for key in differing} for way in ways[1:])
 
 
 def dashed(numbers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pwoa_cli.networks.families import chain, geometry
-from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits
+from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits, others_of
 from pwoa_cli.networks.families.chain import Chain
 from pwoa_cli.networks.families.geometry import Geometry, Slot
 
@@ -166,8 +166,7 @@ def _others(options: dict[str, Any], fitting: Sequence[Geometry], *,
         ways += [(cost + 3, way | {"activation": name}) for cost, way in ways[:2] for name in ACTIVATIONS
                  if name != base["activation"]]
     ordered = [way for _, way in sorted(ways, key=lambda pair: pair[0]) if way != base][:LIMIT]
-    differing = [key for key in base if any(way[key] != base[key] for way in ordered)]
-    return tuple({key: way[key] for key in differing} for way in ordered)
+    return others_of([base, *ordered])
 
 
 def _pooled(way: dict[str, Any]) -> bool:

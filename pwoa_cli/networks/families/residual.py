@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits, sizes
+from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits, others_of, sizes
 from pwoa_cli.networks.families.chain import chained
 from pwoa_cli.networks.families.plain import LIMIT, SIDES
 
@@ -64,11 +64,10 @@ class PlainResNet(nn.Module):
         self.relu = nn.ReLU()
         for stage, count, (inside, width), stride, own in zip(stages, blocks, pairwise(widths), strides[1:],
                                                               projected, strict=True):
-            def block(source: int, step: int, name: str, *, out: int = width) -> PlainBlock:
-                return PlainBlock(source, out, inner, step, layers=layers, shortcut=name,
-                                  biases=(biases[0], biases[1]))
-            self.add_module(stage, nn.Sequential(block(inside, stride, shortcut if own else ""), *(
-                block(width, 1, "") for _ in range(count - 1))))
+            made = [(inside, stride, shortcut if own else ""), *[(width, 1, "")] * (count - 1)]
+            self.add_module(stage, nn.Sequential(*(
+                PlainBlock(source, width, inner, step, layers=layers, shortcut=name,
+                           biases=(biases[0], biases[1])) for source, step, name in made)))
         ends: dict[str, list[nn.Module]] = {"flatten": [], "mean": [nn.AdaptiveAvgPool2d(side)]}
         self.end = nn.Sequential(*ends[end], nn.Flatten())
         between = pairwise([widths[-1] * side * side, *hidden, num_classes])
@@ -169,10 +168,8 @@ def _identify(state: State) -> Guess | None:
                "hidden": [s[0] for s in linear[:-1]], **ways[0]}
     if not fits(state, PlainResNet, options):
         return None
-    differing = [key for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]
-    others = tuple({key: way[key] for key in differing} for way in ways[1:])
     return Guess("plain-resnet", options, (stem[1], options["size"], options["size"]),
-                 _evidence(options, linear[0][1]), others)
+                 _evidence(options, linear[0][1]), others_of(ways))
 
 
 def _evidence(options: dict[str, Any], reads: int) -> str:

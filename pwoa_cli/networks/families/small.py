@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits, sizes
+from pwoa_cli.networks.families.base import Family, Guess, State, add_at, dashed, fits, others_of, sizes
 from pwoa_cli.networks.families.chain import chained
 from pwoa_cli.networks.families.geometry import Slot, fitting, side_after
 
@@ -25,9 +25,10 @@ LIMIT = 24  # geometries of a LeNet beyond those of the known ones
 def lenet_side(size: int, *, kernel: int, padded: bool | str, pools: int = 2) -> int:
     """Side of the image that reaches the linear layers of `LeNet`, for inputs of side `size`; 0 or less: too
     small."""
-    first, second = {True: (0, 0), False: (kernel - 1, kernel - 1), "first": (0, kernel - 1)}[padded]
-    side = (size - first) // 2 if pools == 2 else size - first
-    return (side - second) // 2
+    steps = _lenet_steps(kernel, padded, pools)
+    for stride, padding, pool in (steps[::2], steps[1::2]):
+        size = side_after(size, kernel=kernel, stride=stride, padding=padding, pool=pool)
+    return size
 
 
 def _lenet_steps(kernel: int, padded: bool | str, pools: int) -> list[int]:
@@ -161,11 +162,9 @@ def _identify_lenet(state: State) -> Guess | None:
     if size not in (28, 32, *MORE) and len(ways) > 1:  # four times what is left: no known data has that size
         ways = [*ways[1:], ways[0]]
     options.update(ways[0])
-    differing = [key for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]
-    others = tuple({key: way[key] for key in differing} for way in ways[1:])
-    size = options["size"] = int(ways[0]["size"])
-    evidence = _lenet_evidence(options, linear, fields)
-    return Guess("lenet5", options, (conv1[1], size, size), evidence, others)
+    size = ways[0]["size"]
+    return Guess("lenet5", options, (conv1[1], size, size), _lenet_evidence(options, linear, fields),
+                 others_of(ways))
 
 
 def _dashed_linear(shapes: Sequence[tuple[int, ...]]) -> str:
