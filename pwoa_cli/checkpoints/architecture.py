@@ -16,6 +16,7 @@ from pwoa_cli.checkpoints import signatures
 from pwoa_cli.checkpoints.heads import HEADS, body_of
 from pwoa_cli.errors import InputError
 from pwoa_cli.networks import families
+from pwoa_cli.networks.build import is_file
 from pwoa_cli.networks.families import FAMILIES, MEMBERS, Guess
 
 WRITE = "or write it: --arch file.py:fn, where fn() returns the network (docs/checkpoints.md shows how)"
@@ -52,11 +53,6 @@ class Architecture:
             return self.input_shape[1:] if self.input_shape else self.made_for
         config = _timm_config(self.arch)
         return tuple(config.input_size[1:]) if config else (224, 224)
-
-
-def is_file(arch: str) -> bool:
-    """Whether an architecture is a function of a user's file, file.py:fn."""
-    return ".py:" in arch or arch.endswith(".py")
 
 
 def is_own(arch: str) -> bool:

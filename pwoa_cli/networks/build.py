@@ -106,6 +106,11 @@ def raised(error: BaseException) -> str:
     return words if words and type(error) is RuntimeError else f"{kind}: {words}".rstrip(": ")
 
 
+def is_file(arch: str) -> bool:
+    """Whether an architecture is a function of a user's file, file.py:fn."""
+    return ".py:" in arch or arch.endswith(".py")
+
+
 def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """A bare network by name, with random weights: ours, timm:NAME, torchvision:NAME, a bare name of either,
     or file.py:fn.
@@ -113,14 +118,14 @@ def build(arch: str, options: Mapping[str, Any]) -> nn.Module:
     Raises: InputError for an unknown name (did you mean), a file or function that is not there or returns no
     module.
     """
-    if ".py:" in arch or arch.endswith(".py"):
+    if is_file(arch):
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             return _from_file(arch, options)
     if arch in families.MEMBERS:
         return families.make(arch, options)
     import torchvision
 
-    house, colon, name = arch.rpartition(":")
+    house, _, name = arch.rpartition(":")
     ours = torchvision.models.list_models(torchvision.models) if house in ("", "torchvision") else []
     # seconds to import: only where it may be meant
     timm = importlib.import_module("timm") if house in ("", "timm") else None
