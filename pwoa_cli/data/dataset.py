@@ -16,7 +16,7 @@ from pwoa_cli.files.hashes import state_sha256
 from pwoa_cli.machine.seeds import generator
 from pwoa_cli.progress import Patience, Say
 
-_DECODED_TOGETHER = 64
+_DECODED_TOGETHER = 128
 _FINGERPRINT = 64  # images of a split
 
 Augment = Literal["none", "crop-flip", "hard"]
@@ -56,6 +56,15 @@ class Split:
         else:
             images = self.images[index.to(self.home)]
         return Split(images, self.labels[index.to(self.labels.device)])
+
+    def decoded(self, what: str, patience: Patience) -> "Split":
+        """With the pictures of its files in memory, on the device. Args: what: they are, for people."""
+        images = torch.empty(tuple(self.images.shape), dtype=torch.uint8)
+        for start in range(0, len(self), _DECODED_TOGETHER):
+            index = torch.arange(start, min(start + _DECODED_TOGETHER, len(self)))
+            images[index] = self.images[index]
+            patience.say(f"decoding pictures: {start + len(index)} of {len(self)} {what}")
+        return replace(self, images=images.to(self.labels.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +108,7 @@ class Dataset:
         few = isinstance(split.images, ImageFiles) and math.prod((n, *self.shape)) <= formats.SMALL_BYTES // 4
         if not few:
             return self
-        patience, parts = Patience(say), []
-        for part in index.split(_DECODED_TOGETHER):
-            parts.append(split.images[part])
-            patience.say(f"decoding pictures: {len(parts) * _DECODED_TOGETHER} of {len(index)} to try it on")
-        images = torch.cat(parts).to(split.labels.device)
-        return replace(self, shown=Split(images, split.labels[index.to(split.labels.device)]))
+        return replace(self, shown=split.part(index).decoded("to try it on", Patience(say)))
 
     @property
     def probe_name(self) -> str:

@@ -29,7 +29,6 @@ from pwoa_cli.machine.home import home
 from pwoa_cli.progress import Patience, Say
 
 _LOG = logging.getLogger(__name__)
-_DECODED_TOGETHER = 256
 
 
 class _Layout(NamedTuple):
@@ -73,7 +72,11 @@ _ALIASES = {name.replace("-", ""): name for name in KNOWN} | {"fmnist": "fashion
 
 def known_name(text: str) -> str | None:
     """Name of the known data set that `text` means (CIFAR-10, fashion_mnist, ...), or None."""
-    return _ALIASES.get(text.lower().replace("-", "").replace("_", ""))
+    return _ALIASES.get(_bare(text))
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def candidates(shape: tuple[int, ...] | None, num_classes: int, *,
@@ -192,8 +195,7 @@ _NAMES = f"A data set is one of {', '.join(KNOWN)}, a folder that holds one, an 
 
 
 def _unknown(name: str) -> InputError:
-    key = name.lower().replace("-", "").replace("_", "")
-    close = [_ALIASES[match] for match in difflib.get_close_matches(key, _ALIASES, n=1, cutoff=0.5)]
+    close = [_ALIASES[match] for match in difflib.get_close_matches(_bare(name), _ALIASES, n=1, cutoff=0.5)]
     return InputError(f"Unknown data set {name!r}." + (f" Did you mean {close[0]}?" if close else ""),
                       hint=_NAMES)
 
@@ -334,17 +336,8 @@ def decoded(dataset: Dataset, *, say: Say = lambda text: None) -> Dataset:
         return dataset
     patience = Patience(say)
     return replace(dataset, size_said=dataset.size_words(), shown=None,
-                   train=_in_memory(dataset.train, "training", patience),
-                   test=_in_memory(dataset.test, "test", patience))
-
-
-def _in_memory(split: Split, what: str, patience: Patience) -> Split:
-    images = torch.empty(tuple(split.images.shape), dtype=torch.uint8)
-    for start in range(0, len(split), _DECODED_TOGETHER):
-        index = torch.arange(start, min(start + _DECODED_TOGETHER, len(split)))
-        images[index] = split.images[index]
-        patience.say(f"decoding pictures: {start + len(index)} of {len(split)} {what} images")
-    return _split(images, split.labels, split.labels.device)
+                   train=dataset.train.decoded("training images", patience),
+                   test=dataset.test.decoded("test images", patience))
 
 
 def _split(images: formats.Images, labels: Tensor, device: str | torch.device) -> Split:

@@ -117,3 +117,5 @@ def test_decoding_is_said_within_5_seconds(nowhere, monkeypatch):
     datasets.decoded(datasets.load(str(nowhere / "pets"), say=said.append), say=said.append)
     assert said[0] == f"listing the pictures of {nowhere / 'pets/train'}"
     assert "decoding pictures: 6 of 6 training images" in said
+    datasets.load(str(nowhere / "pets")).probed(4, say=said.append)
+    assert "decoding pictures: 4 of 4 to try it on" in said  # not more than there are
