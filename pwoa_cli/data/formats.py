@@ -1,4 +1,4 @@
-"""Readers of image classification data on disk: IDX, CIFAR pickles, MATLAB 5, .npz and image folders.
+"""Readers of image classification data on disk: IDX, CIFAR pickles, MATLAB 5 and .npz.
 
 Every reader takes a path and returns a `Raw`: images uint8 0..255 (or float32 0..1) of shape (N, C, H, W),
 labels int64 (N,). What is missing, broken or of another shape is an InputError that names the file. Nothing
@@ -277,7 +277,7 @@ def read_cifar(folder: Path) -> Raw:
 
 def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(path, "a CIFAR batch", hint=AGAIN):
-        _check_claim(path, path.stat().st_size, packed=False)
+        check_room(path.stat().st_size, f"{path}: what it holds")
         # the archives are Python 2's
         entry = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         images, labels = entry["data"], entry["labels" if "labels" in entry else "fine_labels"]
@@ -299,7 +299,7 @@ def read_svhn(folder: Path) -> Raw:
     arrays = {}
     for split, name in zip(("train", "test"), SVHN_FILES, strict=True):
         with reading(folder / name, "a MATLAB 5 file", hint=AGAIN):
-            _check_claim(folder / name, (folder / name).stat().st_size, packed=False)
+            check_room((folder / name).stat().st_size, f"{folder / name}: what it holds")
             found = _mat_arrays((folder / name).read_bytes(), folder / name)
             arrays[f"x_{split}"] = found["X"].transpose(3, 2, 0, 1)
             arrays[f"y_{split}"] = np.where(found["y"] == 10, 0, found["y"]).astype(np.int64)
@@ -343,8 +343,4 @@ def _mat_element(view: memoryview, position: int) -> tuple[int, memoryview, int]
     if len(body) < size:
         raise EOFError(f"ends after {len(view)} bytes inside an element of {size}")
     return kind, body, position + 8 + size + (-size % 8 if kind != _MAT_COMPRESSED else 0)
-
-
-# Image folders
-
 
