@@ -247,13 +247,13 @@ def _row(entry: object) -> Row:
     base = dtype.removesuffix(SCALED)
     if base not in DTYPES or (base != dtype and DTYPES[base] not in FLOATS):
         raise ValueError(f"tensor {name!r} has dtype {dtype[:40]!r}, expected one of {', '.join(DTYPES)}")
-    if not all(_is_size(size) for size in shape) or not _is_size(math.prod(shape)):
+    if not all(is_size(size) for size in shape) or not is_size(math.prod(shape)):
         raise ValueError(f"tensor {name!r} has shape {str(shape)[:60]}, expected sizes with a product below "
                          "2^63")
     encoding, *numbers = row[3:] or [""]
     wanted = {"": 0, "mask": 1, "rice": 3}
     if not isinstance(encoding, str) or len(numbers) != wanted.get(encoding) or not all(
-            map(_is_size, numbers)) or (encoding and DTYPES[base] not in FLOATS):
+            map(is_size, numbers)) or (encoding and DTYPES[base] not in FLOATS):
         raise ValueError(f"tensor {name!r} is encoded as {str(row[3:])[:60]}, expected nothing, mask and "
                          "nnz, or rice, nnz, k and bytes, for a float")
     found = Row(name, dtype, tuple(shape), encoding, *numbers)
@@ -265,7 +265,8 @@ def _row(entry: object) -> Row:
     return found if encoding else replace(found, nnz=found.numel)
 
 
-def _is_size(number: object) -> bool:
+def is_size(number: object) -> bool:
+    """Whether it is an integer from 0 on that fits 64 bits."""
     return type(number) is int and 0 <= number < MAX_SIZE  # a bool is an int too
 
 
@@ -305,16 +306,20 @@ def _unpacked(row: Row, first: Mapping[str, _Parts], values: _Parts) -> Tensor:
         if row.loaded not in FLOATS:
             return _others(row, values)
         stored = values.take(row.nnz)
-        stored = _spread(row, parts, stored) if row.encoding else stored.copy()
+        stored = spread(row, parts, stored) if row.encoding else stored.copy()
         if row.scaled:
             return _scaled(row, stored.view(np.int8), parts["scale"])
-        signed = torch.from_numpy(stored.view(f"i{stored.itemsize}"))
-        return signed.view(row.loaded).reshape(row.shape)
+        return of_words(row, stored)
     except ValueError as error:
         raise ValueError(f"tensor {row.name!r}: {error}") from error
 
 
-def _spread(row: Row, parts: Mapping[str, np.ndarray], stored: np.ndarray) -> np.ndarray:
+def of_words(row: Row, words: np.ndarray) -> Tensor:
+    """The inverse of `words_of`, in the dtype and shape of a row."""
+    return torch.from_numpy(words.view(f"i{words.itemsize}")).view(row.loaded).reshape(row.shape)
+
+
+def spread(row: Row, parts: Mapping[str, np.ndarray], stored: np.ndarray) -> np.ndarray:
     """The elements (numel,), zero where none is stored."""
     if not is_nonzero(stored).all():
         zeros = row.nnz - int(is_nonzero(stored).sum())

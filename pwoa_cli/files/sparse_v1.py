@@ -9,13 +9,11 @@ plain Python integers before memory is taken. What is wrong is a ValueError (wha
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pwoa_cli.files import rice
-from pwoa_cli.files.packed import FLOATS, is_nonzero, words_of
+from pwoa_cli.files.packed import DTYPES, FLOATS, Row, is_size, of_words, spread, words_of
 
 VERSION = 1
 PARTS = {"dense": (), "mask": ("values", "mask"), "rice": ("values", "gap_hi", "gap_lo")}
@@ -31,10 +29,8 @@ def read(file: safe_open, index: dict | None, *, check: Callable[[int], None]) -
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (a file is no dictionary)
     headers = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
     _check_arrays(entries, headers)
-    sizes = {code: dtype.itemsize for dtype, code in FLOATS.items()}
-    total = sum(math.prod(entry["shape"]) * sizes[entry["dtype"]] for entry in entries.values()
-                if "shape" in entry)
-    check(total)
+    check(sum(math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize for entry in entries.values()
+              if "shape" in entry))
     return {key: _read(file, key, entry, headers) for key, entry in entries.items()}
 
 
@@ -64,23 +60,18 @@ def _check_entry(key: str, found: object) -> None:
     if encoding == "dense":
         return
     shape, nnz = entry["shape"], entry["nnz"]
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_size(d, least=1) for d in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(is_size(d) and d for d in shape):
         raise ValueError(f"tensor {key!r} has shape {str(shape)[:60]}, expected at most {MAX_DIMS} sizes "
                          "from 1 on")
     if entry["dtype"] not in FLOATS.values():
         raise ValueError(f"tensor {key!r} has dtype {str(entry['dtype'])[:40]!r}, expected one of "
                          f"{', '.join(FLOATS.values())}")
-    if not _is_size(nnz) or nnz > math.prod(shape):
+    if not is_size(nnz) or nnz > math.prod(shape):
         raise ValueError(f"tensor {key!r} has nnz {str(nnz)[:40]}, expected at most {math.prod(shape)} for "
                          f"shape {shape}")
-    if encoding == "rice" and not _is_size(entry["k"]):
+    if encoding == "rice" and not is_size(entry["k"]):
         raise ValueError(f"tensor {key!r} has Rice parameter {str(entry['k'])[:40]}, expected an integer "
                          "from 0 on")
-
-
-def _is_size(number: object, *, least: int = 0) -> bool:
-    """Whether a number is an integer from `least` on that fits 64 bits."""
-    return type(number) is int and least <= number < 2**63  # a bool is an int too
 
 
 def _array_names(key: str, entry: dict) -> list[str]:
@@ -110,13 +101,13 @@ def _read(file: safe_open, key: str, entry: dict, headers: dict[str, tuple]) -> 
         if entry["encoding"] == "dense":
             return _read_dense(file, key, *headers[key])
         names = dict(zip(PARTS[entry["encoding"]], _array_names(key, entry), strict=True))
-        return _decode(file, entry, names, headers)
+        return _decode(file, key, entry, names, headers)
     except ValueError as error:
         raise ValueError(f"tensor {key!r}: {error}") from error
 
 
 def _read_dense(file: safe_open, key: str, dtype: str, shape: list[int]) -> Tensor:
-    if not all(map(_is_size, shape)):
+    if not all(map(is_size, shape)):
         raise ValueError(f"the shape is {str(shape)[:60]}, expected sizes below 2^63")
     tensor = file.get_tensor(key)
     if dtype == "BOOL" and tensor.view(torch.uint8).gt(1).any():  # undefined behaviour in C++
@@ -124,25 +115,17 @@ def _read_dense(file: safe_open, key: str, dtype: str, shape: list[int]) -> Tens
     return tensor.clone()
 
 
-def _decode(file: safe_open, entry: dict, names: dict[str, str], headers: dict[str, tuple]) -> Tensor:
-    numel, nnz = math.prod(entry["shape"]), entry["nnz"]
+def _decode(file: safe_open, key: str, entry: dict, names: dict[str, str],
+            headers: dict[str, tuple]) -> Tensor:
+    row = Row(key, entry["dtype"], tuple(entry["shape"]), entry["encoding"], entry["nnz"], entry.get("k", 0))
     for part, name in names.items():
         got, shape = headers[name]
-        dtype = entry["dtype"] if part == "values" else "U8"
-        length = {"values": nnz, "mask": -(-numel // 8)}.get(part)  # rice.decode knows those of the gaps
+        dtype = row.dtype if part == "values" else "U8"
+        # rice.decode knows those of the gaps
+        length = {"values": row.nnz, "mask": -(-row.numel // 8)}.get(part)
         if got != dtype or len(shape) != 1 or length not in (None, shape[0]):
             raise ValueError(f"{part} is {got} {shape}, expected {dtype} "
                              f"[{'length' if length is None else length}]")
-    values = file.get_tensor(names["values"])
-    words = words_of(values)
-    if not is_nonzero(words).all():
-        zeros = nnz - int(is_nonzero(words).sum())
-        raise ValueError(f"{zeros} of the {nnz} values are zero, expected none")
-    streams = [file.get_tensor(name).numpy() for part, name in names.items() if part != "values"]
-    if entry["encoding"] == "mask":
-        positions = rice.of_mask(*streams, nnz=nnz, numel=numel)
-    else:
-        positions = rice.decode(*streams, nnz=nnz, k=entry["k"], numel=numel)
-    dense = np.zeros(numel, words.dtype)
-    dense[positions] = words
-    return torch.from_numpy(dense.view(f"i{dense.itemsize}")).view(values.dtype).reshape(entry["shape"])
+    streams = {part.removeprefix("gap_"): file.get_tensor(name).numpy() for part, name in names.items()
+               if part != "values"}
+    return of_words(row, spread(row, streams, words_of(file.get_tensor(names["values"]))))
