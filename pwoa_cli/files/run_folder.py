@@ -95,16 +95,20 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".pwoa"))
 
 
+def lacking(folder: Path) -> list[str]:
+    """Names of files that a finished run has and a folder has not."""
+    return [name for name in FINISHED if not (folder / name).is_file()]
+
+
 def is_unfinished(folder: Path) -> bool:
     """Whether a folder holds a run of `pwoa prune` that was stopped."""
-    done = all((folder / name).is_file() for name in FINISHED) and not (folder / STATE).exists()
+    done = not lacking(folder) and not (folder / STATE).exists()
     return not done and {"command", "recipe"} <= config(folder).keys()
 
 
 def check_finished(folder: Path) -> None:
     """Raises: InputError that names what a folder has not, and how the run in it is finished."""
-    missing = [name for name in FINISHED if not (folder / name).is_file()]
-    if missing:
+    if missing := lacking(folder):
         raise InputError(f"{folder} is no finished run: a folder without {' and '.join(missing)}.",
                          hint=f"Finish it: {resume_command(folder)}" if is_unfinished(folder) else
                          "Name a finished run's folder, or the checkpoint itself.")
@@ -193,7 +197,7 @@ def newest() -> Path:
     except OSError as error:
         raise InputError(f"{ROOT} cannot be read as a folder of runs: {error.strerror}.",
                          hint="Name the model: pwoa eval MODEL") from None
-    finished = [p for p in folders if all((p / name).is_file() for name in FINISHED)]
+    finished = [p for p in folders if not lacking(p)]
     if not finished:
         seen = f"{len(folders)} unfinished there" if folders else "nothing there"
         raise InputError(f"no finished run under {ROOT} ({seen}).",

@@ -23,8 +23,7 @@ def listed(root: Path) -> list[dict[str, Any]]:
     if not root.is_dir():
         raise InputError(f"{root} is no folder of runs.", hint="Make one: pwoa prune model.pt --sparsity 0.9")
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
-               and ((path / run_folder.CONFIG).exists()
-                    or all((path / name).exists() for name in run_folder.FINISHED))]
+               and ((path / run_folder.CONFIG).exists() or not run_folder.lacking(path))]
     return sorted(map(_entry, folders), key=lambda entry: (entry["created"] or "", entry["folder"]))
 
 
@@ -32,7 +31,7 @@ def _entry(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"folder": str(folder), "model": None, "sparsity": None, "clean": None,
                              "worst_case": None, "attacks": None, "norm": None, "eps": None, "data": None,
                              "n": None, "file_bytes": None, "created": None}
-    if not all((folder / name).is_file() for name in run_folder.FINISHED):
+    if run_folder.lacking(folder):
         return found | {"state": _share_done(folder)}
     try:
         report = schema.validate(schema.read(folder / "report.json"))
