@@ -93,19 +93,27 @@ def live_parameters(model: nn.Module, x: Tensor) -> set[str]:
 
 
 @contextmanager
-def _gradients(model: nn.Module) -> Iterator[None]:
-    """Inside, passes are those of eval mode, with gradients for every parameter."""
-    trained = {p: p.requires_grad for p in model.parameters()}
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, passes are those of eval mode."""
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with torch.enable_grad():
+        yield
+    finally:
+        for module, was in training.items():  # one by one: a frozen batch norm stays frozen
+            module.training = was
+
+
+@contextmanager
+def _gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, passes are those of eval mode, with gradients for every parameter."""
+    trained = {p: p.requires_grad for p in model.parameters()}
+    try:
+        with _evaluating(model), torch.enable_grad():
             for p in trained:
                 p.requires_grad_(True)
             yield
     finally:
-        for module, was in training.items():  # one by one: a frozen batch norm stays frozen
-            module.training = was
         for p, was in trained.items():
             p.requires_grad_(was)
 
@@ -257,15 +265,13 @@ def norms(model: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
 
 def _forward(model: nn.Module, x: Tensor, handles: list) -> None:
     """A pass in eval mode that calls every module: torch's fast path of attention goes around its layers."""
-    training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with _evaluating(model), torch.no_grad():
             model(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(training)
         for handle in handles:
             handle.remove()
 

@@ -256,6 +256,13 @@ def test_live_parameters_leaves_out_what_forward_never_uses():
     assert live_parameters(net, torch.rand(2, 1, 4, 4)) == used
 
 
+def test_a_pass_leaves_every_module_in_its_mode():
+    net = Unused().train()
+    net.block1[1].eval()
+    layers.macs(net, torch.rand(1, 1, 4, 4))
+    assert net.training and net.sub_block1[1].training and not net.block1[1].training
+
+
 def test_live_parameters_counts_frozen_ones_and_changes_nothing():
     net = Unused().train()
     net.block1[1].eval()
