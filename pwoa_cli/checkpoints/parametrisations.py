@@ -10,7 +10,6 @@ k_score                        as that, with a rate of its own a layer: k_l = si
 popup_scores: Sehwag et al. 2020 (HYDRA), Ramanujan et al. 2020; k_score: Zhao and Wressnegger 2023 (HARP). k
 fraction of weights kept, n weights of a layer, a = 0.1 HARP's lower bound of a layer's rate over k.
 """
-import argparse
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pwoa_cli.checkpoints.settings import mappings
 from pwoa_cli.errors import InputError
 
 ALPHA = 0.1  # HARP's default of --alpha: a layer keeps at least alpha * k
@@ -293,10 +293,6 @@ def _target(state: State, rates: Mapping[str, str]) -> float | None:
 
 def _number(extra: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
     """A number of the settings that lie beside the weights, at the top or one level below (args, config)."""
-    places = [extra, *(vars(v) if isinstance(v, argparse.Namespace) else v for v in extra.values())]
-    for place in places:
-        for name in names if isinstance(place, Mapping) else ():
-            value = place.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-    return None
+    places = sorted(mappings(extra), key=lambda place: len(place[0]))  # outer ones first
+    values = (place.get(name) for way, place in places if len(way) < 2 for name in names)
+    return next((float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)), None)
