@@ -59,7 +59,8 @@ class Body:
         tops = {key.partition(".")[0] for key in self.head}
         if len(tops) > 1 or not self.inside and tops - {self.own.partition(".")[0]}:
             return None
-        top, made = next(iter(tops), ""), self._head(next(iter(tops), ""))
+        top = next(iter(tops), "")
+        made = self._head(top)
         house, _, name = self.arch.rpartition(":")
         imports = {"torchvision": "import torchvision", "timm": "import timm"}.get(
             house, "from pwoa_cli.networks.families import make")
@@ -80,8 +81,7 @@ class Body:
 
     def _head(self, top: str) -> str | None:
         """The expression that makes the head; None where it is no chain of linear layers."""
-        own = "" if self.inside else self.own
-        start = f"{top if self.inside else own}."
+        start = f"{top if self.inside else self.own}."
         if not all(key.startswith(start) for key in self.head):
             return None
         return _chain({key.removeprefix(start): t for key, t in self.head.items()})

@@ -38,6 +38,7 @@ FOLLOWERS = {"target", "momentum"}  # of net: target_net, of online: target; als
 NORMALISERS = (*HOLDERS, "normalize_layer", "norm_layer", "data_norm", "input_norm", "preprocessing",
                "preprocessor", "transform", "input_transform", "0", "1")
 PAIRS = (*NAMES, ("new_mean", "new_std"), ("_mean", "_std"))
+KINDS = {name: kind for names in PAIRS for kind, name in zip(("mean", "std"), names, strict=True)}
 
 
 def cleaned(state: State, where: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -203,5 +204,4 @@ def normalisation_of(key: str) -> str | None:
         parts = parts[1:]
     if len(parts) > 2 or len(parts) == 2 and parts[0] not in NORMALISERS:
         return None
-    return next((kind for kind, names in zip(("mean", "std"), zip(*PAIRS, strict=True), strict=True)
-                 if parts[-1] in names), None)
+    return KINDS.get(parts[-1])

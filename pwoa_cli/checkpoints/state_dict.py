@@ -110,14 +110,15 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, 
     if index is None:
         return _read_file(path, trust_pickle)
     state, warned = dict[str, Any](), list[str]()
-    check_room(sum(part.stat().st_size for part in files_of(index)), f"{index}: its parts")
-    for part, names in files_of(index).items():
+    parts = files_of(index)
+    check_room(sum(part.stat().st_size for part in parts), f"{index}: its parts")
+    for part, names in parts.items():
         content, _, more = _read_file(part, trust_pickle)
         if lost := [key for key in names if key not in content]:
             raise InputError(f"{part} lacks {lost[0]}, which {index.name} says it holds.", hint=AGAIN)
         state |= {key: content[key] for key in names}
         warned += more
-    return state, {}, (*warned, f"{len(files_of(index))} parts, as {index.name} lists them")
+    return state, {}, (*warned, f"{len(parts)} parts, as {index.name} lists them")
 
 
 def _read_file(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
@@ -172,7 +173,6 @@ def named(content: Any, depth: int = 4) -> Any:
         return {key: named(value, depth - 1) if key in ENVELOPES else value
                 for key, value in content.items()}
     return content
-
 
 
 def _holds_weights(content: object, depth: int = 4) -> bool:
