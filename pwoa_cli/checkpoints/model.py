@@ -6,7 +6,7 @@ What keys and shapes cannot tell is the user's to say (`Source`), and wins over 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pwoa_cli.checkpoints import architecture, hub, slim
 from pwoa_cli.checkpoints.architecture import Architecture, is_file, is_own
 from pwoa_cli.checkpoints.filling import aligned, check_fits, fill, make_plain, shaped
+from pwoa_cli.checkpoints.keys import normalisation_of
 from pwoa_cli.checkpoints.normalisation import Normalisation, Values, decide, stated
 from pwoa_cli.checkpoints.own_words import SPARE, own_words
 from pwoa_cli.checkpoints.shards import checkpoint_sha256
@@ -144,7 +145,9 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
     found = _architecture(state, extra, source)
     slimmed = slim.is_slim(extra, where) and found.evidence == WORDS
     if slimmed:
-        net = slim.built(lambda: _build_for(found, where), own=is_own(found.arch))
+        # one of ours takes no memory until its sizes are known
+        with torch.device("meta") if is_own(found.arch) else nullcontext():
+            net = _build_for(found, where)
     else:
         found, net = _of_own_size(found, state, where)
     plain = make_plain(net, where) if folded and is_file(found.arch) else ()
@@ -158,18 +161,17 @@ def _read(source: Source, *, folded: bool, cleared: bool = True) -> Loaded:
         slim.check_runs(net, _images(found), found.options.get("num_classes"), where)
     plain = plain if folded else make_plain(net, where)
     if itself:  # some keep mean and std as parameters: nobody trains or prunes those
-        parameters = dict(net.named_parameters())
-        for name in set(parameters) - set(take_normalisation(parameters)[0]):
-            parameters[name].requires_grad_(False)
+        for name, parameter in net.named_parameters():
+            if normalisation_of(name):
+                parameter.requires_grad_(False)
     if not itself and source.mean is None and "arch_options" not in extra:
         unwrapped += check_one_normalisation(raw, where)
     normalisation = Normalisation((), (), "network") if itself and source.mean is None else decide(
         source.mean, source.std, inside=inside, channels=_channels(found), where=where)
     if normalisation.said_by == "nobody":
-        mean, std, sentence = stated(extra, _channels(found))
+        beside, sentence = stated(extra, _channels(found))
+        normalisation = beside or normalisation
         unwrapped += (sentence,) * bool(sentence)
-        if mean is not None and std is not None:
-            normalisation = Normalisation(mean, std, "settings")
     return _loaded(net, found, state, normalisation, source, checkpoint_sha256(where),
                    unwrapped=unwrapped + _said_plain(plain) + (slim.SAID,) * slimmed, extra=extra)
 

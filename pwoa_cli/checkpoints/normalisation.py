@@ -107,10 +107,10 @@ def parse_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
                          hint=f"One a channel, for example: {flag} 0.491,0.482,0.447") from None
 
 
-def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | None, Values | None, str]:
-    """(mean, std, a sentence on where they stand) of what a file says beside its weights or in its settings;
-    (None, None, "") where it says none, and with a sentence where that cannot be a normalisation: `mean` and
-    `std` may be of anything, such as the accuracy of several seeds.
+def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Normalisation | None, str]:
+    """(a normalisation, a sentence on where it stands) of what a file says beside its weights or in its
+    settings; (None, "") where it says none, and with a sentence where that cannot be a normalisation: `mean`
+    and `std` may be of anything, such as the accuracy of several seeds.
 
     Args: channels: of the model's inputs, None: not known. Those of inputs in 0..255 are brought to [0,1].
     """
@@ -124,12 +124,13 @@ def stated(extra: Mapping[str, Any], channels: int | None) -> tuple[Values | Non
             where = " and ".join(".".join((*way, name)) for name in names)
             if _are_plausible(mean, std, (channels or len(mean), 1 if held else channels)):
                 scale = _scale(mean)
-                return (tuple(m / scale for m in mean), tuple(s / scale for s in std),
+                mean, std = tuple(m / scale for m in mean), tuple(s / scale for s in std)
+                return (Normalisation(mean, std, "settings"),
                         f"normalisation: {where} beside the weights{', divided by 255' * (scale > 1)}")
             refused = refused or (f"{where} beside the weights are not taken as a normalisation: "
                                   f"{short(mean)} and {short(std)}, expected {channels or 3} numbers each, "
                                   "of inputs in [0,1]")
-    return None, None, refused
+    return None, refused
 
 
 def _are_plausible(mean: Values, std: Values, counts: Sequence[int | None]) -> bool:

@@ -2,8 +2,7 @@
 removed. Each layer takes the sizes of its tensors; nothing that the file holds is run."""
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,13 +34,6 @@ def is_slim(extra: Mapping[str, Any], where: str) -> bool:
                          "version 1.",
                          hint="A newer pwoa may read it: upgrade, or write the file again with this one.")
     return True
-
-
-def built(make: Callable[[], nn.Module], *, own: bool) -> nn.Module:
-    """The network that a slim one was made from. Args: own: one of ours takes no memory until its sizes are
-    known."""
-    with torch.device("meta") if own else nullcontext():
-        return make()
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

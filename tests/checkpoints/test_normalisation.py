@@ -134,8 +134,8 @@ def test_what_lies_in_the_network_wins_over_what_stands_beside_it(tmp_path, monk
     ({"normalize": {"mean": torch.tensor(0.5), "std": torch.tensor(0.25)}}, 3, (0.5, 0.25)),
     ({"mean": [0, 0], "std": [1, 1]}, None, (0, 0, 1, 1))])
 def test_stated_for_channels(beside, channels, expected):
-    mean, std, _ = stated(beside, channels)
-    assert (*mean, *std) == pytest.approx(expected)
+    found, _ = stated(beside, channels)
+    assert (*found.mean, *found.std) == pytest.approx(expected) and found.is_assumed
 
 
 @pytest.mark.parametrize("beside", [
@@ -145,7 +145,7 @@ def test_stated_for_channels(beside, channels, expected):
         "std": STD}, {"mean": [0.5] * 17, "std": [0.5] * 17}, {"mean": [10**400] * 3, "std": STD},
     {"normalize": True}, {"norm": "batch"}, {}])
 def test_what_states_no_normalisation(beside):
-    assert stated(beside, 3) == (None, None, "")
+    assert stated(beside, 3) == (None, "")
 
 
 @pytest.mark.parametrize("beside", [
@@ -174,7 +174,7 @@ def test_values_of_inputs_in_0_to_255_are_brought_to_those_of_0_to_1(tmp_path, m
 def test_a_file_s_settings_that_hold_themselves_end():
     args = dict(BOTH)
     args["args"] = args
-    assert stated({"args": args}, 3)[2] == "normalisation: args.mean and args.std beside the weights"
+    assert stated({"args": args}, 3)[1] == "normalisation: args.mean and args.std beside the weights"
 
 
 def test_a_network_that_normalises_itself_is_not_normalised_twice(tmp_path, monkeypatch):
