@@ -157,7 +157,7 @@ def _chain(tensors: State) -> str | None:
         parts.setdefault(name, {})[rest] = tensor
     if len(parts) == 1 and not (name := next(iter(parts))).isdigit():
         inner = _chain(parts[name])
-        return inner and _is_name(name) and f"nn.Sequential(OrderedDict({name}={inner}))" or None
+        return f"nn.Sequential(OrderedDict({name}={inner}))" if inner and _is_name(name) else None
     if not all(re.fullmatch(r"\d|1\d", name) for name in parts):
         return None
     return _numbered({int(name): _chain(part) for name, part in parts.items()})

@@ -123,9 +123,10 @@ def _read(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, 
 
 def _read_file(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[str, Any], tuple[str, ...]]:
     if not path.is_file():  # a pipe would wait for its writer
-        inside = next((p for p in (path / "model.safetensors",) if p.is_file()), "model.pt")
+        inside = path / "model.safetensors"
         raise InputError(f"{path} is not a file{', it is a folder' if path.is_dir() else ''}.",
-                         hint=f"Name the checkpoint itself, such as {inside}")
+                         hint="Name the checkpoint itself, such as "
+                              f"{inside if inside.is_file() else 'model.pt'}")
     try:
         with open(path, "rb") as file:
             head = file.read(TEXT)
@@ -146,7 +147,7 @@ def _read_file(path: Path, trust_pickle: bool) -> tuple[Mapping[str, Any], dict[
                          hint=AGAIN)
     content, warned = pickles.read(path, trust_pickle=trust_pickle)
     content = named(content)
-    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+    if not isinstance(content, Mapping):
         kind = type(content).__name__
         tensors = [t for t in content if isinstance(t, Tensor)] if isinstance(content, list | tuple) else []
         if tensors:
@@ -248,11 +249,10 @@ def _asked(content: Mapping[str, Any], there: list[str], asked: list[str], where
         if name in there:
             return name, asked[count:]
     if asked and there and not any(str(k).startswith(".".join(asked) + ".") for k in content):
-        wrapper = next((k for k in there if len(there) == 1), None)
-        if wrapper is None:
+        if len(there) > 1:
             raise InputError(f"{where} has no entry {entry!r}; it has: {', '.join(there)}.",
                              hint=f"--entry {shlex.quote(there[0])}")
-        return wrapper, asked
+        return there[0], asked
     return None, asked
 
 

@@ -114,16 +114,15 @@ def _cache() -> Path:
     return (home() or Path(tempfile.gettempdir())) / ".cache" / "pwoa" / "data"
 
 
-def locate(name: str, folder: Path | None = None) -> Path | None:
-    """Folder or file that holds a known data set, below `folder` or else the first of `places()`; None if
-    there is none.
+def locate(name: str) -> Path | None:
+    """Folder or file that holds a known data set, in the first of `places()` that has it; None if none has.
 
     Looks at names only, reads and downloads nothing. Raises: InputError if `name` is not a known one.
     """
     known = known_name(name)
     if known is None:
         raise _unknown(name)
-    for place in places() if folder is None else (folder,):
+    for place in places():
         if found := _find(known, place):
             return found[0]
     return None

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pwoa_cli.data import datasets
-from pwoa_cli.data.datasets import Split
+from pwoa_cli.data.dataset import Dataset, Split
 from pwoa_cli.errors import InputError
 
 
@@ -68,6 +67,6 @@ def without_samples(labels: Tensor, n: int, *, seed: int) -> int:
     return int(((counts > 0) & (quota == 0)).sum())
 
 
-def samples(dataset: datasets.Dataset, n: int, *, seed: int) -> View:
+def samples(dataset: Dataset, n: int, *, seed: int) -> View:
     """The same n stratified test samples for everyone who asks with this seed, read when they are needed."""
     return View(dataset.test, stratified(dataset.test.labels, n, seed=seed))

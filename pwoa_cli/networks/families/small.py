@@ -126,9 +126,8 @@ def _lenet_layers(state: State) -> tuple[list[str], list[str]] | None:
     weights = {k.removesuffix(".weight"): t for k, t in state.items() if k.endswith(".weight") and t.numel()}
     convs, heads = ([name for name, t in weights.items() if t.ndim == ndim] for ndim in (4, 2))
     names = [*convs, *heads]
-    if len(convs) != 2 or len(heads) not in (2,
-                                             3) or {f"{n}.{kind}" for n in names
-                                                    for kind in ("weight", "bias")} != set(state):
+    wanted = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    if len(convs) != 2 or len(heads) not in (2, 3) or wanted != set(state):
         return None
     firsts = {name.split(".")[0] for name in names}
     if len(firsts) != len(names) or any("." in name for name in convs):  # fc.0, fc.2: what is fc.1?
