@@ -21,6 +21,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from pwoa_cli.pruning.neighbours import stay_of
+
 # {weight: parameters (out,) that still speak when its filter is zero}
 Companions = Mapping[str, Sequence[str]]
 # {weight (in, out/groups, ...) of a transposed convolution: groups}; all others are (out, in/groups, ...)
@@ -227,8 +229,8 @@ def structure_of(kind: str) -> Structure:
         return STRUCTURES[kind]
     if found := re.fullmatch(r"block:([1-9]\d{0,3})x([1-9]\d{0,3})", kind, re.ASCII):
         return _blocks(int(found[1]), int(found[2]))
-    if (found := re.fullmatch(r"([1-9]\d?):([1-9]\d?)", kind, re.ASCII)) and int(found[1]) < int(found[2]):
-        return _neighbours(int(found[1]), int(found[2]))
+    if neighbours := stay_of(kind):
+        return _neighbours(*neighbours)
     raise ValueError(f"structure {kind!r}, expected {', '.join(STRUCTURES)}, block:RxC or N:M with N < M")
 
 

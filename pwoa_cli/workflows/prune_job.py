@@ -24,6 +24,7 @@ from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
 from pwoa_cli.pruning.groups import STRUCTURES, Groups, by_block, scores_by_layer, single, structure_of
+from pwoa_cli.pruning.neighbours import stay_of
 from pwoa_cli.reports import numbers
 from pwoa_cli.reports.gates import resolved
 from pwoa_cli.training import compilation, footing, layout, objective
@@ -312,8 +313,8 @@ def _check_sparsity(weights: Mapping[str, Tensor], request: Request) -> None:
                          "weight.",
                          hint="Nine weights in ten: --sparsity 0.9")
     if zeros > sparsity:
-        of = (request.nm or "").partition(":")[2]
-        more = (f"--nm 1:{of}, or --sparsity {above(zeros)}" if request.nm and zeros < 1 - 1 / int(of)
+        nm = stay_of(request.nm or "")
+        more = (f"--nm 1:{nm[1]}, or --sparsity {above(zeros)}" if nm and zeros < 1 - 1 / nm[1]
                 else f"--sparsity {above(zeros)}" if request.of == "weights"
                 else f"{request.flag} {above(request.share)}")
         raise InputError(f"{where} is pruned already: {numbers.percent_of_weights(zeros)}% of its weights "

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, replace
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.pruning.neighbours import stay_of
 
 SHARE = 1 / 3  # of the recipe's epochs at its sparsity, for each stage: it begins where the last one ended
 RUNG = 0.6  # density of a stage over that of the one before
@@ -86,11 +87,10 @@ def fraction(text: str, *, flag: str = "--sparsity") -> float:
 
 def neighbours(text: str) -> str:
     """N:M from what was typed, two numbers: of M neighbours N stay. Raises: InputError."""
-    found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", text.strip(), re.ASCII)
-    if not found or int(found[1]) >= int(found[2]):
+    if stay_of(kind := text.strip()) is None:
         raise InputError(f"--nm {text} is not N:M, N weights that stay of M neighbours, 0 < N < M < 100.",
                          hint="As NVIDIA's sparse tensor cores take them: --nm 2:4")
-    return found[0]
+    return kind
 
 
 def size_bytes(text: str, *, flag: str, example: str) -> int:
