@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+WARM_UP = 2  # calls
 LEAST, MOST = 5, 200  # rounds
 
 
@@ -24,16 +25,14 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(middle, low, high)
 
 
-def alternating(calls: Mapping[str, Callable[[], object]], *, seconds: float, warm_up: int = 2,
-                clock: Callable[[], float] = time.perf_counter,
-                told: Callable[[int], None] = lambda round_number: None) -> dict[str, list[float]]:
+def alternating(calls: Mapping[str, Callable[[], object]], *, seconds: float,
+                clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Seconds of each call in each round; every other round goes backwards, so that none is always first.
 
-    Args: seconds: for all rounds together, after warm_up calls of each; at least LEAST rounds, at most MOST.
-    told: called after every round.
+    Args: seconds: for all rounds together, after WARM_UP calls of each; at least LEAST rounds, at most MOST.
     """
     for call in calls.values():
-        for _ in range(warm_up):
+        for _ in range(WARM_UP):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     names, start = list(calls), clock()
@@ -42,7 +41,6 @@ def alternating(calls: Mapping[str, Callable[[], object]], *, seconds: float, wa
             before = clock()
             calls[name]()
             times[name].append(clock() - before)
-        told(number + 1)
         if number + 1 >= LEAST and clock() - start >= seconds:
             break
     return times

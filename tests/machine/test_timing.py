@@ -29,9 +29,8 @@ def test_calls_alternate_backwards_and_forwards_after_their_warm_up():
 
 
 def test_rounds_end_with_the_time_and_at_the_most():
-    clock, told = Clock(), []
-    times = alternating({"a": clock.call("a", 1)}, seconds=20, clock=clock, told=told.append)
-    assert len(times["a"]) == 20 and told == list(range(1, 21))
+    clock = Clock()
+    assert len(alternating({"a": clock.call("a", 1)}, seconds=20, clock=clock)["a"]) == 20
     assert len(alternating({"a": Clock().call("a", 0)}, seconds=9, clock=lambda: 0.0)["a"]) == MOST
 
 
