@@ -33,16 +33,14 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread inside the block: for two images several gain nothing, and on a busy machine they wait for
-    each other (measured on 2 cores with 3 other jobs: 8.3 s instead of 2.1 s for `pwoa info` of a
-    ResNet-18)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int) -> Iterator[None]:
+    """So many of torch's threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -19,6 +19,7 @@ from pwoa_cli.exports.runtimes import RUNTIMES, Ready, Unavailable, synced
 from pwoa_cli.machine import signals
 from pwoa_cli.machine.devices import device_named
 from pwoa_cli.machine.environment import environment
+from pwoa_cli.machine.memory import threads
 from pwoa_cli.machine.timing import alternating, ratios, spread
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import Normalized, raised, tried
@@ -73,15 +74,11 @@ def bench(request: Request, *, progress: Progress, say: Say) -> dict[str, Any]:
         raise InputError(f"--runtimes: {unknown[0]} is none of {', '.join(RUNTIMES)}.",
                          hint="For example: --runtimes eager,onnx")
     device = device_named(request.device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.threads)
-    try:
+    with threads(request.threads):
         loaded = _models(request, device, say=say)
         shape = _shape(loaded, request.size)
         known = {name: _known(one, shape, request) for name, one in loaded.items()}
         rows, left_out = _timed(request, loaded, shape, device, progress=progress, say=say)
-    finally:
-        torch.set_num_threads(before)
     result = {"models": known, "image": list(shape), "rows": rows, "left_out": left_out,
               "environment": environment(device=str(device), seed=0) | {"threads": request.threads}}
     return result | {"conclusion": conclusion(result)}

@@ -21,7 +21,7 @@ from pwoa_cli.data.choices import Choices
 from pwoa_cli.errors import InputError
 from pwoa_cli.files.plain import plain, read_json
 from pwoa_cli.machine.environment import log as log_environment
-from pwoa_cli.machine.memory import one_thread
+from pwoa_cli.machine.memory import threads
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import SIZES, public_name
 from pwoa_cli.reports import schema
@@ -44,7 +44,9 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
     then, `unknown` says why and what to do, and `layers` are the matrices in the file. So are parametrised
     weights whose parts do not fit: they are shown as they are stored.
     """
-    with one_thread() if data is None else nullcontext():
+    # for two images several threads gain nothing, and on a busy machine they wait for each other: 8.3 s instead
+    # of 2.1 s for a ResNet-18 on 2 cores with 3 other jobs
+    with threads(1) if data is None else nullcontext():
         return _described(source, data, choices or Choices(), say=say)
 
 
