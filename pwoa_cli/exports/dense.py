@@ -16,7 +16,6 @@ from pwoa_cli.errors import InputError
 from pwoa_cli.files.atomic import atomic
 
 ENDINGS = (".pt", ".pth", ".safetensors")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def save(net: nn.Module, path: Path, *, dtype: torch.dtype | None = None, prefix: str = "",

@@ -34,7 +34,8 @@ from pwoa_cli.workflows.setup import open_model
 
 ENDINGS = {"sparse": (".safetensors",), "slim": (".safetensors",), "dense": dense.ENDINGS,
            "onnx": (".onnx",)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+# to which values are rounded; None: to none
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 OFFERED = {"sparse": tuple(DTYPES), "slim": ("fp32",), "dense": ("fp32", "bf16", "fp16"),
            "onnx": ("fp32", "int8")}
 TRIED = 100  # images, at most, on which logits are compared
@@ -289,13 +290,13 @@ def _write(job: Job) -> int:
     kept = {key: text for key, text in loaded.extra.items() if isinstance(text, str)} \
         if "arch_options" in loaded.extra else {}
     if job.slimmed is not None:
-        return slim.save(slim.bare(job.slimmed.model), job.out, metadata=kept | to_metadata(loaded))
+        return slim.save(job.slimmed.model, job.out, metadata=kept | to_metadata(loaded))
     if request.format == "sparse":
         return sparse.save(loaded.model.net.state_dict(), job.out, metadata=kept | to_metadata(loaded),
-                           dtype=None if request.dtype == "fp32" else DTYPES[request.dtype], new=True)
+                           dtype=DTYPES[request.dtype], new=True)
     if request.format == "dense":
-        dtype = None if request.dtype == "fp32" else DTYPES[request.dtype]
-        return dense.save(loaded.model.net, job.out, dtype=dtype, prefix=request.prefix, like=job.like)
+        return dense.save(loaded.model.net, job.out, dtype=DTYPES[request.dtype], prefix=request.prefix,
+                          like=job.like)
     if job.calibration is not None:
         return quantised.save(loaded.model, job.out, images=job.calibration[0])
     return onnx.save(loaded.model, job.out, example=job.images[:2])
