@@ -63,10 +63,11 @@ def difference(one: nn.Module, other: nn.Module, x: Tensor) -> tuple[float, floa
         return float((one(x) - logits).abs().max()), CLOSE * max(1.0, float(logits.abs().max()))
 
 
-def save(net: nn.Module, path: Path, *, metadata: Mapping[str, str]) -> int:
-    """Write the dense tensors of a slim network to a new file, whole or not at all; returns its bytes."""
+def save(model: nn.Module, path: Path, *, metadata: Mapping[str, str]) -> int:
+    """Write the dense tensors of a slim model's network to a new file, whole or not at all; returns its
+    bytes."""
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for name, t in net.state_dict().items()}
+               for name, t in model.get_submodule(WRAPPED).state_dict().items()}
     with atomic(path, new=True) as temporary:
         temporary.write_bytes(_in_order(safetensors.torch.save(
             tensors, {**metadata, MARK: WORDS, "format": "pt"})))
@@ -81,11 +82,6 @@ def _in_order(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     return len(text).to_bytes(8, "little") + text + data[end:]
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The network inside `Normalized`."""
-    return model.get_submodule(WRAPPED)
 
 
 def _parameters(model: nn.Module) -> int:

@@ -19,7 +19,6 @@ from pwoa_cli.machine import seeds
 from pwoa_cli.machine.devices import device_named, multiplies_bf16
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.networks import layers
-from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Say
 from pwoa_cli.pruning import allocation
 from pwoa_cli.pruning.criteria import magnitude
@@ -233,7 +232,7 @@ def _of_size(request: Request, subject: Subject, weights: Mapping[str, Tensor],
     """The request with the sparsity that --target-bytes comes to. Raises: InputError for none."""
     if request.target_bytes is None:
         return request
-    state = {name: t.detach() for name, t in subject.model.get_submodule(WRAPPED).state_dict().items()}
+    state = {name: t.detach() for name, t in subject.model.net.state_dict().items()}
     sparsity = sparsity_for(
         request.target_bytes, state, {name: w.detach() for name, w in weights.items()}, groups,
         metadata=file_metadata(subject, recipe=request.recipe, seed=request.seed), where=request.source.path)

@@ -69,7 +69,7 @@ def images(options):
 def write(loaded, path="slim.safetensors"):
     """A slim file of a loaded network, and what went."""
     made = slim.reduced(loaded.model, images(loaded.arch_options), "m")
-    slim.save(slim.bare(made.model), Path(path), metadata=to_metadata(loaded))
+    slim.save(made.model, Path(path), metadata=to_metadata(loaded))
     return made
 
 
@@ -131,7 +131,7 @@ def test_sigmoid_at_zero_speaks_through_silent_filters():
         net[3].weight.view(4, 6, 64)[:, :3] = 0.0  # and nobody hears it
     torch.save(net.state_dict(), "m.pt")
     loaded = load_model(Source("m.pt", arch="net.py:fn"))
-    slim.save(slim.bare(slim.reduced(loaded.model, torch.rand(2, 3, 8, 8), "m").model), Path("s.safetensors"),
+    slim.save(slim.reduced(loaded.model, torch.rand(2, 3, 8, 8), "m").model, Path("s.safetensors"),
               metadata=to_metadata(loaded))
     again = load_model(Source("s.safetensors", arch="net.py:fn"))  # a network of the user's
     x = torch.rand(2, 3, 8, 8)
