@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, answer
@@ -38,7 +39,7 @@ def ways(loaded: Loaded, data: str, choices: Choices, *, device: torch.device, s
         return datasets.load(data, device=device, framing=framing, channels=channels,
                              classes=loaded.num_classes, choices=choices, say=say)
 
-    channels = _channels(loaded, [loaded.default_size] if loaded.default_size else SIZES)
+    channels = _channels(loaded, _sizes(loaded))
     dataset = load(channels)
     if channels is None:
         taken = _channels(loaded, [dataset.shape[1:]], first=dataset.shape[0])
@@ -55,9 +56,7 @@ def ways(loaded: Loaded, data: str, choices: Choices, *, device: torch.device, s
 
 def _channels(loaded: Loaded, sizes: Sequence[tuple[int, int]], *, first: int | None = None) -> int | None:
     """Channels of the images that a network takes; of a user's network it is tried. None: not known."""
-    if loaded.input_shape:
-        return loaded.input_shape[0]
-    known = loaded.arch_options.get("in_channels", loaded.arch_options.get("in_chans"))
+    known = _known_channels(loaded)
     if known or not is_file(loaded.arch):
         return known or 3
     state = loaded.model.net.state_dict()
@@ -66,16 +65,30 @@ def _channels(loaded: Loaded, sizes: Sequence[tuple[int, int]], *, first: int | 
     return next((count for count in guesses for size in sizes if _takes(loaded, (count, *size))), None)
 
 
+def _known_channels(loaded: Loaded) -> int | None:
+    """Those that its file says; None: it does not."""
+    if loaded.input_shape:
+        return loaded.input_shape[0]
+    return loaded.arch_options.get("in_channels", loaded.arch_options.get("in_chans"))
+
+
+def two_images(loaded: Loaded, size: tuple[int, int] | None = None) -> tuple[Tensor, Any] | str:
+    """(two images (2, C, H, W) that a model takes, what it returns for them), or why it takes none: of the
+    size that is asked for, or that its file says, or of the first of SIZES."""
+    return answer(loaded.model, loaded.model.state_dict(), channels=_known_channels(loaded),
+                  sizes=_sizes(loaded, size))
+
+
+def _sizes(loaded: Loaded, size: tuple[int, int] | None = None) -> Sequence[tuple[int, int]]:
+    likely = size or loaded.default_size
+    return [likely] if likely else SIZES
+
+
 def image_shape(loaded: Loaded, *, size: tuple[int, int] | None = None, hint: str) -> tuple[int, ...]:
-    """(C, H, W) of images that a network takes: of the size that is asked for, or that its file says, or of
-    the first of SIZES. Raises: InputError with the hint, and why, if it takes none."""
-    known = loaded.input_shape
-    likely = size or (known[1:] if known else loaded.default_size)
-    sizes = [likely] if likely else SIZES
-    made = answer(loaded.model.net, loaded.model.net.state_dict(), channels=known[0] if known else None,
-                  sizes=sizes)
+    """(C, H, W) of `two_images`. Raises: InputError with the hint, and why, if it takes none."""
+    made = two_images(loaded, size)
     if isinstance(made, str):
-        tried = ", ".join("x".join(map(str, dict.fromkeys(sides))) for sides in sizes)
+        tried = ", ".join("x".join(map(str, dict.fromkeys(sides))) for sides in _sizes(loaded, size))
         raise InputError(f"{loaded.source} takes no images of {tried} pixels: {made}.", hint=hint)
     return tuple(made[0].shape[1:])
 

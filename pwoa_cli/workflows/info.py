@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pwoa_cli.checkpoints.architecture import UnknownArchitecture
-from pwoa_cli.checkpoints.model import Loaded, Source, answer, load_model
+from pwoa_cli.checkpoints.model import Loaded, Source, load_model
 from pwoa_cli.checkpoints.parametrisations import Misfit
 from pwoa_cli.checkpoints.reading import is_near_chance, outputs
 from pwoa_cli.checkpoints.readings import Undecided, warn_of_code
@@ -23,7 +23,7 @@ from pwoa_cli.files.plain import plain, read_json
 from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.machine.memory import threads
 from pwoa_cli.networks import layers
-from pwoa_cli.networks.build import SIZES, public_name
+from pwoa_cli.networks.build import public_name
 from pwoa_cli.reports import schema
 from pwoa_cli.workflows import images
 from pwoa_cli.workflows.prune_weights import not_counted
@@ -44,8 +44,8 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
     then, `unknown` says why and what to do, and `layers` are the matrices in the file. So are parametrised
     weights whose parts do not fit: they are shown as they are stored.
     """
-    # for two images several threads gain nothing, and on a busy machine they wait for each other: 8.3 s instead
-    # of 2.1 s for a ResNet-18 on 2 cores with 3 other jobs
+    # for two images several threads gain nothing, and on a busy machine they wait for each other: 8.3 s
+    # instead of 2.1 s for a ResNet-18 on 2 cores with 3 other jobs
     with threads(1) if data is None else nullcontext():
         return _described(source, data, choices or Choices(), say=say)
 
@@ -137,11 +137,7 @@ def _weights(loaded: Loaded, x: Tensor | None) -> tuple[dict[str, Any], list[str
 
 def _images(loaded: Loaded) -> tuple[Tensor | None, str]:
     """Two images (2, C, H, W) that the network takes, or (None, why none)."""
-    options = loaded.arch_options
-    channels = (loaded.input_shape[0] if loaded.input_shape
-                else options.get("in_channels", options.get("in_chans")))
-    sizes = [loaded.default_size] if loaded.default_size else SIZES
-    made = answer(loaded.model, loaded.model.state_dict(), channels=channels, sizes=sizes)
+    made = images.two_images(loaded)
     if isinstance(made, str):
         return None, made
     x, logits = made
@@ -177,8 +173,4 @@ def _pruned(loaded: Loaded) -> dict[str, Any] | None:
     size = found.get("size")
     own = isinstance(size, dict) and size.get("file_bytes") == os.path.getsize(loaded.source)
     return made | {"report": schema.validate(found, where=str(beside)) if own else None}
-
-
-# --- showing ---------------------------------------------------------------
-
 
