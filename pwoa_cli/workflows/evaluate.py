@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli import attacks
-from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.checkpoints.model import Loaded, Source
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import View, samples
@@ -43,11 +42,10 @@ from pwoa_cli.workflows.setup import (
     data_notes,
     open_subject,
     open_teacher,
+    own_code,
     pruned_already,
 )
-from pwoa_cli.workflows.several import Asked, Several, as_read, open_several
-
-TEACHER = "teacher"
+from pwoa_cli.workflows.several import COMPARED, TEACHER, Asked, Several, as_read, open_several
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def prepare(request: Request, *, say: Say) -> Job:
         like, teacher = subject.loaded, replace(request.teacher, trust_pickle=request.source.trust_pickle)
         if request.teacher_is_source:
             teacher = as_read(teacher, like)
-        other, own = (TEACHER, "pruned") if of_run else ("compared", "model")
+        other, own = (TEACHER, "pruned") if of_run else (COMPARED, "model")
         loaded = {other: open_teacher(teacher, subject, device=device, say=say, flag="--compare"),
                   own: subject.loaded}
     checked = resolved(request.gates, attacks.typed(request.attacks), compared=len(loaded) > 1)
@@ -279,9 +277,8 @@ def _unfinished(job: Job, who: str, sha256: str, *, eps: float | None, say: Say)
     loaded = job.loaded[who]
     reading = (loaded.arch, sorted(loaded.arch_options.items()), loaded.normalisation.mean,
                loaded.normalisation.std)
-    own = units.of_folder(Path(loaded.arch.partition(":")[0])) if is_file(loaded.arch) else ""
     key = units.key(loaded.model, who, sha256, job.subject.norm, eps, job.request.seed, BLOCK,
-                    job.device, reading, own, units.code())
+                    job.device, reading, own_code(loaded), units.code())
     kept = Unfinished(run_folder.UNFINISHED / key, reuse=job.request.resume)
     if why := kept.fault():
         say(f"warning: what is finished cannot be kept, so --resume will not go on from it: {why}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from pwoa_cli.checkpoints.architecture import is_file
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import units
 from pwoa_cli.evaluation.evaluate import BLOCK
@@ -19,6 +18,7 @@ from pwoa_cli.files.keeper import Keeper
 from pwoa_cli.files.plain import toml, write_toml
 from pwoa_cli.progress import Say
 from pwoa_cli.workflows.prune_request import Job
+from pwoa_cli.workflows.setup import own_code
 
 # paths that have a SHA-256 beside them, and what was typed for what is in the table
 NOT_COMPARED = ("model", "teacher", "data_where", "command", "environment")
@@ -45,7 +45,8 @@ def keeper_of(job: Job, folder: Path, table: Mapping[str, Any], *, every: float,
                          hint=f"Go on with it as it was: {run_folder.resume_command(folder)}")
     else:
         _say_environment(there.get("environment", {}), here["environment"], say=say)
-    return Keeper(folder, of=_compared(here) | {"own": _own_code(job)}, every=every, warn=say)
+    own = own_code(job.subject.loaded, job.teacher)
+    return Keeper(folder, of=_compared(here) | {"own": own}, every=every, warn=say)
 
 
 def _compared(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,12 +62,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], *,
             yield from _differences(was, now, under=f"{under}{key}.")
         elif was != now:
             yield f"{under}{key}", was, now
-
-
-def _own_code(job: Job) -> list[str]:
-    """SHA-256 of the user's modules that networks are made by."""
-    return [units.of_folder(Path(loaded.arch.partition(":")[0]))
-            for loaded in (job.subject.loaded, job.teacher) if is_file(loaded.arch)]
 
 
 def _say_environment(there: Mapping[str, Any], here: Mapping[str, Any], *, say: Say) -> None:
@@ -99,7 +94,7 @@ def parts(job: Job, folder: Path, models: Mapping[str, nn.Module], *,
 
 def _key(job: Job, model: nn.Module, who: str, sha256: str) -> str:
     return units.key(model, who, sha256, job.subject.norm, job.subject.eps, job.request.seed, BLOCK,
-                     str(job.device), _own_code(job), units.code())
+                     str(job.device), own_code(job.subject.loaded, job.teacher), units.code())
 
 
 def clear(folder: Path) -> None:

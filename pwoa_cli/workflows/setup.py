@@ -3,12 +3,13 @@ things are said."""
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from pwoa_cli.attacks.threat import parse_eps, parse_norm
-from pwoa_cli.checkpoints.architecture import UnknownArchitecture
+from pwoa_cli.checkpoints.architecture import UnknownArchitecture, is_file
 from pwoa_cli.checkpoints.model import Loaded, Source, load_model, read_as
 from pwoa_cli.checkpoints.reading import Reading, is_near_chance, outputs, run
 from pwoa_cli.checkpoints.readings import Undecided, check_decided, provisional, settle, warn_of_code
@@ -17,6 +18,7 @@ from pwoa_cli.data import datasets
 from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import without_samples
 from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation import units
 from pwoa_cli.evaluation.checks import LOW
 from pwoa_cli.machine.home import home
 from pwoa_cli.networks import layers
@@ -62,6 +64,12 @@ def open_model(source: Source, *, device: torch.device, say: Say) -> Loaded:
     for note in loaded.notes:
         say(f"  {note}")
     return replace(loaded, model=loaded.model.to(device).eval())
+
+
+def own_code(*models: Loaded) -> list[str]:
+    """SHA-256 of the user's modules that networks are made by."""
+    files = [Path(one.arch.rpartition(":")[0]) for one in models if is_file(one.arch)]
+    return [units.of_folder(file) for file in files]
 
 
 def say_of_size(source: Source, *, say: Say) -> None:
