@@ -5,9 +5,8 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.gates import GateOptions, tell
+from pwoa_cli.cli.gates import GateOptions, close
 from pwoa_cli.cli.run_folder import NOTHING, no_folder, opened
-from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files import run_folder
 
 GOES_ON = "What the attacks finished is kept: the same command with --resume goes on from there."
@@ -89,8 +88,5 @@ def evaluate(
             workflow.forget(outcome, job)
     for written in filter(None, (folder, save_samples)):
         console.say(f"wrote {written}")
-    if not tell(console, gate, outcome.result, text=tables.markdown(outcome.result),
-                name=" ".join(models or ["newest run"])):
-        raise typer.Exit(GATE)
-    if tables.falls_short(outcome.result):
-        raise typer.Exit(UNASKED)
+    close(console, gate, outcome.result, text=tables.markdown(outcome.result),
+          name=" ".join(models or ["newest run"]), short=tables.falls_short(outcome.result))

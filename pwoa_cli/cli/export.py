@@ -8,9 +8,9 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.gates import GateOptions, tell
+from pwoa_cli.cli.gates import GateOptions, close
 from pwoa_cli.cli.run_folder import NOTHING, no_folder
-from pwoa_cli.errors import GATE, UNASKED, InputError
+from pwoa_cli.errors import UNASKED, InputError
 
 EXPORT, CARD = "Export", "Card"
 GOES_ON = "The same command with --resume goes on."
@@ -119,10 +119,8 @@ def export(
     if console.result(text, found):
         outcome.forget()
     console.say(f"wrote {job.out}")
-    if made and not tell(console, gate, made, text=text, name=model):
-        raise typer.Exit(GATE)
-    if made and tables.falls_short(made):
-        raise typer.Exit(UNASKED)
+    if made:
+        close(console, gate, made, text=text, name=model, short=tables.falls_short(made))
 
 
 def _one(models: Sequence[str], format: str | None, card: CardOptions) -> str:

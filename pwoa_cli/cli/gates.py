@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pwoa_cli.cli.console import Console
+from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files import run_folder
 from pwoa_cli.reports import ci, gates
 
@@ -38,10 +39,14 @@ class GateOptions:
         return gates.parse("min", self.min) + gates.parse("max-drop", self.max_drop)
 
 
-def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, text: str,
-         name: str) -> bool:
-    """A sentence for each verdict of a report on stderr, and where CI looks for it, with the report as
-    Markdown; whether all passed."""
+def close(console: Console, options: GateOptions, report: Mapping[str, Any], *, text: str, name: str,
+          short: bool) -> None:
+    """The end of a command with a report: a sentence for each of its verdicts on stderr, and where CI looks
+    for it, with the report as Markdown.
+
+    Args: short: whether something that was asked for is not there. Raises: typer.Exit with GATE if a gate
+    failed, else with UNASKED if it is short.
+    """
     verdicts = report.get("gates", [])
     for verdict in verdicts:
         sentence = f"{gates.title(verdict)}: {verdict['text']}"
@@ -55,4 +60,7 @@ def tell(console: Console, options: GateOptions, report: Mapping[str, Any], *, t
         console.warn(f"the step summary cannot be written: {why}")
     if options.junit:
         ci.write_junit(options.junit, verdicts, name=name)
-    return all(verdict["passed"] for verdict in verdicts)
+    if not all(verdict["passed"] for verdict in verdicts):
+        raise typer.Exit(GATE)
+    if short:
+        raise typer.Exit(UNASKED)

@@ -7,10 +7,9 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.gates import GateOptions, tell
+from pwoa_cli.cli.gates import GateOptions, close
 from pwoa_cli.cli.replay import Config, Unfinished, expected, only, said
 from pwoa_cli.cli.run_folder import opened
-from pwoa_cli.errors import GATE, UNASKED
 from pwoa_cli.files.run_folder import model_of
 from pwoa_cli.workflows.search import fraction, goal, neighbours
 
@@ -95,7 +94,5 @@ def prune(
     run = f"{shlex.quote(str(folder))} " if out else ""  # else the newest
     own = f"--arch {shlex.quote(source.arch)} " if source.arch and ".py" in source.arch else ""
     console.say(f"wrote {folder}\nnext: pwoa eval {run}{own}--attacks pgd,cw,aa")
-    if not tell(console, gate, result, text=tables.markdown(result), name=folder.name):
-        raise typer.Exit(GATE)
-    if verdict.is_short(result):
-        raise typer.Exit(UNASKED)
+    close(console, gate, result, text=tables.markdown(result), name=folder.name,
+          short=verdict.is_short(result))

@@ -8,8 +8,8 @@ import typer
 
 from pwoa_cli.cli import options
 from pwoa_cli.cli.console import Console
-from pwoa_cli.cli.gates import GateOptions, tell
-from pwoa_cli.errors import GATE, UNASKED, InputError
+from pwoa_cli.cli.gates import GateOptions, close
+from pwoa_cli.errors import InputError
 from pwoa_cli.files import run_folder
 from pwoa_cli.files.atomic import write_text_atomic
 from pwoa_cli.files.plain import dumps
@@ -65,10 +65,7 @@ def report(
     console.result(tables.markdown(found), found, table=lambda: terminal.one(found))
     if html:
         _write(html, partial(page.of_one, dossier.opened(path)), console)
-    if not tell(console, gate, found, text=tables.markdown(found), name=path.name):
-        raise typer.Exit(GATE)
-    if verdict.is_short(found):
-        raise typer.Exit(UNASKED)
+    close(console, gate, found, text=tables.markdown(found), name=path.name, short=verdict.is_short(found))
 
 
 def _checked(html: Path | None) -> Path | None:
@@ -112,11 +109,8 @@ def _show_several(paths: Sequence[str], gate: GateOptions, asked: Sequence[gates
     console.result(text, found, table=lambda: terminal.several(shown, why))
     if html:
         _write(html, partial(page.of_several, shown, why), console)
-    if not tell(console, gate, found, text=text, name=" ".join(entries)):
-        raise typer.Exit(GATE)
-    reports = [entry.report for entry in entries.values()]
-    if any(map(verdict.is_short, reports)):
-        raise typer.Exit(UNASKED)
+    close(console, gate, found, text=text, name=" ".join(entries),
+          short=any(verdict.is_short(entry.report) for entry in entries.values()))
 
 
 def _of_one(name: str, entry: Entry, asked: Sequence[gates.Gate], *, strict: bool) -> list[dict[str, Any]]:
