@@ -138,8 +138,7 @@ def _one(models: Sequence[str], format: str | None, card: CardOptions) -> str:
 
 def _typed(context: typer.Context) -> list[str]:
     """The options that were typed, by their flags."""
-    sources = {p.opts[0]: context.get_parameter_source(str(p.name)) for p in context.command.params}
-    return [flag for flag, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return [p.opts[0] for p in context.command.params if options.is_typed(context, str(p.name))]
 
 
 def _card(models: Sequence[str], options: CardOptions, out: Path, console: Console, *,

@@ -35,6 +35,7 @@ class Command(TyperCommand):
                 return super().invoke(ctx)
         except (SystemExit, EOFError) as error:  # the second is Ctrl-C to click
             raise faults.of(error) from error
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer; what was typed stays in the context, for options that decide what others are."""
         ctx.meta[TYPED] = tuple(args)
@@ -345,6 +346,12 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         raise InputError(f"--image-size {text[:40]} is no size of images.",
                          hint="For example: --image-size 224, or height x width: --image-size 192x256")
     return int(sides[0]), int(sides[-1])
+
+
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was said on the command line: it has not its default, nor what a file says."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def typed(group: Any) -> str:

@@ -7,12 +7,13 @@ The table holds what was typed then, by the names of the command's parameters: m
 import difflib
 import os
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pwoa_cli.cli.options import TYPED
+from pwoa_cli.cli.options import TYPED, is_typed
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import run_folder
 from pwoa_cli.files.plain import read_toml
@@ -24,15 +25,14 @@ PATHS = ("model", "teacher", "arch", "data", "recipe", "class_map")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The [command] table. Raises: InputError for a file that has none."""
+    """What a file says. Raises: InputError for one that has no [command] table."""
     content = read_toml(path, name=f"--config {path}",
                         hint="Name a run's: --config pwoa-runs/RUN/config.toml")
-    table = content.get(TABLE)
-    if not isinstance(table, dict):
+    if not isinstance(content.get(TABLE), dict):
         raise InputError(f"--config {path} has no table [{TABLE}] of what was typed.",
                          hint="pwoa before 0.2.0 did not write one; type the command again, or write it:\n\n"
                               f'    [{TABLE}]\n    model = "model.pt"\n    sparsity = "0.9"')
-    return table | ({"sha256": content["sha256"]} if isinstance(content.get("sha256"), str) else {})
+    return content
 
 
 def _fill(context: typer.Context, path: Path | None) -> Path | None:
@@ -79,8 +79,7 @@ def _found(text: str, folder: Path) -> str:
 
 def _options(context: typer.Context, path: Path) -> dict[str, Any]:
     """What a file says, checked. Raises: InputError naming what is no option of the command."""
-    table = _read(path)
-    table.pop("sha256", None)
+    table = _read(path)[TABLE]
     table |= {key: _found(value, path.parent) for key, value in table.items()
               if key in PATHS and isinstance(value, str)}
     known = [str(p.name) for p in context.command.params if p.name not in NOT_KEPT]
@@ -111,14 +110,11 @@ def said(context: typer.Context) -> dict[str, Any]:
             if value is not None}
 
 
-def only(context: typer.Context, *sides: tuple[str, ...], structured: Collection[str] = ()) -> list[Any]:
+def only(context: typer.Context, *sides: tuple[str, ...], structured: Collection[str]) -> list[Any]:
     """The values of groups of parameters, of which the first ones exclude each other: where one of those was
     typed, what --config says of the other groups is taken away, from what `said` gives too; and its
     structure, where one of `structured` was typed, which bring their own. The structure comes last."""
-    def typed(name: str) -> bool:
-        source = context.get_parameter_source(name)
-        return source is not None and source.name == "COMMANDLINE"
-
+    typed = partial(is_typed, context)
     for side in sides:
         if typed(side[0]):
             others = (name for other in sides if other is not side for name in other)
@@ -130,8 +126,8 @@ def only(context: typer.Context, *sides: tuple[str, ...], structured: Collection
 
 def expected(context: typer.Context, config: Path | None) -> str | None:
     """The SHA-256 that the model of --config had; None where another was typed."""
-    source = context.get_parameter_source("model")
-    if config is None or source is not None and source.name == "COMMANDLINE":
+    if config is None or is_typed(context, "model"):
         return None
-    return _read(config).get("sha256")
+    sha256 = _read(config).get("sha256")
+    return sha256 if isinstance(sha256, str) else None
 
