@@ -20,7 +20,7 @@ class Interrupted(PwoaError):
 
 
 @contextmanager
-def opened(console: Console, out: Path | None, *, model: str, sparsity: float | str = 0.0,
+def opened(console: Console, out: Path | None, *, model: str, sparsity: str = "",
            created: datetime | None = None, goes_on: Callable[[], str] = str,
            again: bool = False, run: bool = False) -> Iterator[Path]:
     """The run folder while the block runs, tried before torch is loaded; if the block fails, what is kept is

@@ -3,7 +3,10 @@ import logging
 import os
 import platform
 import sys
+from importlib import metadata
 from typing import Any
+
+import torch
 
 from pwoa_cli.version import __version__
 
@@ -13,10 +16,6 @@ _LOG = logging.getLogger(__name__)
 def environment(*, device: str, seed: int) -> dict[str, Any]:
     """Versions and machine of this process, as far as results depend on them: no host name, no user, no
     paths."""
-    from importlib import metadata
-
-    import torch
-
     def version(name: str) -> str:
         try:
             return metadata.version(name)
@@ -45,7 +44,5 @@ def cpu_count() -> int:
 
 def _device_name(device: str) -> str:
     if device.startswith("cuda"):
-        import torch
-
         return torch.cuda.get_device_name(device)
     return platform.machine()

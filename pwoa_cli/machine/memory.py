@@ -3,7 +3,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -15,21 +15,18 @@ from pwoa_cli.errors import is_out_of_memory as is_out_of_memory  # there, as it
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let glibc's malloc keep freed blocks instead of giving them back to the kernel, which would fault them
     in again: activations of several MB are freed and asked for in every step.
 
-    Measured: docs/benchmarks.md. Returns: whether it could be done (Linux with glibc); elsewhere nothing
-    happens.
+    Measured: docs/benchmarks.md. Without Linux and glibc nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return all([mallopt(MMAP_THRESHOLD, 1 << 30), mallopt(TRIM_THRESHOLD, (1 << 31) - 1),
-                mallopt(TOP_PAD, 1 << 28)])
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            for option, size in ((MMAP_THRESHOLD, 1 << 30), (TRIM_THRESHOLD, (1 << 31) - 1),
+                                 (TOP_PAD, 1 << 28)):
+                mallopt(option, size)
 
 
 @contextmanager

@@ -14,13 +14,12 @@ from pwoa_cli.errors import InputError
 SEEDS = 10**18  # how many there are: each fits into 64 bits, signed or not, wherever it is stored
 
 
-def check(seed: int) -> int:
-    """The seed itself. Raises: InputError if it is not one of 0 .. SEEDS - 1."""
+def check(seed: int) -> None:
+    """Raises: InputError if a seed is not one of 0 .. SEEDS - 1."""
     if not 0 <= seed < SEEDS:
         got = "a negative number" if seed < 0 else f"a number of {seed.bit_length()} bits"
         raise InputError(f"The seed is {got}, not a whole number of at least 0 and at most 18 digits.",
                          hint="For example: --seed 0")
-    return seed
 
 
 def generator(seed: int, *use: Any, device: torch.device | str = "cpu") -> torch.Generator:

@@ -7,6 +7,8 @@ from numbers import Real
 from os import PathLike
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import torch
+
 from pwoa_cli.errors import InputError
 
 P = ParamSpec("P")
@@ -37,12 +39,6 @@ def _several(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _either(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: any(kind(value) for kind in kinds)
-
-
-def _device(value: Any) -> bool:
-    import torch  # here, as everywhere that it may not be needed
-
-    return isinstance(value, str | torch.device)
 
 
 def _settings(value: Any) -> bool:
@@ -88,7 +84,7 @@ KINDS = {
     "attacks": Kind(_either(_text, _several(_text)), "neither text nor a list of names", '["fgsm", "pgd"]'),
     "curve": Kind(_several(_either(_number, _text)), "no list of radii", '["2/255", "8/255"]'),
     "samples": _whole("50"), "seed": _whole("0"), "batch_size": _whole("50"),
-    "device": Kind(_device, "no name of a device", '"cpu"'), "compile": _name('"on"'),
+    "device": Kind(_is(str, torch.device), "no name of a device", '"cpu"'), "compile": _name('"on"'),
     "max_seconds": Kind(lambda value: _number(value) and value > 0, "not a number above 0", "600"),
     "format": _name('"dense"'), "dtype": _name('"fp32"'), "prefix": _name('"module."'), "measure": YES,
     "progress": Kind(callable, "no function", "print"), "say": Kind(callable, "no function", "print"),
