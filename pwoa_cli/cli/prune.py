@@ -1,5 +1,6 @@
 """`pwoa prune`: parse -> request -> workflow -> show."""
 import shlex
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 
@@ -11,7 +12,7 @@ from pwoa_cli.cli.gates import GateOptions, close
 from pwoa_cli.cli.replay import Config, Unfinished, expected, only, said
 from pwoa_cli.cli.run_folder import opened
 from pwoa_cli.files.run_folder import model_of
-from pwoa_cli.workflows.search import fraction, goal, neighbours
+from pwoa_cli.workflows.search import goal
 
 EXAMPLES = """\b
 Examples:
@@ -44,19 +45,15 @@ def prune(
     quiet: options.Quiet = False, verbose: options.Verbose = False, dry_run: options.DryRun = False,
 ) -> None:
     """Prune a model and report what it cost."""
-    sparsity, max_loss, held_out, channels, macs, nm, target_bytes, structure = only(
+    sparsity, max_loss, *others, structure = only(
         context, ("sparsity",), ("max_loss", "held_out"), ("channels",), ("macs",), ("nm",),
         ("target_bytes",), structured=("channels", "macs", "nm"))
-    wanted, created = None if sparsity is None else fraction(sparsity), datetime.now()
-    points = None if max_loss is None else options.parse_points(max_loss)
-    removed = None if channels is None else fraction(channels, flag="--channels")
-    saved = None if macs is None else fraction(macs, flag="--macs")
-    of = None if nm is None else neighbours(nm)
-    name = goal(wanted, points, held_out, channels=removed, macs=saved, nm=of, target_bytes=target_bytes)
+    wanted = goal(sparsity, None if max_loss is None else options.parse_points(max_loss), *others)
+    created = datetime.now()
     overrides = options.overrides(settings, epochs=epochs, effort=effort, mix_ratio=mix_ratio,
                                   batch_size=batch_size)
     gates, console = gate.parsed(), Console(json=json, quiet=quiet, verbose=verbose)
-    with opened(console, out, model=model, sparsity=name, created=created, run=True) as folder:
+    with opened(console, out, model=model, sparsity=str(wanted), created=created, run=True) as folder:
         console.say("loading torch")
         from pwoa_cli.machine import determinism
         from pwoa_cli.reports import tables, terminal, verdict
@@ -67,12 +64,11 @@ def prune(
         if deterministic:
             determinism.fix()
         job = prepare(Request(
-            source.of(model_of(model)), wanted or 0.0, max_loss=points, held_out=held_out,
-            structure=structure or "", recipe=recipe, overrides=overrides, teacher=source.of_teacher(teacher),
-            data=data, choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
-            device=device, gates=gates, strict=gate.strict, command=said(context),
-            sha256=expected(context, config), channels=removed, macs=saved, nm=of, target_bytes=target_bytes,
-            compile=compile), say=console.say)
+            source.of(model_of(model)), **asdict(wanted), structure=structure or "", recipe=recipe,
+            overrides=overrides, teacher=source.of_teacher(teacher), data=data, choices=pictures.choices(),
+            norm=norm, eps=eps, attacks=attacks, n=n, seed=seed, device=device, gates=gates,
+            strict=gate.strict, command=said(context), sha256=expected(context, config), compile=compile),
+            say=console.say)
         if dry_run:
             guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"

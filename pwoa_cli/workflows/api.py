@@ -3,7 +3,7 @@ errors are `pwoa_cli.errors.InputError` (wrong use or input) and `PwoaError` (a 
 each.
 """
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,7 @@ from pwoa_cli.workflows import prune as pruning
 from pwoa_cli.workflows.parameters import checked
 from pwoa_cli.workflows.prune_job import prepare
 from pwoa_cli.workflows.prune_request import Request
-from pwoa_cli.workflows.search import fraction, goal, neighbours, size_bytes
+from pwoa_cli.workflows.search import goal, size_bytes
 
 PathText = str | PathLike[str]
 Names = str | Sequence[str]
@@ -128,21 +128,15 @@ def prune(model: PathText, sparsity: float | None = None, *, max_loss: float | N
     Raises: InputError, PwoaError.
     """
     created = datetime.now()
-    zeros = None if sparsity is None else fraction(str(sparsity))
-    removed = None if channels is None else fraction(str(channels), flag="--channels")
-    saved = None if macs is None else fraction(str(macs), flag="--macs")
-    nm = None if nm is None else neighbours(nm)
     most = size_bytes(target_bytes, flag="--target-bytes", example="500k") \
         if isinstance(target_bytes, str) else target_bytes
+    zeros, removed, saved = (None if share is None else str(share) for share in (sparsity, channels, macs))
+    wanted = goal(zeros, max_loss, held_out, removed, saved, nm, most)
     source = _source(model, arch=arch, normalize=normalize, mean=mean, std=std, entry=entry,
                      trust_pickle=trust_pickle, num_classes=num_classes)
     with run_folder.opened(None if out is None else Path(out), model_name=run_folder.name_for(str(model)),
-                           sparsity=goal(zeros, max_loss, held_out, channels=removed, macs=saved, nm=nm,
-                                         target_bytes=most),
-                           now=created, run=True) as folder:
-        request = Request(source, zeros or 0.0, max_loss=max_loss, held_out=held_out, channels=removed,
-                          macs=saved, nm=nm, target_bytes=most, structure=structure or "",
-                          recipe=str(recipe),
+                           sparsity=str(wanted), now=created, run=True) as folder:
+        request = Request(source, **asdict(wanted), structure=structure or "", recipe=str(recipe),
                           overrides={key: str(value) for key, value in (settings or {}).items()},
                           teacher=None if teacher is None else Source(run_folder.model_of(str(teacher)),
                                                                       trust_pickle=trust_pickle),

@@ -102,14 +102,39 @@ def size_bytes(text: str, *, flag: str, example: str) -> int:
     return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
 
 
-def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *,
-         channels: float | None = None, macs: float | None = None, nm: str | None = None,
-         target_bytes: int | None = None) -> str:
-    """What a run's folder is called by: the sparsity, the points that may be lost, the share of channels or
-    of multiplications, how many of its neighbours stay, or the bytes of the file.
+@dataclass(frozen=True)
+class Goal:
+    """How much goes, by the names of a request's fields: one of them says so. sparsity: 0 where another
+    does."""
 
-    Raises: InputError unless one of the six is there, in its range, and held_out with max_loss only.
-    """
+    sparsity: float = 0.0
+    max_loss: float | None = None
+    held_out: int | None = None
+    channels: float | None = None
+    macs: float | None = None
+    nm: str | None = None
+    target_bytes: int | None = None
+
+    def __str__(self) -> str:
+        """What a run's folder is called by."""
+        if self.max_loss is not None:
+            return f"loss{self.max_loss:g}"
+        if self.nm is not None:
+            return self.nm.replace(":", "of")
+        if self.target_bytes is not None:
+            return f"{self.target_bytes}B"
+        return f"macs{self.macs:.10g}" if self.macs is not None else f"{self.channels or self.sparsity:.10g}"
+
+
+def goal(sparsity: str | None, max_loss: float | None = None, held_out: int | None = None,
+         channels: str | None = None, macs: str | None = None, nm: str | None = None,
+         target_bytes: int | None = None) -> Goal:
+    """From what was typed. Raises: InputError unless one of the six is there, in its range, and held_out with
+    max_loss only."""
+    made = Goal(0.0 if sparsity is None else fraction(sparsity), max_loss, held_out,
+                None if channels is None else fraction(channels, flag="--channels"),
+                None if macs is None else fraction(macs, flag="--macs"),
+                None if nm is None else neighbours(nm), target_bytes)
     given = {"--sparsity": sparsity, "--max-loss": max_loss, "--channels": channels, "--macs": macs,
              "--nm": nm, "--target-bytes": target_bytes}
     flags = [flag for flag, value in given.items() if value is not None]
@@ -122,18 +147,13 @@ def goal(sparsity: float | None, max_loss: float | None, held_out: int | None, *
         raise InputError(f"--max-loss {max_loss:g} is not between 0 and 100 points.",
                          hint="One image in a hundred: --max-loss 1")
     if sparsity is not None and max_loss is not None:
-        raise InputError(f"--sparsity {sparsity:.10g} and --max-loss {max_loss:g} both say how many weights "
-                         "go.", hint=f"One of them: --sparsity {sparsity:.10g}, or --max-loss {max_loss:g}")
-    if max_loss is not None:
-        return f"loss{max_loss:g}"
-    if held_out is not None:
+        first, other = f"--sparsity {made.sparsity:.10g}", f"--max-loss {max_loss:g}"
+        raise InputError(f"{first} and {other} both say how many weights go.",
+                         hint=f"One of them: {first}, or {other}")
+    if held_out is not None and max_loss is None:
         raise InputError(f"--held-out {held_out} is for --max-loss: with {flags[0]} all training images are "
                          "trained on.", hint="Leave --held-out away.")
-    if nm is not None:
-        return nm.replace(":", "of")
-    if target_bytes is not None:
-        return f"{target_bytes}B"
-    return f"macs{macs:.10g}" if macs is not None else f"{channels or sparsity:.10g}"
+    return made
 
 
 def next_sparsity(search: Search) -> float | None:

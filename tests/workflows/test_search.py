@@ -119,16 +119,18 @@ def test_the_state_is_plain_and_goes_on_from_a_file():
 
 
 @pytest.mark.parametrize("given", [
-    (0.5, None, 0.5, None), (0.5, None, None, 0.5), (None, 1.0, 0.5, None), (None, 1.0, None, 0.5),
-    (None, None, 0.5, 0.5), (0.5, 1.0, 0.5, None), (0.5, 1.0, None, 0.5)])
+    ("0.5", None, "0.5", None), ("0.5", None, None, "0.5"), (None, 1.0, "0.5", None),
+    (None, 1.0, None, "0.5"), (None, None, "0.5", "0.5"), ("0.5", 1.0, "0.5", None),
+    ("0.5", 1.0, None, "0.5")])
 def test_one_thing_says_how_much_goes(given):
     sparsity, max_loss, channels, macs = given
     with pytest.raises(InputError, match="both say how much goes"):
-        goal(sparsity, max_loss, None, channels=channels, macs=macs)
+        goal(sparsity, max_loss, channels=channels, macs=macs)
 
 
 def test_a_folder_is_called_by_what_was_asked():
-    assert goal(0.9, None, None) == goal(None, None, None, channels=0.9) == "0.9"
-    assert goal(None, 1.0, None) == "loss1" and goal(None, None, None, macs=0.5) == "macs0.5"
+    assert str(goal("0.9")) == str(goal(None, channels="0.9")) == "0.9"
+    assert str(goal(None, 1.0)) == "loss1" and str(goal(None, macs="0.5")) == "macs0.5"
+    assert str(goal(None, nm="2:4")) == "2of4" and str(goal(None, target_bytes=500)) == "500B"
     with pytest.raises(InputError, match="--held-out 5 is for --max-loss"):
-        goal(None, None, 5, macs=0.5)
+        goal(None, None, 5, macs="0.5")
