@@ -97,9 +97,7 @@ def _models(request: Request, device: torch.device, *, say: Say) -> dict[str, Lo
 
 def zeros(model: nn.Module) -> float:
     """The share of zeros in the weights."""
-    weights = layers.prunable(model, None).values()
-    total = sum(w.numel() for w in weights)
-    return 1 - sum(int(w.count_nonzero()) for w in weights) / max(1, total)
+    return layers.zeros_of(layers.prunable(model, None))
 
 
 def filled(model: Normalized) -> Normalized:

@@ -156,8 +156,9 @@ def _counted(weights: Mapping[str, Tensor], live: set[str] | None) -> dict[str, 
     counting = [row for row in rows if row["live"] is not False]
     total, nonzero = sum(row["total"] for row in counting), sum(row["nonzero"] for row in counting)
     dead = sum(row["total"] for row in rows) - total
-    sums = {"total": total, "nonzero": nonzero, "dead": dead, "sparsity": 1 - nonzero / max(1, total)}
-    return {"weights": sums, "layers": rows}
+    sparsity = 1 - nonzero / total if total else 0.0
+    return {"weights": {"total": total, "nonzero": nonzero, "dead": dead, "sparsity": sparsity},
+            "layers": rows}
 
 
 def _pruned(loaded: Loaded) -> dict[str, Any] | None:

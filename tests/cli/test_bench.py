@@ -8,8 +8,8 @@ from helpers import small_models as small
 
 from pwoa_cli.checkpoints.model import load_model
 from pwoa_cli.exports import runtimes
-from pwoa_cli.networks.build import build
-from pwoa_cli.workflows import bench
+from pwoa_cli.networks.build import Normalized, build
+from pwoa_cli.workflows import bench, info
 
 QUICK = ["--batch", "1,3", "--seconds", "0.01", "--runtimes", "eager,channels-last,2:4"]
 ONCE = ["--batch", "1", "--seconds", "0.01", "--runtimes", "eager"]
@@ -50,6 +50,12 @@ def test_a_memory_that_is_not_known_is_left_out():
     for memory, words in ((None, "loaded in 500 ms"), (2_000_000, "2.0 MB of memory at the largest batch")):
         label, text = bench.facts(result | {"models": {"model": one | {"memory_bytes": memory}}})[0]
         assert label == "model" and text.endswith(words)
+
+
+def test_of_no_weights_none_is_zero():
+    """All were: 100% were said, and the model was compared with itself."""
+    assert bench.zeros(Normalized(torch.nn.Flatten())) == 0
+    assert info._counted({}, None)["weights"]["sparsity"] == 0
 
 
 def test_another_model_is_named(here, pwoa):
