@@ -1,7 +1,7 @@
 """The main path of `pwoa info`: what a checkpoint is, what that was read from, what its weights are; no data
 set is needed."""
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from pwoa_cli.machine.environment import log as log_environment
 from pwoa_cli.machine.memory import threads
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_name
+from pwoa_cli.progress import Say
 from pwoa_cli.reports import schema
 from pwoa_cli.workflows import images
 from pwoa_cli.workflows.prune_weights import not_counted
@@ -35,7 +36,7 @@ PRUNED = ("recipe", "source", "source_sha256", "data", "norm", "eps", "seed", "p
 
 
 def describe(source: Source, *, data: str | None = None, choices: Choices | None = None,
-             say: Callable[[str], None]) -> dict[str, Any]:
+             say: Say) -> dict[str, Any]:
     """Everything that a checkpoint says of itself: the JSON object of `pwoa info`.
 
     Args: data: a data set on whose training images the model is tried, and what its file leaves open is
@@ -50,8 +51,7 @@ def describe(source: Source, *, data: str | None = None, choices: Choices | None
         return _described(source, data, choices or Choices(), say=say)
 
 
-def _described(source: Source, data: str | None, choices: Choices, *,
-               say: Callable[[str], None]) -> dict[str, Any]:
+def _described(source: Source, data: str | None, choices: Choices, *, say: Say) -> dict[str, Any]:
     if data is None:
         choices.check_nothing_said()
     log_environment(device="cpu")
