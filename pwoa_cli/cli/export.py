@@ -105,7 +105,8 @@ def export(
             source.of(model), str(format), out, dtype=dtype, prefix=prefix, like=like, data=data,
             choices=pictures.choices(), norm=norm, eps=eps, attacks=attacks, n=n, seed=seed,
             measure=not no_measure, resume=resume, gates=gates, strict=gate.strict)
-        unused = [flag for flag in _typed(context) if flag in OF_ATTACKS]
+        unused = [flag for flag in _typed(context) if flag in OF_ATTACKS
+                  and not (flag == "--samples" and request.integers)]
         if unused and request.idle:
             console.say(f"{' and '.join(unused)}: not used, as nothing is attacked ({request.idle})")
         job = workflow.prepare(request, say=console.say)

@@ -73,6 +73,11 @@ class Request:
         """Why nothing is attacked; "" where both models are."""
         return "no value is rounded" if self.dtype == "fp32" else "" if self.measure else "--no-measure"
 
+    @property
+    def integers(self) -> bool:
+        """Whether the file's products are of integers, whose ranges images tell: none of the n samples."""
+        return (self.format, self.dtype) == ("onnx", "int8")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -102,8 +107,7 @@ def prepare(request: Request, *, say: Say) -> Job:
     out = request.out or Path(f"{run_folder.name_for(path)}-{request.format}{ENDINGS[request.format][0]}")
     _check_out(out, request)
     found: evaluation.Job | None = None
-    integers = (request.format, request.dtype) == ("onnx", "int8")
-    if (not request.idle or integers or request.data
+    if (not request.idle or request.integers or request.data
             or request.format in ("onnx", "slim") and Path(path).is_dir()):
         attacked = {"attacks": request.attacks, "norm": request.norm, "eps": request.eps, "n": request.n}
         found = evaluation.prepare(evaluation.Request(
@@ -120,7 +124,7 @@ def prepare(request: Request, *, say: Say) -> Job:
         raise InputError(f"{path} is a slim file: the code of its architecture builds larger layers than "
                          "those of its tensors.", hint="--format onnx")
     job = Job(request, loaded, out, like, found, *_images(request, loaded, found))
-    if integers and found is not None:
+    if request.integers and found is not None:
         return replace(job, calibration=_calibration(request, found.subject.dataset))
     return replace(job, slimmed=_slim(job, say=say)) if request.format == "slim" else job
 

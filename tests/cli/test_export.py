@@ -155,8 +155,10 @@ def test_without_training_images_integers_are_of_test_images_that_are_not_measur
     np.savez("test.npz", **{name: array for name, array in arrays.items() if name.endswith("test")})
     words = ("model.pt", "--format", "onnx", "--dtype", "int8", "--eps", "0.5", "--attacks", "fgsm", "--data",
              "test.npz")
-    out, _ = export(pwoa, *words, "--samples", "20", "--json")
-    assert json.loads(out)["calibrated_on"] == f"{len(arrays['x_test']) - 20} other test images of test"
+    for more in ([], ["--no-measure", "--out", "again.onnx"]):  # then --samples is still used, for this
+        out, err = export(pwoa, *words, "--samples", "20", *more, "--json")
+        assert json.loads(out)["calibrated_on"] == f"{len(arrays['x_test']) - 20} other test images of test"
+        assert "--samples: not used" not in " ".join(err.split())
 
 
 @pytest.mark.parametrize("words", [["--dtype", "bf16", "--no-measure"], []], ids=str)
