@@ -8,14 +8,12 @@
 A score is {accuracy in 0..1, n, ci95: [low, high]} (Wilson); a drop is {points, ci95} in percentage points,
 teacher minus pruned. `tables` makes Markdown of it. Nothing here needs torch.
 """
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluation.words import in_points
 from pwoa_cli.files import run_folder
 from pwoa_cli.files.plain import plain, read_json
 
@@ -90,7 +88,7 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
           layers: Sequence[Mapping[str, Any]], size: Mapping[str, int], macs: Mapping[str, int],
           teacher: Mapping[str, Mapping], student: Mapping[str, Mapping], seconds: Mapping[str, float],
           environment: Mapping[str, Any], recipe: Mapping[str, Any], data: Mapping[str, Any],
-          drop: Mapping[str, Mapping] | None = None, notes: Sequence[str] = (),
+          drop: Mapping[str, Mapping], notes: Sequence[str] = (),
           findings: Sequence[Mapping[str, Any]] = (), attacks: Sequence[str] = (),
           command: Mapping[str, Any] | None = None,
           search: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -100,9 +98,9 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
     layers: name, shape, nonzero, total of every pruned tensor; the sums are taken here. size: dense_bytes,
     file_bytes, limit_bytes, and target_bytes where it was asked for. macs: dense, nonzero. teacher, student:
     {attack: score}. seconds: {phase: s}. recipe: name and fields. data: name, where, n, seed. drop: paired
-    differences where they are known, else `drops(teacher, student)`. findings: what may be wrong with the
-    figures (check, unreliable, text, models); the sentences are among the notes. attacks: those asked for.
-    command: what was typed. search: how the sparsity was found.
+    differences by attack. findings: what may be wrong with the figures (check, unreliable, text, models);
+    the sentences are among the notes. attacks: those asked for. command: what was typed. search: how the
+    sparsity was found.
     """
     total, nonzero = sum(layer["total"] for layer in layers), sum(layer["nonzero"] for layer in layers)
     return validate(plain({
@@ -112,8 +110,7 @@ def build(*, created: datetime, model: Mapping[str, Any], norm: str, eps: float,
                      "total": total,
                      "structure": structure, "layers": layers},
         "size": size, "macs": macs, "teacher": teacher, "student": student,
-        "drop": drops(teacher, student) if drop is None else drop, "seconds": seconds,
-        "environment": environment,
+        "drop": drop, "seconds": seconds, "environment": environment,
         "recipe": recipe, "data": data, "notes": notes, "findings": findings, "attacks": list(attacks),
         "command": dict(command or {})} | ({} if search is None else {"search": search})))
 
@@ -128,7 +125,7 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
                attacks: Sequence[str] = (), curve: Sequence[Mapping[str, Any]] | None = None,
                unfinished: Mapping[str, Mapping[str, Mapping]] | None = None) -> dict[str, Any]:
     """The JSON object of `pwoa eval`: `results` of one model, or `teacher`, `student` and `drop` where a
-    teacher is given.
+    teacher and the drop against it are given.
 
     Args: results: {attack: score} of the model that was named. norm, eps: None where nothing was attacked.
     model: its path. headings: what people read above the two. classes: {model: {attack: {class: score}}}.
@@ -140,9 +137,7 @@ def build_eval(*, norm: str | None, eps: float | None, results: Mapping[str, Map
     if teacher is None:
         scores: dict[str, Any] = {"results": results}
     else:
-        scores = {"teacher": teacher, "student": results,
-                  "drop": drops(teacher, results) if drop is None else drop,
-                  "headings": list(headings)}
+        scores = {"teacher": teacher, "student": results, "drop": drop, "headings": list(headings)}
     more = {"models": models or {}, "attacks": list(attacks),
             "unfinished": unfinished or {}} | _given(classes=classes, curve=curve)
     evaluation = plain({"schema_version": SCHEMA_VERSION, "model": {"source": model},
@@ -175,22 +170,6 @@ def build_several(*, models: Mapping[str, Mapping], reference: str | None, norm:
 
 def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def drops(teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
-    """Percentage points lost in every attack that both have, with Newcombe's (1998, method 10) 95% interval.
-
-    d = t - s, low = d - sqrt((t - t_low)^2 + (s_high - s)^2), high = d + sqrt((t_high - t)^2 + (s - s_low)^2)
-    from the Wilson intervals. It treats the two as independent: wider than a paired interval on the same
-    samples.
-    """
-    lost = {}
-    for name in (n for n in teacher if n in student):
-        t, (t_low, t_high) = teacher[name]["accuracy"], teacher[name]["ci95"]
-        s, (s_low, s_high) = student[name]["accuracy"], student[name]["ci95"]
-        ci95 = [t - s - math.hypot(t - t_low, s_high - s), t - s + math.hypot(t_high - t, s - s_low)]
-        lost[name] = in_points(t - s, ci95)
-    return lost
 
 
 def validate(report: Mapping[str, Any], *, where: str = "report.json") -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Reports and evaluations with figures to show, without a run behind them."""
+import math
 from datetime import datetime
 
+from pwoa_cli.evaluation.words import in_points
 from pwoa_cli.reports import schema
 
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.15.0+cu132", "pwoa": "0.1.0", "platform": "Linux",
@@ -19,6 +21,18 @@ STUDENT = {"clean": score(0.987, 0.9779, 0.9924), "pgd-10": score(0.932, 0.9147,
            "aa": score(0.82, 0.761, 0.867, 200)}
 
 
+def drops(teacher: dict, student: dict) -> dict:
+    """Points lost in every attack that both have, with the interval of independent samples (Newcombe 1998,
+    method 10): all that can be told from scores."""
+    lost = {}
+    for name in (n for n in teacher if n in student):
+        t, (t_low, t_high) = teacher[name]["accuracy"], teacher[name]["ci95"]
+        s, (s_low, s_high) = student[name]["accuracy"], student[name]["ci95"]
+        lost[name] = in_points(t - s, (t - s - math.hypot(t - t_low, s_high - s),
+                                       t - s + math.hypot(t_high - t, s - s_low)))
+    return lost
+
+
 def report(**changes) -> dict:
     fields = {
         "created": datetime(2026, 3, 4, 5, 6, 7), "norm": "linf", "eps": 0.3, "target": 0.9,
@@ -32,11 +46,14 @@ def report(**changes) -> dict:
         "seconds": {"load": 0.84, "sparsify": 43.2, "evaluate": 101.0},
         "environment": ENVIRONMENT, "recipe": {"name": "default", "epochs": 4.0}, "data": DATA,
         "notes": ["a note on [x]"]}
-    return schema.build(**fields | changes)
+    fields |= changes
+    return schema.build(**{"drop": drops(fields["teacher"], fields["student"])} | fields)
 
 
 def evaluation(**changes) -> dict:
     fields = {"norm": "linf", "eps": 8 / 255, "results": STUDENT, "seconds": {"aa": 12.0},
               "environment": ENVIRONMENT,
               "data": DATA, "model": "lenet.pt"}
-    return schema.build_eval(**fields | changes)
+    fields |= changes
+    drop = drops(fields["teacher"], fields["results"]) if fields.get("teacher") else None
+    return schema.build_eval(**{"drop": drop} | fields)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.report_samples import STUDENT, TEACHER, evaluation, report
+from helpers.report_samples import STUDENT, TEACHER, drops, evaluation, report
 from jsonschema import Draft202012Validator
 
 from pwoa_cli.errors import InputError
@@ -23,7 +23,7 @@ SAMPLES = {
         norm="linf", eps=0.3, reference=None, seconds={}, notes=[], **MORE,
         environment=report()["environment"], data=report()["data"] | {"shape": [1, 8, 8]},
         models={"a": {"source": "", "sha256": "", "arch": "", "scores": STUDENT, "sparsity": 0.9,
-                      "drop": schema.drops(TEACHER, STUDENT)}})}
+                      "drop": drops(TEACHER, STUDENT)}})}
 
 
 def test_the_published_file_is_what_the_code_makes_and_the_command_prints(pwoa):

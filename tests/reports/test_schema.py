@@ -11,7 +11,6 @@ import pytest
 from helpers.report_samples import TEACHER, evaluation, report, score
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluation.words import in_points
 from pwoa_cli.files.plain import dumps
 from pwoa_cli.reports import schema
 
@@ -77,20 +76,6 @@ def test_every_wrong_field_is_named(path, value, message):
 def test_build_refuses_a_nan_instead_of_writing_null():
     with pytest.raises(InputError, match="student.clean.accuracy is None"):
         report(student={"clean": score(math.nan, 0, 1)})
-
-
-def test_drop_interval_is_newcombes():
-    # Newcombe (1998), table II, column (a) 56/70 - 48/80, method 10: 0.2000 [0.0524, 0.3339]; Wilson
-    # intervals of both
-    drop = schema.drops({"x": score(56 / 70, 0.69183, 0.87695, 70)},
-                        {"x": score(48 / 80, 0.49045, 0.70038, 80)})["x"]
-    assert drop["points"] == pytest.approx(20.0)
-    assert drop["ci95"] == pytest.approx([5.24, 33.39], abs=0.005)
-
-
-def test_given_drop_wins():
-    assert report(drop={"clean": in_points(-0.001, (-0.01, 0.008))})["drop"] == {
-        "clean": {"points": -0.1, "ci95": [-1.0, 0.8]}}
 
 
 @pytest.mark.parametrize("modules", ["pwoa_cli.cli.console, pwoa_cli.files.run_folder",

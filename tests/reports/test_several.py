@@ -2,7 +2,7 @@
 import io
 
 import pytest
-from helpers.report_samples import DATA, ENVIRONMENT, STUDENT, TEACHER, evaluation
+from helpers.report_samples import DATA, ENVIRONMENT, STUDENT, TEACHER, drops, evaluation
 from rich.console import Console
 
 from pwoa_cli.reports import gates, schema, several, tables, terminal
@@ -27,7 +27,7 @@ def test_names_are_short_and_none_is_there_twice(tmp_path, monkeypatch, paths, n
 
 def table(reference="teacher", **changes):
     """Two models, and what they are compared with."""
-    drop = schema.drops(TEACHER, STUDENT)
+    drop = drops(TEACHER, STUDENT)
     models = {name: {"source": f"/a/{name}", "sha256": "0" * 64, "arch": "lenet5", "scores": STUDENT,
                      "drop": drop if reference else {}}
               for name in ("resnet18-a-rather-long-name", "drop")}
