@@ -34,7 +34,7 @@ from pwoa_cli.evaluation.inputs import (
     check_threat,
     left_as_they_were,
 )
-from pwoa_cli.evaluation.results import Evaluation, Finding, Result, result
+from pwoa_cli.evaluation.results import Evaluation, Finding, Result
 from pwoa_cli.evaluation.shares import Progress, Shares
 from pwoa_cli.evaluation.tally import Known, Line
 from pwoa_cli.evaluation.units import Unfinished, Unit
@@ -163,7 +163,7 @@ def _clean(run: _Run) -> tuple[Result, str]:
         raise InputError(f"The model gives NaN or infinite logits on {bad} of {n} clean inputs.",
                          hint="Check the weights and the normalisation of the checkpoint.")
     nobody, whole = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
-    return result("clean", correct, done=whole, attacked=nobody, broken=nobody,
+    return Result("clean", correct, done=whole, attacked=nobody, broken=nobody,
                   distance=torch.full((n,), torch.nan),
                   seconds=time.perf_counter() - start, forwards=run.model.meter.forwards), digest.hexdigest()
 
@@ -345,7 +345,7 @@ def _verified(run: _Run, attack: Attack, adv: Tensor, x: Tensor,
 
 def _worst(found: Known, clean: Result) -> Result:
     """Not broken by anything that was tried, over all samples: there only when all attacks are finished."""
-    return result(WORST, found.standing, done=clean.done, attacked=clean.correct,
+    return Result(WORST, found.standing, done=clean.done, attacked=clean.correct,
                   broken=clean.correct & ~found.standing,
                   distance=torch.full(clean.correct.shape, torch.nan), seconds=found.seconds,
                   forwards=found.forwards, backwards=found.backwards)

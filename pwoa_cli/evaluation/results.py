@@ -31,21 +31,33 @@ class Result:
     """
 
     name: str
-    accuracy: float
-    n: int
-    ci95: tuple[float, float]
-    seconds: float
     correct: Tensor
     done: Tensor
     attacked: Tensor
     broken: Tensor
     distance: Tensor
+    seconds: float
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     outside: int = 0
     nonfinite: int = 0
     forwards: int = 0
     backwards: int = 0
     curve: tuple[tuple[float, float], ...] = ()  # (eps, accuracy), of minimum-norm attacks
+
+    @property
+    def n(self) -> int:
+        """Samples that are done."""
+        return int(self.done.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Of the samples that are done."""
+        return int(self.correct.sum()) / self.n
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Wilson's interval of the accuracy."""
+        return wilson(int(self.correct.sum()), self.n)
 
 
 class Evaluation(dict[str, Result]):
@@ -65,15 +77,6 @@ class Evaluation(dict[str, Result]):
         super().__init__(results)
         self.findings, self.broken_by, self.inputs = tuple(findings), tuple(broken_by), inputs
         self.unfinished, self.partial, self.seconds = tuple(unfinished), dict(partial or {}), seconds
-
-
-def result(name: str, correct: Tensor, *, done: Tensor, attacked: Tensor, broken: Tensor, distance: Tensor,
-           seconds: float, parts: Mapping[str, Tensor] | None = None, outside: int = 0, nonfinite: int = 0,
-           forwards: int = 0, backwards: int = 0) -> Result:
-    """A Result whose accuracy and interval are those of `correct` over `done`."""
-    right, n = int(correct.sum()), int(done.sum())
-    return Result(name, right / n, n, wilson(right, n), seconds, correct, done, attacked, broken, distance,
-                  parts or {}, outside, nonfinite, forwards, backwards)
 
 
 def curve(result: Result, clean: Tensor, eps: float) -> tuple[tuple[float, float], ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pwoa_cli.attacks import Attack, stages
 from pwoa_cli.evaluation.inputs import Images
-from pwoa_cli.evaluation.results import Result, curve, result
+from pwoa_cli.evaluation.results import Result, curve
 from pwoa_cli.evaluation.units import Unit
 
 PART = 200  # inputs that are copied at once
@@ -66,7 +66,7 @@ class Line:
         units, several = self.units, len(self.parts) > 1
         # several components may leave the ball with one sample
         strays = min(sum(unit.outside for unit in units), int(self.todo.sum()))
-        line = result(self.attack.name, self.todo & ~self.broken, done=self.done, attacked=self.todo,
+        line = Result(self.attack.name, self.todo & ~self.broken, done=self.done, attacked=self.todo,
                       broken=self.broken, distance=self.distance, seconds=sum(unit.seconds for unit in units),
                       parts=self.parts if several else {}, outside=strays,
                       nonfinite=sum(unit.nonfinite for unit in units),

@@ -12,7 +12,7 @@ from pwoa_cli.data.samples import View
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.evaluate import evaluate
 from pwoa_cli.evaluation.intervals import discordant, paired_drop
-from pwoa_cli.evaluation.results import Evaluation, Finding, result, unfinished_json
+from pwoa_cli.evaluation.results import Evaluation, Finding, Result, unfinished_json
 from pwoa_cli.evaluation.words import WORST, in_points
 
 
@@ -22,7 +22,7 @@ def flags(*values):
 
 def line(name, correct, done=None):
     done = torch.ones_like(correct) if done is None else done
-    return result(name, correct & done, done=done, attacked=done, broken=done & ~correct, seconds=0.0,
+    return Result(name, correct & done, done=done, attacked=done, broken=done & ~correct, seconds=0.0,
                   distance=torch.full(correct.shape, torch.nan))
 
 

@@ -4,7 +4,7 @@ import torch
 from helpers.problems import right_on
 
 from pwoa_cli.evaluation.evaluate import evaluate
-from pwoa_cli.evaluation.results import by_class, curve, result
+from pwoa_cli.evaluation.results import Result, by_class, curve
 
 
 def test_by_class():
@@ -25,7 +25,7 @@ def test_a_curve_is_never_above_the_accuracy(norm, eps):
 
 def test_a_perturbation_beyond_eps_by_rounding_counts_in_curve_and_accuracy():
     eps, four = 3.0, torch.ones(4, dtype=torch.bool)
-    line = result("fmn", torch.tensor([False, False, True, True]), done=four, attacked=four, seconds=0.0,
+    line = Result("fmn", torch.tensor([False, False, True, True]), done=four, attacked=four, seconds=0.0,
                   broken=torch.tensor([True, False, False, False]),
                   # just beyond, not clean, far, none found
                   distance=torch.tensor([eps + 2.4e-7, torch.nan, 4.0, torch.nan]))

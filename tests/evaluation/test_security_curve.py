@@ -5,7 +5,7 @@ import torch
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import security_curve
 from pwoa_cli.evaluation.evaluate import evaluate
-from pwoa_cli.evaluation.results import Evaluation, Finding, result
+from pwoa_cli.evaluation.results import Evaluation, Finding, Result
 
 N = 400
 
@@ -13,7 +13,7 @@ N = 400
 def line(name, correct):
     flags = torch.as_tensor(correct)
     nobody = torch.zeros_like(flags)
-    return result(name, flags, done=~nobody, attacked=~nobody, broken=~flags,
+    return Result(name, flags, done=~nobody, attacked=~nobody, broken=~flags,
                   distance=torch.full(flags.shape, torch.nan), seconds=0.0)
 
 
