@@ -48,17 +48,11 @@ BLOCK = 200  # samples that share a seed; changing it changes the random starts 
 WIDE = 5  # blocks of the AutoAttack family that share passes on a GPU; each keeps its own random numbers
 
 
-def evaluate(model: nn.Module, inputs: Images, labels: Tensor, *, seconds: float | None = None,
-             **options: Any) -> Evaluation:
+def evaluate(model: nn.Module, inputs: Images, labels: Tensor, **options: Any) -> Evaluation:
     """Clean accuracy, then the accuracy under each attack, cheap ones first, all on the same samples, and the
-    worst case.
-
-    Args: as of `evaluating`, and seconds: attacks end by then; what they did not finish is in `partial`.
-    Raises: InputError as `evaluating`.
-    """
-    start = time.monotonic()
+    worst case. Args, Raises: as `evaluating`."""
     with evaluating(model, inputs, labels, **options) as under:
-        attack_all({"": under}, end=None if seconds is None else start + seconds)
+        attack_all({"": under}, end=None)
         return under.evaluation()
 
 

@@ -26,12 +26,12 @@ class Known:
         parts = [] if inputs is None else [inputs[first:first + PART].float().cpu()
                                            for first in range(0, len(clean), PART)]
         self.inputs = torch.cat(parts) if parts else None  # a copy: the user's stay
-        self.units, self.forwards, self.backwards, self.seconds = 0, 0, 0, 0.0
+        self.forwards, self.backwards, self.seconds = 0, 0, 0.0
 
     def add(self, unit: Unit, name: str) -> None:
         """Take over what an attack, or a component of it, did to its samples."""
-        self.units, self.seconds = self.units + 1, self.seconds + unit.seconds
         self.forwards, self.backwards = self.forwards + unit.forwards, self.backwards + unit.backwards
+        self.seconds += unit.seconds
         hit = unit.rows[unit.broken]
         new = self.standing[hit]
         for row in hit[new].tolist():

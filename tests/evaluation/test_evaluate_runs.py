@@ -1,4 +1,5 @@
 """How attacks are put together: who is attacked, what is kept; no interruption or limit changes a flag."""
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -158,11 +159,17 @@ def test_time_that_is_up_leaves_whole_blocks_and_says_what_is_missing():
     slow.block = 0
     chosen = [Attack("quick", Breaks(0.5), cost=1), Attack("slow", slow, cost=10),
               Attack("later", Breaks(1.0), cost=20)]
-    found = evaluate(model, x, y, attacks=chosen, norm="linf", eps=1.0, seconds=600)
+
+    def within(seconds):
+        with evaluating(model, x, y, attacks=chosen, norm="linf", eps=1.0) as under:
+            attack_all({"": under}, end=time.monotonic() + seconds)
+            return under.evaluation()
+
+    found = within(600)
     assert list(found) == ["clean"] and found.unfinished == ("quick", "slow", "later")
     assert {name: part.n for name, part in found.partial.items()} == {"quick": 400, "slow": 200, "later": 200}
     assert found.partial["slow"].done.tolist() == [True] * 200 + [False] * 250
-    nothing = evaluate(model, x, y, attacks=chosen, norm="linf", eps=1.0, seconds=1e-9)
+    nothing = within(-1)
     assert list(nothing) == ["clean"] and nothing.unfinished == ("quick", "slow", "later")
     assert nothing.partial == {} and unfinished_json(nothing, 450)["slow"] == {"n": 0, "of": 450}
 
