@@ -55,9 +55,18 @@ class Bounded(nn.Module):
     def __init__(self, model: nn.Module, batch_size: int, meter: Meter | None = None):
         super().__init__()
         self.model, self.batch_size, self.meter = model, batch_size, meter or Meter()
-        self.copies: dict[int, Bounded] = {}  # of `quick`, by batch size
-        self.reduced: dict[int, Bounded | None] = {}  # of `reduced`, likewise
+        self.copies: dict[tuple[str, int], Bounded | None] = {}  # by name and batch size
         self.training = False
+
+    def copied(self, name: str, make: Callable[[nn.Module], nn.Module | None]) -> "Bounded | None":
+        """A copy of the model behind the same bound and meter, made once: this one where `make` gives the
+        model itself, None where it gives none."""
+        key = name, self.batch_size
+        if key not in self.copies:
+            made = make(self.model)
+            self.copies[key] = (self if made is self.model else
+                                None if made is None else Bounded(made, self.batch_size, self.meter))
+        return self.copies[key]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B,K). Raises: OutOfTime."""

@@ -42,22 +42,13 @@ def quick(model: nn.Module, inputs: Tensor) -> nn.Module:
     (`steady`), where torch.fx cannot trace it, or where the copy answers differently.
     """
     if isinstance(model, Bounded):
-        return _of_bounded(model, inputs)
+        return model.copied("quick", lambda whole: quick(whole, inputs[:model.batch_size])) or model
     inputs = inputs[:PROBES]
     if inputs.device.type != "cpu":
         return model
     with frozen(model), torch.random.fork_rng(()):
         ready = _copy(model) if steady(model, inputs) else None
         return ready if ready is not None and _agree(ready, model, inputs) else model
-
-
-def _of_bounded(model: Bounded, inputs: Tensor) -> nn.Module:
-    """The copy behind the same bound and meter, made once and kept with the model."""
-    if model.batch_size not in model.copies:
-        inner = quick(model.model, inputs[:model.batch_size])
-        model.copies[model.batch_size] = (model if inner is model.model
-                                          else Bounded(inner, model.batch_size, model.meter))
-    return model.copies[model.batch_size]
 
 
 def steady(model: nn.Module, inputs: Tensor, *, rounding: float = TOLERANCE) -> bool:

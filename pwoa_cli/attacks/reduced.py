@@ -51,11 +51,7 @@ def reduced(model: nn.Module, inputs: Tensor) -> nn.Module | None:
     if isinstance(model, Asked):
         return model.copied("reduced", lambda whole: reduced(whole, inputs))
     if isinstance(model, Bounded):
-        if model.batch_size not in model.reduced:  # else made and tried for every component on every block
-            inner = reduced(model.model, inputs[:model.batch_size])
-            model.reduced[model.batch_size] = (None if inner is None else
-                                               Bounded(inner, model.batch_size, model.meter))
-        return model.reduced[model.batch_size]
+        return model.copied("reduced", lambda whole: reduced(whole, inputs[:model.batch_size]))
     if not multiplies_bf16(inputs.device) or inputs.dim() != 4:
         return None
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

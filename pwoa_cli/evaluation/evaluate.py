@@ -225,10 +225,10 @@ class Evaluating:
 def _of_copies(run: _Run) -> list[Finding]:
     """Whether the fast copies that attacks searched on are still the model: else they looked in the wrong
     place."""
-    copies = {id(copy): copy for copy in run.model.copies.values() if copy is not run.model}
+    copies = [copy for (name, _), copy in run.model.copies.items()
+              if name == "quick" and copy and copy is not run.model]
     x, _ = run.batch(slice(0, checks.PROBE))
-    return [finding for copy in copies.values()
-            if (finding := checks.same_function(copy.model, run.model.model, x))]
+    return [finding for copy in copies if (finding := checks.same_function(copy.model, run.model.model, x))]
 
 
 def _under(run: _Run, line: Line, blocks: Sequence[int], known: Known, clean: Result,

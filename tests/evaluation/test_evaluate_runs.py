@@ -348,7 +348,7 @@ def test_a_fast_copy_that_is_not_the_model_is_found():
     def misled(model, inputs, labels, **options):
         other = bounded.Bounded(right_on(1, seed=5)[0], model.batch_size, model.meter)
         other.model.register_forward_hook(lambda *_: searched.append(1))
-        model.copies[model.batch_size] = other
+        model.copies["quick", model.batch_size] = other
         return attack.run(model, inputs, labels, steps=2, **options)
 
     found = evaluate(model, x, y, attacks=[replace(attack, run=misled)], norm="linf", eps=0.1)
