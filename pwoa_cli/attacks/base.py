@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 NORMS = ("linf", "l2", "l1")
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # norm of gradients by that of perturbations
 SLACK = 1e-6  # float32 rounding of one pixel of x + delta; far below one 255th
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from pwoa_cli.attacks.base import distance, per_sample, project
+from pwoa_cli.attacks.base import DUAL, distance, per_sample, project
 from pwoa_cli.attacks.gradient import ascent, direction
 from pwoa_cli.errors import InputError
 
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 # share of the largest logit by which a success must win: rounding in another batch must not undo it
 CLEAR = 1e-5
 # keeps tanh off -1 and 1: a pixel at 0 or 1 has 8% of the slope that a grey one has, instead of none

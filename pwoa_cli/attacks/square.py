@@ -1,7 +1,7 @@
 """Square (Andriushchenko et al. 2020) without the work whose answer is known: the draws are those of the
 reference code.
 
-x inputs (B,C,H,W) in [0,1], y labels (B,), z logits (B,K), eps radius, margin z_y - max_{j != y} z_j (<= 0:
+x inputs (B,C,H,W) in [0,1], y labels (B,), z logits (B,K), eps radius, lead z_y - max_{j != y} z_j (<= 0:
 misclassified). A window is a pair of spans (rows, columns), a map the output (B,c,h,w) of some layer, a patch
 the part of it in a window.
 """
@@ -14,6 +14,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, fx, nn
 
 from pwoa_cli.attacks.bounded import Bounded, Meter
+from pwoa_cli.attacks.gradient import margin
 from pwoa_cli.attacks.quick import PROBES, TOLERANCE, hooked, plain, steady
 from pwoa_cli.attacks.reduced import ROUNDING, Reduced
 from pwoa_cli.networks.build import Normalized
@@ -52,24 +53,24 @@ class Square(SquareAttack):
     def _search(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         low, high = (x - self.eps).clamp(0, 1), (x + self.eps).clamp(0, 1)
         best = torch.clamp(x + self.eps * self.random_choice([len(x), x.shape[1], 1, x.shape[3]]), 0, 1)
-        margin, queries = _margin(self.predict(best), y), torch.ones(len(x))
+        lead, queries = -margin(self.predict(best), y), torch.ones(len(x))
         answer = Windowed.of(self.predict, best) or Whole(self.predict)
         answer.keep(best)
         for query in range(self.n_queries):
-            if not (margin > 0).any():
+            if not (lead > 0).any():
                 break
             window, step = self._window(query, *x.shape[1:])
             where = _at(window)
             after = torch.minimum(torch.maximum(best[where] + step, low[where]), high[where])
-            rows = ((margin > 0) & (after != best[where]).flatten(1).any(1)).nonzero().flatten()
+            rows = ((lead > 0) & (after != best[where]).flatten(1).any(1)).nonzero().flatten()
             if not len(rows):
                 continue
             logits, found = answer.logits(rows, after[rows], window)
-            value = _margin(logits, y[rows])
-            better = value < margin[rows]  # as margin > 0, a value of 0 or less is better
+            value = -margin(logits, y[rows])
+            better = value < lead[rows]  # as lead > 0, a value of 0 or less is better
             queries[rows] += 1
             won = rows[better]
-            best[where][won], margin[won] = after[won], value[better]  # best[where] is a view
+            best[where][won], lead[won] = after[won], value[better]  # best[where] is a view
             answer.accept(rows, found, better)
         return queries, best
 
@@ -78,11 +79,6 @@ class Square(SquareAttack):
         side = min(max(round((self.p_selection(query) * height * width) ** 0.5), 1), height, width)
         top, left = int(self.random_int(0, height - side)), int(self.random_int(0, width - side))
         return ((top, top + side), (left, left + side)), 2.0 * self.eps * self.random_choice([channels, 1, 1])
-
-
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    return own - logits.scatter(1, labels[:, None], float("-inf")).amax(1)
 
 
 # --- Logits after a change in a window ---------------------------------------------------------------

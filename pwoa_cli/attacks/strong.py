@@ -17,17 +17,16 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from pwoa_cli.attacks.base import distance, project, wrong
+from pwoa_cli.attacks.autoattack import MAX_TARGETS
+from pwoa_cli.attacks.base import DUAL, distance, project, wrong
 from pwoa_cli.attacks.gradient import margin, slope, stepped, uniform_start
 
 ROUNDS = 20
 STARTING = 7  # steps along w, of size eps
 STEPS = 25  # up the margin, in the first round; a later one has more for fewer samples
 LEAST = 0.25  # share of the standing samples that the last round goes on with
-TARGETS = 9  # as AutoAttack has
 MANY = 100  # classes from which on MALT chooses the targets: among ten it only changes their order
 CANDIDATES = 100  # classes that MALT looks at, as published
-_DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 def restarts(model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, generator: Generator,
@@ -122,17 +121,17 @@ def _ranks(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _targets(model: nn.Module, x: Tensor, ranks: Tensor, norm: str) -> Tensor:
-    """Classes to aim at, (B, min(TARGETS, K-1)): the likeliest, or of MANY classes those that MALT (Melamed
-    et al. 2024) puts first.
+    """Classes to aim at, (B, min(MAX_TARGETS, K-1)): the likeliest, or of MANY classes those that MALT
+    (Melamed et al. 2024) puts first.
 
     It orders them by how far the boundary would be if the network were linear:
     (z_y - z_t) / |grad z_t - grad z_y|, in the norm that is dual to that of the ball.
     """
     others = ranks[:, 1:]
     if ranks.shape[1] < MANY:
-        return others[:, :TARGETS]
+        return others[:, :MAX_TARGETS]
     others, away = others[:, :CANDIDATES], []
     for target in others.T:
         grad, gap, _ = slope(model, x, partial(_towards, labels=ranks[:, 0], targets=target))
-        away.append(-gap / distance(grad, _DUAL[norm]).clamp_min(1e-12))  # no gradient: far away
-    return others.gather(1, torch.stack(away, dim=1).argsort(dim=1, stable=True)[:, :TARGETS])
+        away.append(-gap / distance(grad, DUAL[norm]).clamp_min(1e-12))  # no gradient: far away
+    return others.gather(1, torch.stack(away, dim=1).argsort(dim=1, stable=True)[:, :MAX_TARGETS])

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from pwoa_cli.attacks.autoattack import MAX_TARGETS
 from pwoa_cli.attacks.base import SLACK, frozen, wrong
 from pwoa_cli.attacks.mixed import CLOSING_STEPS
 from pwoa_cli.attacks.reduced import reduced
@@ -27,7 +28,6 @@ PROBE = 32  # samples whose gradients are looked at, and most in one pass
 COMPANY = 8  # samples for repeated passes
 PASSES = 4  # on the same samples: a model that draws one of two forms stays hidden in 1 of 8 runs
 ONE = 1e-3  # probabilities sum to 1 up to this
-TARGETS = 9  # of the targeted attacks, where there are as many other classes
 TARGETED = ("apgd-t", "fab-t", "aa", "aa-fast", "aa-mixed")
 COMMON_255 = (1, 2, 4, 8, 16)  # radii of the literature in 255ths
 SAME_EPS = 1e-3  # relative: 0.0314 is 8/255 for every figure that is measured
@@ -128,11 +128,12 @@ def _training_mode(was_training: bool) -> Finding | None:
 
 
 def _few_classes(classes: int, attacks: Collection[str] | None) -> Finding | None:
-    if classes > TARGETS or (attacks is not None and not set(attacks) & set(TARGETED)):
+    if classes > MAX_TARGETS or (attacks is not None and not set(attacks) & set(TARGETED)):
         return None
     return Finding("few-classes",
                    f"the model has {classes} classes, so targeted attacks try at most {classes - 1} "
-                   f"target{'s' * (classes > 2)} for each sample where {TARGETS} would be possible.", False)
+                   f"target{'s' * (classes > 2)} for each sample where {MAX_TARGETS} would be possible.",
+                   False)
 
 
 def _coarse(logits: Tensor) -> Finding | None:
