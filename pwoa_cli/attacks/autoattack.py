@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pwoa_cli.attacks.base import contain, frozen, wrong
+from pwoa_cli.attacks.base import contain, frozen, own_draws, wrong
 from pwoa_cli.attacks.quick import quick
 from pwoa_cli.errors import InputError
 
@@ -129,8 +129,7 @@ def searched(model: nn.Module, inputs: Tensor, norm: str) -> nn.Module:
 def component(name: str, inputs: Tensor, labels: Tensor, *, model: nn.Module, eps: float, norm: str,
               seed: int, steps: int, queries: int, targets: int = MAX_TARGETS) -> Tensor:
     """The answer of pyautoattack; torch's global generators (CPU, CUDA) are left as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
+    with torch.no_grad(), frozen(model), own_draws():
         classes = model(inputs[:1]).shape[1]
         common = {"eps": eps, "norm": _NAMES[norm], "seed": seed, "device": inputs.device, "verbose": False}
         attack = _BUILDERS[name](model, min(targets, classes - 1), steps, queries, common)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from pwoa_cli.attacks.base import distance, slack
+from pwoa_cli.attacks.base import distance, own_draws, slack
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine.memory import is_out_of_memory
 
@@ -61,10 +61,9 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
     shape or dtype, is not finite, or leaves [0,1] or the ball.
     """
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     before = _Snapshot(model)
     try:
-        with torch.random.fork_rng(devices):
+        with own_draws():
             torch.manual_seed(seed)  # a plug-in that ignores the generator is still the same in every run
             adv = function(model, inputs.clone(), labels.clone(), norm=norm, eps=eps, generator=generator)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.attacks.base import frozen
+from pwoa_cli.attacks.base import frozen, own_draws
 from pwoa_cli.attacks.bounded import Bounded
 from pwoa_cli.attacks.quick import PROBES, REFUSALS, gradient, quick
 from pwoa_cli.attacks.together import Asked
@@ -54,8 +54,7 @@ def reduced(model: nn.Module, inputs: Tensor) -> nn.Module | None:
         return model.copied("reduced", lambda whole: reduced(whole, inputs[:model.batch_size]))
     if not multiplies_bf16(inputs.device) or inputs.dim() != 4:
         return None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with frozen(model), torch.random.fork_rng(devices):
+    with frozen(model), own_draws():
         return next(filter(None, (_copy(model, inputs[:PROBES], layout) for layout in _LAYOUTS)), None)
 
 

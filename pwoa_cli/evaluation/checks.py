@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.attacks.autoattack import MAX_TARGETS
-from pwoa_cli.attacks.base import SLACK, frozen, wrong
+from pwoa_cli.attacks.base import SLACK, frozen, own_draws, wrong
 from pwoa_cli.attacks.mixed import CLOSING_STEPS
 from pwoa_cli.attacks.reduced import reduced
 from pwoa_cli.evaluation import gradients
@@ -54,9 +54,8 @@ def of_model(model: nn.Module, inputs: Tensor, labels: Tensor, *, was_training: 
         cross-entropy alone is unreliable only for apgd-ce, a note otherwise. batch_size: most samples in one
         pass, where memory holds fewer than PROBE.
     """
-    devices, most = (range(torch.cuda.device_count()) if torch.cuda.is_initialized() else (),
-                     min(PROBE, batch_size))
-    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
+    most = min(PROBE, batch_size)
+    with torch.no_grad(), frozen(model), own_draws():
         x, y, logits = _probe(model, inputs, labels, most)
         some, tolerance = inputs[:max(1, min(COMPANY, most - 1))], rounding(logits)
         # noise would look like company
@@ -86,8 +85,8 @@ def of_mixed(model: nn.Module, inputs: Tensor, *, attacks: Collection[str]) -> l
 def of_randomness(model: nn.Module, inputs: Tensor) -> Finding | None:
     """Whether passes in eval mode on the same few inputs (B,C,H,W) differ; of COMPANY of them, as
     `of_model`."""
-    devices, x = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else (), inputs[:COMPANY]
-    with torch.no_grad(), frozen(model), torch.random.fork_rng(devices):
+    x = inputs[:COMPANY]
+    with torch.no_grad(), frozen(model), own_draws():
         return _random(model, x, rounding(model(x)))
 
 

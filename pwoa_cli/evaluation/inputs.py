@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.attacks import Attack
+from pwoa_cli.attacks.base import own_draws
 from pwoa_cli.attacks.threat import parse_eps, parse_norm
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.results import Finding
@@ -84,9 +85,8 @@ def left_as_they_were(model: nn.Module, x: Tensor) -> tuple[nn.Module, list[Find
     Distances would be measured from what the network left, and go beyond eps; gradients could not be asked
     for. Two passes at most, on copies; torch's generators are left as they were. Args: model: in eval mode.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     given = x.clone()
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    with torch.no_grad(), own_draws():
         for part in given.split(PASS):
             model(part)
     changed = int((given != x).flatten(1).any(1).sum())
