@@ -1,7 +1,7 @@
 """Two models on the same samples: each attacked, the drop between them with its paired interval, what the
 checks found."""
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from pwoa_cli.evaluation.evaluate import attack_all, evaluating
 from pwoa_cli.evaluation.intervals import discordant, paired_drop
 from pwoa_cli.evaluation.results import Evaluation
 from pwoa_cli.evaluation.units import Unfinished
-from pwoa_cli.evaluation.words import in_points
+from pwoa_cli.evaluation.words import in_points, told
 from pwoa_cli.progress import Progress, Say
 
 STEPS = 1000  # of the progress bar, for each model
@@ -77,12 +77,3 @@ def findings(found: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 def notes(found: Mapping[str, Evaluation]) -> list[str]:
     """The findings as sentences."""
     return told(findings(found))
-
-
-def told(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Findings as sentences: whether the figures must not be believed, of which models, what."""
-    sentences = []
-    for finding in findings:
-        who = f"{' and '.join(finding['models'])}: " if finding["models"] else ""
-        sentences.append(("unreliable: " if finding["unreliable"] else "") + who + finding["text"])
-    return sentences

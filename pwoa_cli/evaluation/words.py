@@ -1,5 +1,5 @@
 """Words and numbers of figures that need no torch: what reports and the sentences of the checks share."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WORST = "worst case"  # the name of the figure over all attacks
@@ -8,6 +8,16 @@ WORST = "worst case"  # the name of the figure over all attacks
 def in_points(drop: float, ci95: Sequence[float]) -> dict[str, Any]:
     """The entry {points, ci95} in percentage points, of a drop and its interval as fractions in -1..1."""
     return {"points": 100 * drop, "ci95": [100 * bound for bound in ci95]}
+
+
+def told(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Findings as sentences: whether the figures must not be believed, of which models, what."""
+    return ["unreliable: " * finding["unreliable"] + of_models(finding) for finding in findings]
+
+
+def of_models(finding: Mapping[str, Any]) -> str:
+    """A finding's text, behind the models that it is of where they are named."""
+    return f"{' and '.join(finding['models'])}{': ' * bool(finding['models'])}{finding['text']}"
 
 
 def share(count: int, n: int) -> str:

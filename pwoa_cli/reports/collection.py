@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pwoa_cli.evaluation.words import told
 from pwoa_cli.reports import curve, schema
 from pwoa_cli.reports.numbers import radius
 from pwoa_cli.reports.several import IN_RUN, compared, headings, view
@@ -105,7 +106,7 @@ def _table(entries: Mapping[str, Entry]) -> dict[str, Any]:
         models=models, reference=reference, norm=first["threat"]["norm"], eps=first["threat"]["eps"],
         seconds={name: sum(report["seconds"].values()) for name, report in reports.items()},
         environment=first["environment"], data=first["data"], findings=findings,
-        notes=[*_notes(reports), *left_out, *_sentences(findings), *curve.doubts(points)],
+        notes=[*_notes(reports), *left_out, *told(findings), *curve.doubts(points)],
         classes=classes or None,
         attacks=list(dict.fromkeys(name for one in reports.values() for name in one.get("attacks", ()))),
         curve=points or None, unfinished=left)
@@ -223,11 +224,6 @@ def _point(points: Mapping[str, Mapping], named: Mapping[str, Mapping[str, str]]
             findings += [own] if models and own not in findings else []
     made: dict[str, Any] = {"eps": next(iter(points.values()))["eps"], "scores": first | scores}
     return made | ({"findings": findings} if findings else {})
-
-
-def _sentences(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f"{'unreliable: ' * finding['unreliable']}{_and(finding['models'])}: {finding['text']}"
-            for finding in findings]
 
 
 def _notes(reports: Mapping[str, Mapping]) -> list[str]:

@@ -3,6 +3,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pwoa_cli.evaluation.words import of_models
 from pwoa_cli.reports.numbers import radius, with_interval
 
 TITLE = "Accuracy over eps"
@@ -33,8 +34,7 @@ def doubted(report: Mapping[str, Any], point: Mapping[str, Any], name: str) -> b
 
 def doubts(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """What makes points unreliable, as the notes of a report say it."""
-    return [f"unreliable: the curve at eps {radius(point['eps'])}: "
-            f"{' and '.join(finding['models'])}{': ' * bool(finding['models'])}{finding['text']}"
+    return [f"unreliable: the curve at eps {radius(point['eps'])}: {of_models(finding)}"
             for point in points for finding in point.get("findings", [])]
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.evaluation.words import WORST, of_models
 from pwoa_cli.reports import several
 from pwoa_cli.reports.numbers import EXACT
 
@@ -168,6 +168,5 @@ def _unreliable(report: Mapping[str, Any], gate: Gate) -> str:
     for finding in report.get("findings", []):
         ours = gate.kind == "max-drop" or not finding["models"] or mine in finding["models"]
         if finding["unreliable"] and ours and (gate.attack != "clean" or finding["check"] in OF_CLEAN):
-            who = f"{' and '.join(finding['models'])}: " if finding["models"] else ""
-            return f"{gate.attack} is unreliable: {who}{finding['text']}"
+            return f"{gate.attack} is unreliable: {of_models(finding)}"
     return ""

@@ -3,6 +3,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.evaluation.words import of_models
 from pwoa_cli.reports import commands, curve, plots, tables
 from pwoa_cli.reports.dossier import SAMPLES_FILE, Dossier
 from pwoa_cli.reports.numbers import percent_of_weights, radius, ratio, scaled, size, with_interval
@@ -40,14 +41,10 @@ def accuracy(report: Mapping[str, Any]) -> Table:
 
 def _doubts(dossier: Dossier) -> list[str]:
     """What must not be believed, of the report and of the evaluations beside it."""
-    doubts = [("" if folder == dossier.folder else f"{folder.name}: ") + _doubt(finding)
+    doubts = [("" if folder == dossier.folder else f"{folder.name}: ") + of_models(finding)
               for folder, report in reversed(dossier.reports.items())
               for finding in report.get("findings", []) if finding["unreliable"]]
     return list(dict.fromkeys(doubts))
-
-
-def _doubt(finding: Mapping[str, Any]) -> str:
-    return (f"{' and '.join(finding['models'])}: " if finding["models"] else "") + finding["text"]
 
 
 def _measured(dossier: Dossier) -> list[dict[str, Any]]:
@@ -232,7 +229,7 @@ def several(report: Mapping[str, Any], *, name: str) -> dict[str, Any]:
     return {"headline": tables.headline(report), "verdict": verdict(report),
             "table": _comparison(report, figure), "accuracy": accuracy(report),
             "plots": _pareto(report, figure, name), "curve": over_eps(report, name=f"{name}-curve"),
-            "doubts": [_doubt(f) for f in report.get("findings", []) if f["unreliable"]],
+            "doubts": [of_models(f) for f in report.get("findings", []) if f["unreliable"]],
             "notes": report["notes"], "facts": tables.facts(report)}
 
 

@@ -19,11 +19,11 @@ from pwoa_cli.data.choices import Choices
 from pwoa_cli.data.samples import View, samples
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import sample_file, security_curve, units
-from pwoa_cli.evaluation.comparison import compare, findings, measure, notes, told
+from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.evaluate import BLOCK
 from pwoa_cli.evaluation.results import Evaluation, by_class, to_json, unfinished_json
 from pwoa_cli.evaluation.units import Unfinished
-from pwoa_cli.evaluation.words import WORST
+from pwoa_cli.evaluation.words import WORST, told
 from pwoa_cli.files import run_folder
 from pwoa_cli.files.atomic import each
 from pwoa_cli.machine import seeds
