@@ -85,6 +85,14 @@ def figure(report: Mapping[str, Any]) -> str:
     return names[-1] if len(_worst_over(report)) < 2 else shared[-1]
 
 
+def worst(report: Mapping[str, Any]) -> str | None:
+    """The name of the figure that counts of one model, the last: the worst case, or the attack with the
+    lowest; None: no attack."""
+    *_, own = scores(report).values()
+    attacks = [name for name in own if name != "clean"]
+    return WORST if WORST in attacks else min(attacks, key=lambda name: own[name]["accuracy"], default=None)
+
+
 def _worst_over(report: Mapping[str, Any]) -> dict[str, list[str]]:
     """The models by the attacks that their worst case is over; without what several are compared with, which
     has the attacks of all."""
@@ -140,14 +148,12 @@ def summary(report: Mapping[str, Any]) -> str:
     if "reference" in report:
         return _summary_of_several(report)
     pruned = list(columns(report).values())[:2]  # teacher and pruned, or one model
-    attacks = [name for name in pruned[-1] if name != "clean"]
-    worst = WORST if WORST in attacks else min(attacks, key=lambda name: pruned[-1][name]["accuracy"],
-                                               default=None)
+    last, lowest = pruned[-1], worst(report)
     left = dict.fromkeys(name for names in unfinished(report).values() for name in names)
-    told = ("clean",) if left else ("clean", worst)
+    told = ("clean",) if left else ("clean", lowest)
     parts = [f"{name} {' -> '.join(_short(column.get(name)) for column in pruned)}%"
-             for name in told if name is not None and name in pruned[-1]]
-    if len(attacks) > 1 and worst != WORST and not left:
+             for name in told if name is not None and name in last]
+    if len(last.keys() - {"clean"}) > 1 and lowest != WORST and not left:
         parts[1] += " (lowest)"
     if left:
         parts.append(f"unfinished: {', '.join(left)}")

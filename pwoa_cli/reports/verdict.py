@@ -30,15 +30,6 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def worst(report: Mapping[str, Any]) -> str | None:
-    """The name of the figure that counts: the worst case, or the attack with the lowest; None: no attack."""
-    *_, scores = tables.scores(report).values()
-    attacks = [name for name in scores if name != "clean"]
-    if WORST in attacks:
-        return WORST
-    return min(attacks, key=lambda name: scores[name]["accuracy"], default=None)
-
-
 def _doubted(doubts: list[str]) -> str:
     more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
     return f"Unreliable, as {doubts[0].split('. ')[0].rstrip('.')}{more}: "
@@ -47,7 +38,7 @@ def _doubted(doubts: list[str]) -> str:
 def _held(report: Mapping[str, Any]) -> str:
     """Who holds against what."""
     *_, scores = tables.scores(report).values()
-    name, data = worst(report), report["data"]["name"]
+    name, data = tables.worst(report), report["data"]["name"]
     attacks = ", ".join(attack for attack in scores if attack not in ("clean", WORST))
     zeros = (f"with {percent_of_weights(report['sparsity']['achieved'])}% of its weights zero, "
              if "sparsity" in report else "")
@@ -61,7 +52,7 @@ def _held(report: Mapping[str, Any]) -> str:
 
 def _against(report: Mapping[str, Any]) -> str:
     """What that is against the other model."""
-    name = worst(report) or "clean"
+    name = tables.worst(report) or "clean"
     who, *_ = tables.scores(report)
     if name not in report.get("drop", {}) or name not in tables.scores(report)[who]:
         return ""
