@@ -7,8 +7,9 @@ samples.
 """
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.files import run_folder
@@ -16,6 +17,7 @@ from pwoa_cli.files.metrics import read_metrics
 from pwoa_cli.files.plain import read_json
 from pwoa_cli.reports import schema
 
+Read = TypeVar("Read")
 BENCH_FILE, SAMPLES_FILE = "bench.json", "samples.npz"
 AGAIN = "Make it again: pwoa bench RUN --json > RUN/bench.json"
 _SPREAD = {"median": schema.NUMBER, "low": schema.NUMBER, "high": schema.NUMBER}
@@ -49,27 +51,26 @@ def opened(path: Path) -> Dossier:
     report; what lies beside it and is damaged or of another model is left out, with a sentence."""
     folder = path if path.is_dir() else path.parent
     report, left = schema.read(path), list[str]()
-    run = "sparsity" in report
-
-    def tried(read: Callable[[], Any], name: str) -> Any:
-        try:
-            return read() if (folder / name).exists() else None
-        except InputError as error:
-            left.append(f"{error.message} {error.hint}".rstrip())
-            return None
-
+    run, log, bench = "sparsity" in report, folder / run_folder.METRICS, folder / BENCH_FILE
     return Dossier(folder, report, _evaluations(folder, report, left) if run else {},
-                   tried(lambda: read_metrics(folder / run_folder.METRICS), run_folder.METRICS) or [],
-                   tried(lambda: _bench(folder / BENCH_FILE, report), BENCH_FILE) if run else None, left)
+                   tried(lambda: read_metrics(log), left) or [] if log.exists() else [],
+                   tried(lambda: _bench(bench, report), left) if run and bench.exists() else None, left)
+
+
+def tried(read: Callable[[], Read], left: list[str]) -> Read | None:
+    """What can be read; None where it cannot, and why among the sentences `left`."""
+    try:
+        return read()
+    except InputError as error:
+        left.append(f"{error.message} {error.hint}".rstrip())
+        return None
 
 
 def _evaluations(folder: Path, report: Mapping[str, Any], left: list[str]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for path in sorted(folder.glob("*/report.json")):
-        try:
-            other = schema.read(path)
-        except InputError as error:
-            left.append(f"{error.message} {error.hint}".rstrip())
+        other = tried(partial(schema.read, path), left)
+        if other is None:
             continue
         shas = {model["sha256"] for model in other.get("models", {}).values()}
         if "sparsity" in other or report["model"].get("file_sha256") not in shas:

@@ -1,11 +1,11 @@
 """What stands in the sections of the HTML page of one report: text, tables and plots for the template."""
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.words import of_models
 from pwoa_cli.reports import commands, curve, plots, tables
-from pwoa_cli.reports.dossier import SAMPLES_FILE, Dossier
+from pwoa_cli.reports.dossier import SAMPLES_FILE, Dossier, tried
 from pwoa_cli.reports.numbers import percent_of_weights, radius, ratio, scaled, size, with_interval
 from pwoa_cli.reports.verdict import verdict
 
@@ -125,15 +125,10 @@ def _pictures(dossier: Dossier) -> tuple[dict[str, Any] | None, list[str]]:
     out."""
     from pwoa_cli.reports import pictures
 
-    left = []
+    left: list[str] = []
     for folder, report in dossier.reports.items():
-        try:
-            path = folder / SAMPLES_FILE
-            found = pictures.of(path, report) if path.is_file() else None
-        except InputError as error:
-            left.append(f"{error.message} {error.hint}".rstrip())
-            continue
-        if found:
+        path = folder / SAMPLES_FILE
+        if found := tried(partial(pictures.of, path, report), left) if path.is_file() else None:
             teacher, student = tables.scores(report)
             return {"found": found, "teacher": teacher, "student": student, "norm": report["threat"]["norm"],
                     "eps": radius(report["threat"]["eps"] or 0)}, left
