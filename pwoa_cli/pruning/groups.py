@@ -13,8 +13,8 @@ remove every tie and one group too many. Legend: G groups of a layer.
 """
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
 
@@ -103,14 +103,14 @@ class Slices:
 class Groups:
     """The groups of a layer: the g-th one is the g-th of every part.
 
-    parts: by parameter name. companions: parameters that are no weights and fall silent with a group: names
-    of those that are (G,), or how the groups lie in each. block: of so many groups, `stride` apart, each
+    parts: by parameter name. companions: parameters that are no weights and fall silent with a group, and how
+    the groups lie in each. block: of so many groups, `stride` apart, each
     block loses as many (n:m sparsity); 0: they go wherever they are weakest. price: of a group where weights
     are not what is counted, but groups or multiplications; 0: its weights.
     """
 
     parts: Mapping[str, Part | Slices]
-    companions: tuple[str, ...] | Mapping[str, Slices] = ()
+    companions: Mapping[str, Slices] = field(default_factory=dict)
     block: int = 0
     stride: int = 1
     price: int = 0
@@ -188,9 +188,11 @@ def unstructured(weights: Mapping[str, Tensor], _companions: Companions, _transp
 def filters(weights: Mapping[str, Tensor], companions: Companions, transposed: Transposed,
             _coupled: Coupled) -> dict[str, Groups]:
     """Rows of (out, rest), with the layer's bias and its norms' scale and shift."""
-    return {name: Groups({name: _matrix(w, axis=0, groups=transposed.get(name))},
-                         tuple(companions.get(name, ())))
-            for name, w in weights.items()}
+    found: dict[str, Groups] = {}
+    for name, w in weights.items():
+        part = _matrix(w, axis=0, groups=transposed.get(name))
+        found[name] = Groups({name: part}, dict.fromkeys(companions.get(name, ()), one_each(part.count)))
+    return found
 
 
 def columns(weights: Mapping[str, Tensor], _companions: Companions, transposed: Transposed,
@@ -253,6 +255,11 @@ def _neighbours(stay: int, of: int) -> Structure:
                              stride=math.prod(w.shape[2:])) for name, w in weights.items()}
 
     return Structure(groups, fits=lambda shape: shape[1] % of == 0, sparsity=1 - stay / of)
+
+
+def one_each(count: int) -> Slices:
+    """How `count` groups lie in a parameter (G,), an entry in each."""
+    return Slices((count,), count, {0: tuple(range(count))})
 
 
 def _matrix(weight: Tensor, *, axis: int, groups: int | None) -> Part:
@@ -333,20 +340,11 @@ def companion_masks(groups: Mapping[str, Groups], flags: Mapping[str, Tensor]) -
     speaking: dict[str, Tensor] = {}
     reached: dict[str, Tensor] = {}
     for layer, keep in flags.items():
-        for name, mask, inside in _in_companions(groups[layer].companions, keep):
+        for name, part in groups[layer].companions.items():
+            mask, inside = (part.spread(flag, outside=False) for flag in (keep, torch.ones_like(keep)))
             speaking[name] = speaking[name] | mask if name in speaking else mask
             reached[name] = reached[name] | inside if name in reached else inside
     return {name: mask | ~reached[name] for name, mask in speaking.items()}
-
-
-def _in_companions(companions: tuple[str, ...] | Mapping[str, Slices],
-                   keep: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, where it speaks, where groups of these lie) of each."""
-    everywhere = torch.ones_like(keep)
-    for name in companions:
-        part = companions[name] if isinstance(companions, Mapping) else None
-        yield (name, keep, everywhere) if part is None else (
-            name, part.spread(keep, outside=False), part.spread(everywhere, outside=False))
 
 
 def nonzero(groups: Mapping[str, Groups], lost: Mapping[str, int],

@@ -19,6 +19,7 @@ from pwoa_cli.pruning.groups import (
     companion_masks,
     kept,
     masks,
+    one_each,
     scores_by_layer,
 )
 from pwoa_cli.training import loop
@@ -75,7 +76,7 @@ def tied(weights, companions, transposed, coupled):
     out = w.shape[0]
     parts = {conv: Part(tuple(w.shape), (out, w[0].numel()), (0,)),
              fc: Part(tuple(v.shape), (len(v), out, v.shape[1] // out), (1,))}
-    return {conv: Groups(parts, tuple(companions.get(conv, ())))}
+    return {conv: Groups(parts, dict.fromkeys(companions.get(conv, ()), one_each(out)))}
 
 
 @pytest.fixture
