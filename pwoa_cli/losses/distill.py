@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pwoa_cli.losses.hsic import flatten
+
 # of the layer's mean variance: a channel that is silent in the teacher must not outweigh all others
 CHANNEL_FLOOR = 0.01
 
@@ -56,15 +58,9 @@ def _wide(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def _channels_behind(t: Tensor) -> Tensor:
-    """A channels_last tensor with its dimensions in the order of memory, so that flattening is no copy;
-    others as they are."""
-    return t.permute(0, 2, 3, 1) if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) else t
-
-
 def _square_norm(t: Tensor) -> Tensor:
     """Sum of squares, in one pass and without a copy of a channels_last tensor."""
-    flat = _channels_behind(t).reshape(-1)
+    flat = flatten(t).reshape(-1)
     return torch.dot(flat, flat)
 
 
@@ -119,7 +115,7 @@ def _cka_error(z: Tensor, t: Tensor) -> Tensor:
 def _centred_gram(z: Tensor) -> Tensor:
     """(B, B) inner products of the images' features around their mean; the small matrix is centred, not the
     large one."""
-    flat = _channels_behind(z).flatten(1)
+    flat = flatten(z)
     gram = flat @ flat.T
     gram = gram - gram.mean(0)
     return gram - gram.mean(1, keepdim=True)
