@@ -30,7 +30,10 @@ CHOICES = {
     "effort": ("quick", "default", "max"), "bn_inputs": ("varied", "clean"),
     "batch_norm": ("train", "freeze"), "augment": ("auto", *AUGMENTS),
 }
-
+# the tables [KIND.NAME] of a recipe file, the nearer to the user the later: what NAME may be, (): anything,
+# and one for an example
+TABLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "network": (NETWORKS, "plain"), "kept": (KEPT, "many"), "images": (IMAGES, "flat"), "data": ((), "mnist")}
 
 
 def choices() -> dict[str, tuple[str, ...]]:
@@ -150,11 +153,8 @@ def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | No
     """
     with reading(name_or_file, "a TOML file", hint="See a shipped one: pwoa recipe show default"):
         table = tomllib.loads(text_of(name_or_file))
-    network, images, kept = kinds or ("", "", "")
-    nearer = [_tables(table, "network", name_or_file, names=NETWORKS).get(network, {}),
-              _tables(table, "kept", name_or_file, names=KEPT).get(kept, {}),
-              _tables(table, "images", name_or_file, names=IMAGES).get(images, {}),
-              _tables(table, "data", name_or_file).get(data or "", {})]
+    named = (kinds._asdict() if kinds else {}) | {"data": data}
+    nearer = [_tables(table, kind, name_or_file).get(named.get(kind) or "", {}) for kind in TABLES]
     values = {"name": Path(name_or_file).stem} | table
     for fields_of_it in nearer:
         values |= fields_of_it
@@ -170,11 +170,9 @@ def read_recipe(name_or_file: str, *, data: str | None = None, kinds: Kinds | No
     return replace(recipe, effort="default") if "epochs" in overrides else recipe
 
 
-def _tables(table: dict[str, Any], kind: str, where: str, *,
-            names: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """The tables [kind.NAME] of a recipe file, taken out of it. Args: names: that there can be; (): any."""
-    found = table.pop(kind, {})
-    example = {"network": "plain", "kept": "many", "images": "flat", "data": "mnist"}[kind]
+def _tables(table: dict[str, Any], kind: str, where: str) -> dict[str, dict[str, Any]]:
+    """The tables [kind.NAME] of a recipe file, taken out of it."""
+    found, (names, example) = table.pop(kind, {}), TABLES[kind]
     if not isinstance(found, dict) or not all(isinstance(t, dict) for t in found.values()):
         raise InputError(f"{where}: {kind} is not a table of tables.",
                          hint=f"Fields that differ stand under a heading such as [{kind}.{example}]")
