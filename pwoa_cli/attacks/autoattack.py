@@ -174,7 +174,7 @@ def _build_apgd_t(model: nn.Module, others: int, steps: int, queries: int, commo
     from pyautoattack.autopgd_base import APGDAttack_targeted
 
     l1 = common["norm"] == "L1"
-    targets = min(L1_TARGETS if l1 else MAX_TARGETS, others)
+    targets = min(L1_TARGETS, others) if l1 else others
     return APGDAttack_targeted(model, n_restarts=1, n_iter=steps, eot_iter=1, rho=0.75,
                                n_target_classes=targets, use_largereps=l1, logger=_LOG, **common)
 
@@ -182,9 +182,7 @@ def _build_apgd_t(model: nn.Module, others: int, steps: int, queries: int, commo
 def _build_fab_t(model: nn.Module, others: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
     from pyautoattack.fab_pt import FABAttack_PT
 
-    return FABAttack_PT(model, n_restarts=1, n_iter=steps, targeted=True,
-                        n_target_classes=min(MAX_TARGETS, others),
-                        **common)
+    return FABAttack_PT(model, n_restarts=1, n_iter=steps, targeted=True, n_target_classes=others, **common)
 
 
 def _build_square(model: nn.Module, others: int, steps: int, queries: int, common: dict[str, Any]) -> Any:
@@ -207,5 +205,5 @@ def windowed(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def drawn_seed(generator: Generator) -> int:
-    """The seed of the components, the next number of ours."""
+    """The seed of code that seeds torch itself, the next number of ours."""
     return int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
+from pwoa_cli.attacks.autoattack import drawn_seed
 from pwoa_cli.attacks.base import distance, own_draws, slack
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine.memory import is_out_of_memory
@@ -60,7 +61,7 @@ def _checked(function: Callable[..., Tensor], where: str, model: nn.Module, inpu
     Raises: InputError if it raises, changes the model (which is as before then), or its answer has another
     shape or dtype, is not finite, or leaves [0,1] or the ball.
     """
-    seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
+    seed = drawn_seed(generator)
     before = _Snapshot(model)
     try:
         with own_draws():

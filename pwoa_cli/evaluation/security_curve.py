@@ -11,10 +11,10 @@ from pwoa_cli.attacks.threat import parse_eps
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation import comparison
 from pwoa_cli.evaluation.intervals import binomial_tail
+from pwoa_cli.evaluation.result_checks import LEVEL
 from pwoa_cli.evaluation.results import Evaluation, Result
 from pwoa_cli.evaluation.words import WORST
 
-LEVEL = 0.01  # of the test for a rise: the level of the other checks (result_checks.py)
 Measured = Mapping[str, Evaluation]  # by heading
 
 

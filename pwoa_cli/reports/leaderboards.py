@@ -16,7 +16,7 @@ from pwoa_cli.reports import numbers
 
 # RobustBench's data sets, and how many test images it takes
 ROBUSTBENCH = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5000}
-NORMS = {"linf": "Linf", "l2": "L2"}
+NORMS = ("linf", "l2")  # of its threats
 FMN = re.compile(r"fmn(-\d+)?")
 # the benchmark's words and its three sparsities of each structure, in percent
 STRUCTURES = {"unstructured": ("weights", "US", (90, 95, 99)), "filter": ("filters", "S", (50, 75, 90)),
