@@ -6,6 +6,8 @@ from typing import Any
 from pwoa_cli.checkpoints.model import SHOWN, said
 from pwoa_cli.reports import numbers, tables, terminal
 
+HEAD = ("layer", "shape", "weights", "zero %")
+
 
 def headline(info: Mapping[str, Any]) -> str:
     """What it is, in a line."""
@@ -78,12 +80,11 @@ def code(info: Mapping[str, Any]) -> str:
 
 
 def rows(info: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Layer, shape, weights and sparsity in percent of each."""
+    """Cells of HEAD, a layer a row."""
     return [(row["name"], "x".join(map(str, row["shape"])), f"{row['total']:,}",
              "dead" if row["live"] is False
              else numbers.percent_of_weights(1 - row["nonzero"] / max(1, row["total"])))
             for row in info["layers"]]
-HEAD = ("layer", "shape", "weights", "zero %")
 
 
 def markdown(info: Mapping[str, Any]) -> str:

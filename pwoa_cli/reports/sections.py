@@ -7,6 +7,7 @@ from pwoa_cli.evaluation.words import of_models
 from pwoa_cli.reports import commands, curve, plots, tables
 from pwoa_cli.reports.dossier import SAMPLES_FILE, Dossier, tried
 from pwoa_cli.reports.numbers import percent_of_weights, radius, ratio, scaled, size, with_interval
+from pwoa_cli.reports.several import IN_RUN
 from pwoa_cli.reports.verdict import verdict
 
 Table = dict[str, Any]  # head, rows, caption
@@ -17,7 +18,7 @@ def one(dossier: Dossier) -> dict[str, Any]:
     that gets each."""
     report, folder = dossier.report, dossier.folder
     pictures, left = _pictures(dossier)
-    sections = {
+    return {
         "verdict": verdict(report), "doubts": _doubts(dossier), "measured": _measured(dossier),
         "curves": _curves(dossier), "pictures": pictures, "layers": _layers(report),
         "training": _training(dossier), "size": _size(report), "bench": _bench(dossier.bench),
@@ -25,7 +26,6 @@ def one(dossier: Dossier) -> dict[str, Any]:
         "notes": list(dict.fromkeys(note for each in dossier.reports.values() for note in each["notes"])),
         "left": [*dossier.left, *left], "files": _files(report), "is_run": "sparsity" in report,
         "missing": {"curve": commands.curve_and_samples(report, folder), "bench": commands.bench(folder)}}
-    return sections
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
@@ -212,7 +212,7 @@ def _files(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "sparsity" in report:
         found = [("pruned from", model["source"], model["sha256"]),
                  ("teacher", model.get("teacher", ""), model.get("teacher_sha256") or ""),
-                 ("pruned", "model.safetensors", model.get("file_sha256") or "")]
+                 ("pruned", IN_RUN, model.get("file_sha256") or "")]
     return [row for row in found if row[1]]
 
 

@@ -17,6 +17,7 @@ from pwoa_cli.reports.numbers import (
     times,
     with_interval,
 )
+from pwoa_cli.reports.several import IN_RUN
 
 
 def scores(report: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping]]:
@@ -114,8 +115,7 @@ def headline(report: Mapping[str, Any]) -> str:
         count = len(report["models"]) - (report["reference"] is not None)
         return f"{count} model{'s' * (count != 1)} under attack"
     path = report["model"]["source"]
-    # the same name in every run: the folder's says more
-    in_run = os.path.basename(path) == "model.safetensors"
+    in_run = os.path.basename(path) == IN_RUN
     source = os.path.basename(os.path.dirname(path) if in_run else path) or os.path.basename(path) or "Model"
     if "sparsity" in report:
         zeros = percent_of_weights(report["sparsity"]["achieved"])
