@@ -35,9 +35,10 @@ def files(tmp_path):
         torch.manual_seed(0)
         net = trained(FAMILIES[name].make(**sizes))
         torch.save({"state_dict": net.state_dict()}, tmp_path / f"{name}.pt")
-        said = to_metadata(load_model(tmp_path / f"{name}.pt"))
+        loaded = load_model(tmp_path / f"{name}.pt")
+        said = to_metadata(loaded)
         sparse.save(net.state_dict(), tmp_path / f"{name}.safetensors", metadata=said)
-        slim.save(net, tmp_path / f"{name}-slim.safetensors", metadata=said | {
+        slim.save(loaded.model, tmp_path / f"{name}-slim.safetensors", metadata=said | {
             slim_files.MARK: slim_files.WORDS})
         found += [str(tmp_path / f"{name}{end}") for end in (".pt", ".safetensors", "-slim.safetensors")]
     return found
