@@ -165,7 +165,8 @@ def job_of(name: str, path: Path, sparsity: float, fields: dict[str, str], seed:
     """What `pwoa prune` would do with this file."""
     source = Source(str(path), arch=f"{__file__}:{name}")
     where = str(MNIST) if NETWORKS[name][0] == "mnist" else "cifar10"
-    return prepare(Request(source, sparsity, data=where, norm="linf", eps="8/255", attacks="fgsm", n=100,
+    return prepare(Request(source, sparsity=sparsity, data=where, norm="linf", eps="8/255", attacks="fgsm",
+                           n=100,
                            overrides=fields, seed=seed), say=lambda text: None)
 
 

@@ -225,7 +225,8 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     fields = {"lambda_x": "0", "lambda_y": "0"} | dict(text.split("=", 1) for text in args.set)
-    job = prepare(Request(Source(args.model), args.sparsity, data=args.data, norm=args.norm, eps=args.eps,
+    job = prepare(Request(Source(args.model), sparsity=args.sparsity, data=args.data, norm=args.norm,
+                          eps=args.eps,
                           attacks="fgsm", n=100, overrides=fields), say=lambda text: None)
     plan, student = prune._copies(job)
     state, step = warmed(plan, student, args.warm)

@@ -174,7 +174,7 @@ def cost(model: str, data: str | None, normalize: str | None) -> None:
     from pwoa_cli.workflows.prune_request import Request
 
     mean, std = of_user(normalize, None, None)
-    job = prepare(Request(Source(model, mean=mean, std=std), 0.9, data=data, n=10,
+    job = prepare(Request(Source(model, mean=mean, std=std), sparsity=0.9, data=data, n=10,
                           overrides={"batch_size": "16"}), say=lambda text: None)
     keeper = Keeper(Path(), of={}, every=0, warn=print)
     steps, states, last = [], [], time.perf_counter()

@@ -128,7 +128,7 @@ def _hash(spec: Row, data: str, kinds: Kinds) -> str:
 def filled(args: argparse.Namespace, row: Row) -> Row:
     """The row with its results: prune by its recipe, or leave the teacher as it is, and measure."""
     request = Request(
-        Source(args.model), row["sparsity"] or 0.5, recipe=row["recipe"], overrides=row["fields"],
+        Source(args.model), sparsity=row["sparsity"] or 0.5, recipe=row["recipe"], overrides=row["fields"],
         structure=row["structure"], data=args.data, norm=args.norm, eps=args.eps, n=args.n, seed=row["seed"],
         device=args.device,
         attacks=args.attacks)

@@ -111,7 +111,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     keep_freed_memory()
-    job = prepare(Request(Source(args.model), args.sparsity, structure=args.structure, data=args.data,
+    job = prepare(Request(Source(args.model), sparsity=args.sparsity, structure=args.structure,
+                          data=args.data,
                           norm=args.norm, eps=args.eps, n=10, device=args.device,
                           overrides=dict(item.split("=", 1) for item in args.set)), say=print)
     plan, student = prune._copies(job)

@@ -204,9 +204,8 @@ def _check_claim(path: Path, size: int, *, packed: bool) -> None:
 
 
 # CIFAR. torchvision's class runs pickle.load, safe only because it first compares MD5 sums with those of the
-# official
-# archives: re-packed or shortened batches would be refused, and without that check a batch could run any
-# code. This unpickler knows arrays and nothing else, so no sum is needed.
+# official archives: re-packed or shortened batches would be refused, and without that check a batch could run
+# any code. This unpickler knows arrays and nothing else, so no sum is needed.
 
 class _Made:
     """What a batch's pickle makes of NumPy's: its arguments and its state, and nothing of NumPy itself, whose

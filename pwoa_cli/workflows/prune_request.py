@@ -17,6 +17,7 @@ from pwoa_cli.training.kinds import Kinds
 from pwoa_cli.training.recipe import Recipe
 from pwoa_cli.training.state import Plan
 from pwoa_cli.workflows.prune_weights import Counted
+from pwoa_cli.workflows.search import Goal
 from pwoa_cli.workflows.setup import Subject, pruned_already
 
 NO_HIDDEN = "The network has no hidden layer: it is distilled from its logits alone."
@@ -25,17 +26,14 @@ LOGITS_ALONE = ("Distilled from the logits of --teacher alone: its hidden layers
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: in (0, 1), of weights;
-    with channels or macs, the fraction of channels or of multiplications to remove, or nm, "2:4", or
-    target_bytes, the most that the file may have, it is what comes of that; with max_loss, points of the
-    worst case that may be lost, the one that is tried. structure: "": channel where whole ones are to go, the
-    one that nm says, else unstructured. held_out: training images that judge a loss. eps as typed ("8/255").
-    command: what was typed, by parameter, kept in config.toml; sha256: what the model's must be, None for
-    any. compile: auto, on or off."""
+class Request(Goal):
+    """What the user asked `pwoa prune` for; None: inferred or the recipe's. sparsity: where another field
+    says how much goes, what comes of that; with max_loss the one that is tried. structure: "": channel where
+    whole ones are to go, the one that nm says, else unstructured. eps as typed ("8/255"). command: what was
+    typed, by parameter, kept in config.toml; sha256: what the model's must be, None for any. compile: auto,
+    on or off."""
 
     source: Source
-    sparsity: float
     structure: str = ""
     recipe: str = "default"
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -52,12 +50,6 @@ class Request:
     strict: bool = False
     command: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
-    max_loss: float | None = None
-    held_out: int | None = None
-    channels: float | None = None
-    macs: float | None = None
-    nm: str | None = None
-    target_bytes: int | None = None
     compile: str = "auto"
 
     @property

@@ -102,10 +102,12 @@ def size_bytes(text: str, *, flag: str, example: str) -> int:
     return int(float(found[1]) * step ** " KMGT".index(found[2] or " "))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Goal:
-    """How much goes, by the names of a request's fields: one of them says so. sparsity: 0 where another
-    does."""
+    """How much goes: one of them says so. sparsity: in (0, 1), of weights; 0 where another does. channels,
+    macs: the fraction of channels or of multiplications to remove; nm: "2:4"; target_bytes: the most that the
+    file may have; max_loss: points of the worst case that may be lost; held_out: training images that judge
+    it."""
 
     sparsity: float = 0.0
     max_loss: float | None = None
@@ -131,10 +133,11 @@ def goal(sparsity: str | None, max_loss: float | None = None, held_out: int | No
          target_bytes: int | None = None) -> Goal:
     """From what was typed. Raises: InputError unless one of the six is there, in its range, and held_out with
     max_loss only."""
-    made = Goal(0.0 if sparsity is None else fraction(sparsity), max_loss, held_out,
-                None if channels is None else fraction(channels, flag="--channels"),
-                None if macs is None else fraction(macs, flag="--macs"),
-                None if nm is None else neighbours(nm), target_bytes)
+    made = Goal(sparsity=0.0 if sparsity is None else fraction(sparsity), max_loss=max_loss,
+                held_out=held_out,
+                channels=None if channels is None else fraction(channels, flag="--channels"),
+                macs=None if macs is None else fraction(macs, flag="--macs"),
+                nm=None if nm is None else neighbours(nm), target_bytes=target_bytes)
     given = {"--sparsity": sparsity, "--max-loss": max_loss, "--channels": channels, "--macs": macs,
              "--nm": nm, "--target-bytes": target_bytes}
     flags = [flag for flag, value in given.items() if value is not None]

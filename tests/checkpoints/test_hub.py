@@ -139,7 +139,8 @@ def test_a_run_from_the_hub_is_measured_beside_its_teacher_if_asked(cache, tmp_p
     y = np.arange(40) % 7
     np.savez("noise.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     monkeypatch.setattr(setup, "is_near_chance", lambda reading, classes: False)  # its weights are random
-    request = Request(Source("hf-hub:someone/robust"), 0.5, data="noise.npz", eps="0.1", n=14, attacks="fgsm",
+    request = Request(Source("hf-hub:someone/robust"), sparsity=0.5, data="noise.npz", eps="0.1", n=14,
+                      attacks="fgsm",
                       overrides={"epochs": "1", "batch_size": "20"})
     (tmp_path / "run").mkdir()
     job = prepare(request, say=lambda text: None)

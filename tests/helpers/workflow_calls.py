@@ -20,7 +20,7 @@ def request(model="lenet.pt", *, sparsity=0.7, **options):
     fields |= {"overrides": FAST}
     if "teacher" in options:
         options["teacher"] = Source(str(options["teacher"]))
-    return Request(source, sparsity, **fields | options)
+    return Request(source, sparsity=sparsity, **fields | options)
 
 
 def run_in(folder, *args, **options):
