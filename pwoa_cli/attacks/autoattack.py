@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from pwoa_cli.attacks.base import contain, frozen, own_draws, wrong
+from pwoa_cli.attacks.base import contain, frozen, wrong
 from pwoa_cli.attacks.quick import quick
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine.generators import own_draws
 
 MAX_TARGETS = 9
 L1_TARGETS = 5  # of apgd-t

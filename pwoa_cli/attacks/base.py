@@ -100,14 +100,6 @@ def reached(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @contextmanager
-def own_draws() -> Iterator[None]:
-    """Torch's generators, of the CPU and of the GPUs where they are in use, are afterwards as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        yield
-
-
-@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter gradients inside; every module's mode and requires_grad as before
     afterwards."""

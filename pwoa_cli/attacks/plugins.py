@@ -15,8 +15,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pwoa_cli.attacks.autoattack import drawn_seed
-from pwoa_cli.attacks.base import distance, own_draws, slack
+from pwoa_cli.attacks.base import distance, slack
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine.generators import own_draws
 from pwoa_cli.machine.memory import is_out_of_memory
 
 GROUP = "pwoa.attacks"

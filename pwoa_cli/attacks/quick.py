@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.attacks.bounded import Bounded
+from pwoa_cli.machine.generators import drawn_since, own_draws, states
 from pwoa_cli.networks.build import Normalized
 
 PROBES = 8  # images on which the copy is compared with the model
@@ -46,7 +47,7 @@ def quick(model: nn.Module, inputs: Tensor) -> nn.Module:
     inputs = inputs[:PROBES]
     if inputs.device.type != "cpu":
         return model
-    with frozen(model), torch.random.fork_rng(()):
+    with frozen(model), own_draws():
         ready = _copy(model) if steady(model, inputs) else None
         return ready if ready is not None and _agree(ready, model, inputs) else model
 
@@ -54,10 +55,10 @@ def quick(model: nn.Module, inputs: Tensor) -> nn.Module:
 def steady(model: nn.Module, inputs: Tensor, *, rounding: float = TOLERANCE) -> bool:
     """Whether the logits of an image are the same in every call and beside any others (up to `rounding` of
     the largest), and no random number is drawn."""
-    with torch.no_grad(), torch.random.fork_rng(()):
-        before = torch.get_rng_state()
+    with torch.no_grad(), own_draws():
+        before = states()
         once, again, alone = model(inputs), model(inputs), model(inputs[:1])
-        drawn = not torch.equal(before, torch.get_rng_state())
+        drawn = drawn_since(before)
     return not drawn and torch.equal(once, again) and _close(alone, once[:1], rounding)
 
 

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.attacks.base import frozen, own_draws
+from pwoa_cli.attacks.base import frozen
 from pwoa_cli.attacks.bounded import Bounded
 from pwoa_cli.attacks.quick import PROBES, REFUSALS, gradient, quick
 from pwoa_cli.attacks.together import Asked
 from pwoa_cli.machine.devices import multiplies_bf16
+from pwoa_cli.machine.generators import own_draws
 
 DTYPE = torch.bfloat16
 ROUNDING = 2**-7  # of the largest logit: that an image's logits may differ by in another batch

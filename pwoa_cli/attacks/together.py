@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pwoa_cli.machine.generators import put_back, states
+
 Search = Callable[[nn.Module], Tensor]
 
 
@@ -30,7 +32,7 @@ def together(model: nn.Module, searches: Sequence[Search]) -> list[Tensor]:
     if len(searches) == 1:
         return [searches[0](model)]
     copies: dict[str, nn.Module | None] = {}
-    threads, outside = [_Thread(search, model, copies) for search in searches], _states()
+    threads, outside = [_Thread(search, model, copies) for search in searches], states()
     try:
         while any(not thread.over for thread in threads):
             for thread in threads:
@@ -39,7 +41,7 @@ def together(model: nn.Module, searches: Sequence[Search]) -> list[Tensor]:
     finally:
         for thread in threads:
             thread.stop()
-        _set(outside)  # a signal may have come while one of them ran
+        put_back(outside)  # a signal may have come while one of them ran
     return [thread.answer for thread in threads]
 
 
@@ -93,7 +95,7 @@ class _Thread:
         self.last = torch.empty(0), torch.empty(0)
         self.kind, self.asked, self.given, self.answer = "", torch.empty(0), torch.empty(0), torch.empty(0)
         self.graph: Any = None
-        self.stopped, self.states = False, _states()
+        self.stopped, self.states = False, states()
         self.mine, self.theirs = threading.Semaphore(0), threading.Semaphore(0)
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -101,14 +103,14 @@ class _Thread:
         """Let it run until it asks or is over. Raises: what it raises."""
         if self.over:
             return
-        outside = _states()
-        _set(self.states)
+        outside = states()
+        put_back(self.states)
         if self.thread.ident is None:
             self.thread.start()
         self.mine.release()
         self.theirs.acquire()
-        self.states = _states()
-        _set(outside)
+        self.states = states()
+        put_back(outside)
         if self.error:
             raise self.error
 
@@ -188,14 +190,3 @@ class _Gradients(TorchFunctionMode):
 
     def _gradient(self, loss: Tensor, logits: Tensor) -> Tensor:
         return self.thread.ask("backwards", torch.autograd.grad(loss, logits)[0])
-
-
-def _states() -> tuple[Tensor, list[Tensor]]:
-    """Of torch's global generators."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
-def _set(states: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(states[0])
-    if states[1]:
-        torch.cuda.set_rng_state_all(states[1])

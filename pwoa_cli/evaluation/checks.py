@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.attacks.autoattack import MAX_TARGETS
-from pwoa_cli.attacks.base import SLACK, frozen, own_draws, wrong
+from pwoa_cli.attacks.base import SLACK, frozen, wrong
 from pwoa_cli.attacks.mixed import CLOSING_STEPS
 from pwoa_cli.attacks.reduced import reduced
 from pwoa_cli.evaluation import gradients
@@ -22,6 +22,7 @@ from pwoa_cli.evaluation.rounding import COARSE_DTYPES, gap, precision, rounding
 from pwoa_cli.evaluation.words import first_line, percent, share
 from pwoa_cli.machine import signals
 from pwoa_cli.machine.devices import multiplies_bf16
+from pwoa_cli.machine.generators import drawn_since, own_draws, states
 from pwoa_cli.machine.memory import is_out_of_memory
 
 PROBE = 32  # samples whose gradients are looked at, and most in one pass
@@ -171,9 +172,9 @@ def _random(model: nn.Module, x: Tensor, tolerance: float) -> Finding | None:
     drawn number."""
     once = model(x)
     for _ in range(PASSES - 1):
-        state = _generator_state(x)
+        before = states()
         again = model(x)
-        apart, drawn = gap(again, once), not torch.equal(state, _generator_state(x))
+        apart, drawn = gap(again, once), drawn_since(before)
         if apart > (0 if drawn else tolerance):
             return Finding("random-model",
                            f"two passes on the same {len(x)} samples differ: {_differ(apart, again, once)}; "
@@ -241,10 +242,6 @@ def of_accuracy(correct: int, n: int, classes: int) -> list[Finding]:
 
 
 # --- Numbers ---------------------------------------------------------------
-
-
-def _generator_state(x: Tensor) -> Tensor:
-    return torch.cuda.get_rng_state(x.device) if x.device.type == "cuda" else torch.get_rng_state()
 
 
 def _differ(apart: float, one: Tensor, other: Tensor) -> str:

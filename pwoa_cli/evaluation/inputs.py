@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.attacks import Attack
-from pwoa_cli.attacks.base import own_draws
 from pwoa_cli.attacks.threat import parse_eps, parse_norm
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.results import Finding
+from pwoa_cli.machine.generators import own_draws
 
 PASS = 2  # samples at once, where nothing is known of the memory yet
 

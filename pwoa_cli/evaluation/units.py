@@ -36,7 +36,8 @@ FORMAT = 1  # of the files; part of KEY
 # modules and rooms that decide what a flag is: inputs, weights and the reading of the checkpoint are in KEY
 # by themselves
 MOVES_FLAGS = ("attacks", "networks", "evaluation/evaluate.py", "evaluation/inputs.py",
-               "evaluation/tally.py", "evaluation/units.py", "machine/devices.py", "machine/seeds.py")
+               "evaluation/tally.py", "evaluation/units.py", "machine/devices.py", "machine/generators.py",
+               "machine/seeds.py")
 # whose figures may move with their version
 LIBRARIES = ("torch", "numpy", "pyautoattack", "timm", "torchvision")
 

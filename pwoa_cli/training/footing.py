@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError
+from pwoa_cli.machine.generators import own_draws
 from pwoa_cli.networks import layers
 from pwoa_cli.training import inputs, objective
 from pwoa_cli.training.recipe import shipped
@@ -30,7 +31,7 @@ def check(plan: Plan, student: nn.Module, *, where: str) -> None:
         raise InputError("lambda_x and lambda_y compare images with each other, and there is one training "
                          "image.", hint="Leave them out: --set lambda_x=0 --set lambda_y=0")
     twin = copy.deepcopy(student).train()
-    with torch.random.fork_rng(), torch.no_grad():
+    with own_draws(), torch.no_grad():
         for who, model in (("the teacher", plan.teacher.eval()), ("the network in training", twin)):
             with layers.capture(model, plan.hidden) as hidden:
                 logits = model(batch.x)

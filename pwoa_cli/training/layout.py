@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine import signals
+from pwoa_cli.machine.generators import own_draws
 from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.networks.build import raised
 from pwoa_cli.training import inputs
@@ -43,7 +44,7 @@ def fastest(plan: Plan, student: nn.Module, *, where: str) -> torch.memory_forma
 def _pass(plan: Plan, student: nn.Module, x: Tensor, layout: torch.memory_format) -> None:
     twin = copy.deepcopy(student).to(memory_format=layout).train()
     teacher = copy.deepcopy(plan.teacher).to(memory_format=layout).eval()
-    with torch.random.fork_rng(), torch.enable_grad():
+    with own_draws(), torch.enable_grad():
         twin(x).sum().backward()
     with torch.no_grad():
         teacher(x)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.losses import distill, hsic
+from pwoa_cli.machine.generators import own_draws
 from pwoa_cli.networks.layers import capture
 from pwoa_cli.training.recipe import Recipe
 
@@ -158,7 +159,7 @@ def random_in_training(model: nn.Module, x: Tensor) -> bool:
     work there."""
     # its batch norms' statistics move, which answers in training do not see
     twin = copy.deepcopy(model).train()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), own_draws():
         torch.manual_seed(0)
         return not torch.allclose(twin(x), twin(x), rtol=1e-4, atol=1e-5)
 

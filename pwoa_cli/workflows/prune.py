@@ -27,6 +27,7 @@ from pwoa_cli.files.plain import write_toml
 from pwoa_cli.files.run_folder import METRICS
 from pwoa_cli.machine import signals
 from pwoa_cli.machine.environment import environment
+from pwoa_cli.machine.generators import own_draws
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import WRAPPED
 from pwoa_cli.progress import Progress, Say
@@ -145,7 +146,7 @@ def fit(job: Job, *, note: Callable[[State, dict[str, float]], None], restarted:
     Args: keep, earlier: as of `loop.run`.
     """
     # training seeds the global generator for dropout
-    with torch.random.fork_rng(), _ready(job, say=say, unable=unable) as (plan, student):
+    with own_draws(), _ready(job, say=say, unable=unable) as (plan, student):
         state = loop.begin(plan, student, curves=earlier["state"]["curves"] if earlier else None)
         state = loop.run(plan, state, report=note, restarted=restarted, keep=keep, earlier=earlier)
     return state.student.to(memory_format=torch.contiguous_format).eval()
@@ -153,7 +154,7 @@ def fit(job: Job, *, note: Callable[[State, dict[str, float]], None], restarted:
 
 def time_to_fit(job: Job, *, say: Say = lambda text: None) -> duration.Estimate:
     """How long `fit` will take, from a few of its steps on copies."""
-    with torch.random.fork_rng(), _ready(job, say=say, unable=say) as (plan, student):
+    with own_draws(), _ready(job, say=say, unable=say) as (plan, student):
         say("timing a few steps of the training")
         return duration.measure(plan, student)
 
