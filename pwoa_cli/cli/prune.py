@@ -70,6 +70,7 @@ def prune(
             strict=gate.strict, command=said(context), sha256=expected(context, config), compile=compile),
             say=console.say)
         if dry_run:
+            workflow.check_room(job, folder)
             guess = workflow.estimate(job, say=console.say)
             console.result(f"Everything checked; a run would write {folder}.\n"
                            f"{epochs_said(job.request, job.plan)}\n{guess.pop('text')}",

@@ -51,14 +51,14 @@ def _times(folder: Path) -> dict[str, int]:
 
 def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> str:
     """What a run that did not finish leaves besides what was there before, in a sentence or two; and how it
-    goes on, unless it broke by itself."""
+    goes on, unless it broke by itself and not by a disk or the like."""
     names = [name for name in _times(folder) if name not in before]
     if not names:
         return NOTHING
     kept = f"kept in {folder}: {', '.join(names)}."
     if run_folder.CONFIG not in names:
         return kept
-    again = isinstance(broken, KeyboardInterrupt | InputError)
+    again = isinstance(broken, KeyboardInterrupt | InputError) or isinstance(broken.__cause__, OSError)
     way = f"\nGo on: {run_folder.resume_command(folder)}" if again else ""
     if "model.safetensors" in names:
         return f"{kept}\nThe pruned model is whole; measure it: {run_folder.measure_command(folder)}{way}"

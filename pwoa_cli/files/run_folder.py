@@ -30,18 +30,18 @@ UNFINISHED = ROOT / ".eval"  # what evaluations found so far
 FINISHED = ("model.safetensors", "report.json")
 CONFIG, METRICS, STATE, PARTS, LOCK = "config.toml", "metrics.jsonl", "state.pt", "parts", ".pwoa.lock"
 OF_READING = ("max_memory", "data", "image_size", "class_map", "class_order", "labels_from")
+LEAST_FREE = 10_000_000  # bytes for reports, logs and a small model
 STAMP = "%Y%m%d-%H%M%S"
 
 
 def create(out: Path | None, *, model_name: str, sparsity: float | str, now: datetime,
-           need_bytes: int = 10_000_000, again: bool = False, run: bool = False) -> Path:
+           again: bool = False, run: bool = False) -> Path:
     """Make the folder of a new run and try that it can be written, before any work is done for it.
 
     Args: out: None for pwoa-runs/<model>-<sparsity>-<time>, with -2, -3, ... where that exists; a folder
     given by the user must be new or empty. model_name: any text, made fit for a file name. sparsity: or
-    words that stand for it, fit for a file name. now: the start of the run. need_bytes: free space asked of
-    the disk. again: a folder of the user's may hold an earlier evaluation and nothing else. run: it may hold
-    an unfinished run.
+    words that stand for it, fit for a file name. now: the start of the run. again: a folder of the user's
+    may hold an earlier evaluation and nothing else. run: it may hold an unfinished run.
     Raises: InputError if the folder exists with content, cannot be made or written, or the disk is too full.
     """
     try:
@@ -52,14 +52,22 @@ def create(out: Path | None, *, model_name: str, sparsity: float | str, now: dat
     except OSError as error:
         raise InputError(f"output folder {out or ROOT} cannot be written: {error.strerror}.",
                          hint=OUT_HINT) from None
-    free = shutil.disk_usage(path).free
-    if free < need_bytes:
+    try:
+        check_free(path, LEAST_FREE)
+    except InputError:
         if made:
             _remove_empty(path, *([ROOT] if out is None else []))
-        raise InputError(f"the disk of {out or ROOT} has {free / 1e6:.0f} MB free, this run needs "
+        raise
+    return path
+
+
+def check_free(folder: Path, need_bytes: int) -> None:
+    """Raises: InputError if the disk of a folder has less free space than a run needs."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise InputError(f"the disk of {folder} has {free / 1e6:.0f} MB free, this run needs "
                          f"{need_bytes / 1e6:.0f} MB.",
                          hint="Free some space, or name a folder on another disk: --out DIR")
-    return path
 
 
 def _named(out: Path, *, again: bool, run: bool) -> Path:

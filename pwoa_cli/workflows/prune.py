@@ -19,7 +19,7 @@ from pwoa_cli.data.samples import samples
 from pwoa_cli.errors import InputError, PwoaError
 from pwoa_cli.evaluation.comparison import compare, findings, measure, notes
 from pwoa_cli.evaluation.results import to_json
-from pwoa_cli.files import sparse
+from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.files.hashes import file_sha256
 from pwoa_cli.files.keeper import SECONDS, Keeper
 from pwoa_cli.files.metrics import MetricsLog
@@ -55,6 +55,7 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     Args: checkpoint_every: seconds between two states that are kept, at the least.
     Returns: the report, as `keep` writes it. Raises: InputError if the folder holds another unfinished run.
     """
+    check_room(job, folder)
     machine = environment(device=str(job.device), seed=job.request.seed)
     table = config(job, machine)
     keeper = keeper_of(job, folder, table, every=checkpoint_every, say=say)
@@ -94,6 +95,12 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
     if request.gates:
         result["gates"] = judged(result, request.gates, strict=request.strict)
     return result
+
+
+def check_room(job: Job, folder: Path) -> None:
+    """Raises: InputError if the folder's disk could not take the model, which is better known before hours of
+    training than after them."""
+    run_folder.check_free(folder, sparse.dense_bytes(job.subject.model.state_dict()))
 
 
 def keep(folder: Path, result: Mapping[str, Any]) -> None:

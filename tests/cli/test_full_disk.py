@@ -97,6 +97,7 @@ def test_a_disk_that_is_full_at_each_write_in_turn(here, pwoa, monkeypatch, comm
             assert code == 4 and err.count("error: ") == err.count("hint: ") == 1, (disk.at, err)
             # before there are figures there is nothing to keep
             assert printed or command == "prune" and not names & {"report.json", "model.safetensors"}
+            assert ("\nGo on: pwoa prune --resume --out run\n" in err) == ("state.pt" in names), err
     assert len(seen) > 8 and {"report.json", "report.md"} <= set(seen)
 
 

@@ -1,10 +1,13 @@
 """The folder that a command writes to: new or empty, and what is kept in it is said where a command fails."""
 import shlex
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.cli_world import PRUNE, RUN_FILES, TINY
 
+import pwoa_cli
 from pwoa_cli.errors import PwoaError
 from pwoa_cli.files import run_folder, sparse
 from pwoa_cli.workflows import prune, prune_job
@@ -26,6 +29,18 @@ def test_no_run_yet(tmp_path, monkeypatch, pwoa):
     assert code == 2
     assert err == ("error: no finished run under pwoa-runs (nothing there).\n"
                    "hint: Make one: pwoa prune model.pt --sparsity 0.9\n")
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_disk_that_cannot_take_the_model_is_said_before_the_training(here, pwoa, monkeypatch, more):
+    need = sparse.dense_bytes(pwoa_cli.load("model.pt").state_dict())
+    monkeypatch.setattr(run_folder, "LEAST_FREE", 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=need - 1))
+    code, _, err = pwoa(*PRUNE, *more, "--out", "full")
+    assert code == 2 and "error: the disk of full has" in err and "another disk: --out DIR" in err
+    assert not Path("full").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=need))
+    assert pwoa(*PRUNE, *more, "--out", "full")[0] == 0
 
 
 @pytest.mark.parametrize(("error", "code"),
