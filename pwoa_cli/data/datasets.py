@@ -39,6 +39,12 @@ class _Layout(NamedTuple):
     files: tuple[str, ...]
     read: Callable[[Path], formats.Raw]
 
+    @property
+    def split(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Files of training images, and of test images."""
+        tests = 2 if self.read is formats.read_idx else 1
+        return self.files[:-tests], self.files[-tests:]
+
 
 @dataclass(frozen=True)
 class _Known:
@@ -140,9 +146,17 @@ def _ways(name: str, folder: Path, *, said: bool) -> Iterator[tuple[Path, _Layou
 
 
 def _find(name: str, folder: Path, *, said: bool = False) -> tuple[Path, _Layout] | None:
-    """The first layout of `name` that is complete in FOLDER/name or FOLDER. Args: said: as of `_ways`."""
-    for path, layout in _ways(name, folder, said=said):
-        if path.is_dir() and not _missing(path, layout) if layout.files else path.is_file():
+    """The first layout of `name` that is complete in FOLDER/name or FOLDER; else, of a folder that was said,
+    the first that has all files of test images and none of training images, which `pwoa eval` needs not.
+
+    Args: said: as of `_ways`.
+    """
+    ways = [(path, layout, _missing(path, layout)) for path, layout in _ways(name, folder, said=said)]
+    for path, layout, missing in ways:
+        if path.is_dir() and not missing if layout.files else path.is_file():
+            return path, layout
+    for path, layout, missing in ways if said else ():
+        if layout.files and tuple(missing) == layout.split[0]:
             return path, layout
     return None
 
@@ -174,20 +188,34 @@ def _resolve(text: str, *, download: bool, say: Say) -> _Found:
     """What a name or path means: a known name wins over a folder of that name here (write ./mnist for the
     folder)."""
     if name := known_name(text):
-        return _find_or_fetch(name, download=download, say=say)
+        return _find_or_fetch(name, download=download, say=say, here=Path(text))
     path = _expanded(text)
     name = known_name(path.name)
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
         if path.suffix.lower() != ".npz":
-            raise InputError(f"{path} is neither an .npz file nor a folder.", hint=_NAMES)
+            raise InputError(f"{path} is neither an .npz file nor a folder.", hint=_folder_of(path) or _NAMES)
         return _Found(known_name(path.stem) or path.stem, path, None)
     if name and path.parent.is_dir():
         return _require(name, path.parent)
     if path.name != text or path.suffix:
         raise InputError(f"{path}: no such file or folder.", hint=_NAMES)
     raise _unknown(text)
+
+
+def _folder_of(path: Path) -> str:
+    """How to say the folder of a published set, of which a file was named."""
+    if any(path.name in (file, f"{file}.gz") for known in KNOWN.values() for layout in known.layouts
+           for file in layout.files):
+        return f"Name the folder that it lies in: {_said(path.parent)}"
+    return ""
+
+
+def _said(folder: Path) -> str:
+    """The option that names a folder; a known name alone is not one."""
+    bare = "./" if len(folder.parts) == 1 and known_name(folder.name) else ""
+    return f"--data {bare}{shlex.quote(str(folder))}"
 
 
 _NAMES = f"A data set is one of {', '.join(KNOWN)}, a folder that holds one, an .npz file or an image folder."
@@ -232,7 +260,7 @@ def _in_folder(folder: Path) -> _Found:
                      hint="\n".join([*partial, _NAMES]))
 
 
-def _find_or_fetch(name: str, *, download: bool, say: Say) -> _Found:
+def _find_or_fetch(name: str, *, download: bool, say: Say, here: Path) -> _Found:
     for place in places():
         if found := _find(name, place):
             return _Found(name, *found)
@@ -246,9 +274,10 @@ def _find_or_fetch(name: str, *, download: bool, say: Say) -> _Found:
         # what torchvision and urllib raise
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             looked.append(f"  the network ({' '.join(str(error).split()) or type(error).__name__})")
+    put = (f"Put it into {_cache()}, name its folder with --data DIR, or set PWOA_DATA=DIR. "
+           f"{_wanted(name)}")
     raise InputError("\n".join([f"The data set {name} was not found. Looked in:", *looked]),
-                     hint=f"Put it into {_cache()}, name its folder with --data DIR, or set PWOA_DATA=DIR. "
-                          f"{_wanted(name)}")
+                     hint=f"If the folder {here} holds it: {_said(here)}\n{put}" if here.is_dir() else put)
 
 
 # Loading

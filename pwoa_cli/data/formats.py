@@ -173,8 +173,15 @@ def read_npz(path: Path, *, channels: int | None = None) -> Raw:
 # written.
 
 def read_idx(folder: Path) -> Raw:
-    """The four IDX files of MNIST or Fashion-MNIST in `folder`, plain or gzipped."""
-    return from_arrays(dict(zip(ARRAYS, (_idx(folder / name) for name in IDX_FILES), strict=True)), folder)
+    """The four IDX files of MNIST or Fashion-MNIST in `folder`, plain or gzipped; only the two of test images
+    where neither of the others is there."""
+    return from_arrays({key: _idx(folder / name) for key, name in zip(ARRAYS, IDX_FILES, strict=True)
+                        if key.endswith("test") or _some(folder, IDX_FILES[:2])}, folder)
+
+
+def _some(folder: Path, names: Sequence[str]) -> bool:
+    """Whether any of these files is there."""
+    return any((folder / f"{name}{ending}").exists() for name in names for ending in ("", ".gz"))
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -266,12 +273,14 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 def read_cifar(folder: Path) -> Raw:
     """The python batches of CIFAR-10 (cifar-10-batches-py) or, with fine labels, CIFAR-100
-    (cifar-100-python)."""
-    *train, test = CIFAR100_FILES if (folder / "train").is_file() else CIFAR10_FILES
-    batches = [_cifar_batch(folder / name) for name in train]
-    x_test, y_test = _cifar_batch(folder / test)
-    x_train, y_train = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return from_arrays(dict(zip(ARRAYS, (x_train, y_train, x_test, y_test), strict=True)), folder)
+    (cifar-100-python); only that of test images where none of the others is there."""
+    *train, test = CIFAR10_FILES if _some(folder, CIFAR10_FILES) else CIFAR100_FILES
+    arrays = {}
+    if _some(folder, train):
+        batches = zip(*(_cifar_batch(folder / name) for name in train), strict=True)
+        arrays["x_train"], arrays["y_train"] = (np.concatenate(parts) for parts in batches)
+    arrays["x_test"], arrays["y_test"] = _cifar_batch(folder / test)
+    return from_arrays(arrays, folder)
 
 
 def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -293,10 +302,12 @@ _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 
 
 def read_svhn(folder: Path) -> Raw:
-    """train_32x32.mat and test_32x32.mat: X (32, 32, 3, N) uint8 and y (N, 1) in 1..10, where 10 is the digit
-    0."""
+    """train_32x32.mat (which may be missing) and test_32x32.mat: X (32, 32, 3, N) uint8 and y (N, 1) in
+    1..10, where 10 is the digit 0."""
     arrays = {}
     for split, name in zip(("train", "test"), SVHN_FILES, strict=True):
+        if split == "train" and not _some(folder, [name]):
+            continue
         with reading(folder / name, "a MATLAB 5 file", hint=AGAIN):
             check_room((folder / name).stat().st_size, f"{folder / name}: what it holds")
             found = _mat_arrays((folder / name).read_bytes(), folder / name)

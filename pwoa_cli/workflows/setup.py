@@ -353,5 +353,5 @@ def check_training(dataset: datasets.Dataset) -> None:
     """Raises: InputError if only test images are there."""
     if not len(dataset.train):
         raise InputError(f"{dataset.where} holds no training images, and pruning trains.",
-                         hint="Add train/CLASS/*.png beside it, or x_train and y_train to the file; pwoa "
-                              "eval needs none.")
+                         hint="Add them: the set's other files, train/CLASS/*.png beside it, or x_train and "
+                              "y_train in the file; pwoa eval needs none.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import scipy.io
+import torch
 from helpers.data_files import cifar_batch, digits, equal, pixels, write_idx, write_npz
 
 from pwoa_cli.data import datasets, formats
@@ -60,10 +61,13 @@ def test_candidates():
     ("my.npz", "my.npz: no such file or folder.", ""),
     (".", ". holds no known data set, nor train/CLASS/", ""),
     ("./cifar100", "cifar100 is not in . (not there).", "Expected cifar-100-python/train and its companions"),
-    ("note.txt", "note.txt is neither an .npz file nor a folder.", ""),
+    ("note.txt", "note.txt is neither an .npz file nor a folder.", "A data set is one of mnist"),
+    ("test_32x32.mat", "test_32x32.mat is neither an .npz file nor a folder.", "lies in: --data ."),
+    ("t10k-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz is neither", "lies in: --data ."),
 ])
 def test_what_cannot_be_found_is_explained(text, message, hint):
-    Path("note.txt").write_text("hello")
+    if text in ("note.txt", "test_32x32.mat", "t10k-images-idx3-ubyte.gz"):
+        Path(text).write_text("hello")
     with pytest.raises(InputError) as error:
         datasets.load(text, download=False)
     assert error.value.message.startswith(message) and hint in error.value.hint
@@ -111,6 +115,33 @@ def test_any_folder_of_a_published_layout_may_be_named(nowhere, monkeypatch, nam
     assert datasets.load(".").name == name
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_folder_with_the_test_images_alone_is_enough_to_measure(nowhere, monkeypatch, name):
+    layout, write = PUBLISHED[name]
+    folder = nowhere / "d" / layout
+    write(folder)
+    whole = datasets.load(str(folder))
+    train, test = datasets.KNOWN[name].layouts[0].split
+    assert set(train) | set(test) == {path.name for path in folder.iterdir()}
+    for file in train[1:]:
+        (folder / file).unlink()
+    if train[1:]:  # what is half there was not meant to be left out
+        with pytest.raises(InputError, match="holds no known data set") as error:
+            datasets.load(str(folder))
+        assert f"{name}: . lacks {', '.join(train[1:])}" in error.value.hint
+    (folder / train[0]).unlink()
+    alone = datasets.load(str(folder))
+    assert (alone.name, alone.threat, alone.num_classes) == (name, whole.threat, whole.num_classes)
+    assert len(alone.train) == 0 and alone.notes[0] == "only test images are there"
+    x, y = whole.test.batch(torch.arange(len(whole.test)))
+    assert equal(alone.test, x.numpy(), y.numpy())
+    monkeypatch.setenv("PWOA_DATA", str(nowhere / "d"))  # a set known by its name is the whole one
+    assert datasets.locate(name) is None
+    (folder / test[0]).unlink()
+    with pytest.raises(InputError, match="holds no known data set"):
+        datasets.load(str(folder))
+
+
 def test_files_of_two_sets_are_told_apart_by_the_folder_s_name_or_by_the_user(nowhere, monkeypatch):
     """Those of MNIST and Fashion-MNIST have the same names."""
     write_idx(nowhere / "raw")
@@ -126,6 +157,17 @@ def test_files_of_two_sets_are_told_apart_by_the_folder_s_name_or_by_the_user(no
     with pytest.raises(InputError, match="holds no known data set") as error:
         datasets.load(str(nowhere / "MNIST/raw"))
     assert "mnist: . lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte" in error.value.hint
+
+
+def test_a_folder_here_of_a_known_name_is_pointed_at(nowhere):
+    write_svhn(Path("svhn"))
+    with pytest.raises(InputError) as error:
+        datasets.load("svhn", download=False)
+    assert error.value.hint.startswith("If the folder svhn holds it: --data ./svhn\n")
+    with pytest.raises(InputError) as error:
+        datasets.load("svhn/test_32x32.mat")
+    assert error.value.hint == "Name the folder that it lies in: --data ./svhn"
+    assert datasets.load("./svhn").name == "svhn"
 
 
 def test_a_missing_set_says_where_it_looked(nowhere, monkeypatch):

@@ -42,12 +42,14 @@ def write_colour(classes=4):
 
 
 @prints(
-    AT + "_resolve",
+    AT + "_resolve: A data",
+    AT + "_resolve: Name",
     AT + "_unknown",
     AT + "_in_folder: {}",
     AT + "_in_folder: Say",
     AT + "_require",
     AT + "_find_or_fetch: Put",
+    AT + "_find_or_fetch: If",
 )
 def names_of_data_sets(tool):
     tool.patch.setattr(datasets, "places", lambda: (Path("place"),))
@@ -76,6 +78,15 @@ def names_of_data_sets(tool):
     with tool.patch.context() as patch:
         patch.setattr(datasets, "places", lambda: (both,))
         assert datasets.load("mnist", download=False).num_classes == 10
+    Path("mnist").mkdir()
+    write_idx(Path("mnist/MNIST/raw"))
+    hint = tool.refused(*at("mnist")).splitlines()[0]
+    assert hint == "If the folder mnist holds it: --data ./mnist"
+    assert datasets.load(hint.split()[-1], download=False).name == "mnist"
+    (file,) = Path("mnist/MNIST/raw").glob("t10k-images*")
+    hint = tool.refused(*at(str(file)))
+    assert hint == "Name the folder that it lies in: --data mnist/MNIST/raw"
+    assert datasets.load(hint.split()[-1], download=False).name == "mnist"
     shutil.copytree(both / "MNIST", Path("place/mnist/MNIST"))
     assert datasets.load("mnist").num_classes == 10
 

@@ -96,10 +96,10 @@ def gates(tool):
 
 
 @prints(
-    "files/run_folder.py:create: Name",
+    "files/run_folder.py:create",
     "files/run_folder.py:_named: Name a folder",
     "files/run_folder.py:_named: Name a new",
-    "files/run_folder.py:create: Free",
+    "files/run_folder.py:check_free",
 )
 def folders_for_a_run(tool):
     Path("full").mkdir()
