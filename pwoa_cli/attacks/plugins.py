@@ -16,9 +16,8 @@ from torch import Generator, Tensor, nn
 
 from pwoa_cli.attacks.autoattack import drawn_seed
 from pwoa_cli.attacks.base import distance, slack
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, is_out_of_memory
 from pwoa_cli.machine.generators import own_draws
-from pwoa_cli.machine.memory import is_out_of_memory
 
 GROUP = "pwoa.attacks"
 

@@ -14,7 +14,8 @@ from pwoa_cli.data.dataset import drawn
 from pwoa_cli.errors import InputError
 from pwoa_cli.evaluation.checks import gives_probabilities
 from pwoa_cli.evaluation.intervals import near_chance
-from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
+from pwoa_cli.machine import signals
+from pwoa_cli.machine.memory import keep_freed_memory
 from pwoa_cli.networks.build import parts, raised
 from pwoa_cli.progress import Patience
 
@@ -114,8 +115,7 @@ def _taking(what: str, dataset: datasets.Dataset) -> Iterator[None]:
     except InputError:  # of a picture
         raise
     except Exception as error:  # what networks raise for a wrong size, and users' own for anything
-        if is_out_of_memory(error):
-            raise
+        signals.let_through(error)
         raise InputError(f"{what} cannot take images {tuple(dataset.shape)} of {dataset.name}: "
                          f"{raised(error)}.",
                          hint="Name the data that it was trained on (--data), or its architecture: --arch "

@@ -23,7 +23,6 @@ from pwoa_cli.evaluation.words import first_line, percent, share
 from pwoa_cli.machine import signals
 from pwoa_cli.machine.devices import multiplies_bf16
 from pwoa_cli.machine.generators import drawn_since, own_draws, states
-from pwoa_cli.machine.memory import is_out_of_memory
 
 PROBE = 32  # samples whose gradients are looked at, and most in one pass
 COMPANY = 8  # samples for repeated passes
@@ -189,9 +188,7 @@ def _batch_dependent(model: nn.Module, x: Tensor, tolerance: float) -> Finding |
     try:
         alone = model(x[-1:])
     except (RuntimeError, ValueError) as error:  # batch norm on one value, a batch size written into the code
-        signals.let_through()
-        if is_out_of_memory(error):
-            raise
+        signals.let_through(error)
         return Finding("batch-dependent",
                        f"the model answers {len(x) + 1} samples at once but fails on one alone "
                        f"({first_line(error)}); attacks need the answer for each sample.", True)

@@ -24,7 +24,7 @@ from pwoa_cli.attacks import Attack, check_norm, parse, stages
 from pwoa_cli.attacks.base import contain, distance, frozen, outside, wrong
 from pwoa_cli.attacks.bounded import Bounded, Meter, OutOfTime
 from pwoa_cli.attacks.together import together
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, is_out_of_memory
 from pwoa_cli.evaluation import checks, gradients, result_checks
 from pwoa_cli.evaluation.inputs import (
     Images,
@@ -40,7 +40,7 @@ from pwoa_cli.evaluation.tally import Known, Line
 from pwoa_cli.evaluation.units import Unfinished, Unit
 from pwoa_cli.evaluation.words import WORST
 from pwoa_cli.machine.devices import plain_float32
-from pwoa_cli.machine.memory import is_out_of_memory, keep_freed_memory
+from pwoa_cli.machine.memory import keep_freed_memory
 from pwoa_cli.machine.seeds import block_seed
 from pwoa_cli.progress import Say
 

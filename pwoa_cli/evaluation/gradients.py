@@ -24,7 +24,6 @@ from pwoa_cli.evaluation.results import Finding
 from pwoa_cli.evaluation.rounding import gap, rounding, unit
 from pwoa_cli.evaluation.words import first_line, percent, share
 from pwoa_cli.machine import signals
-from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.machine.seeds import generator
 
 # towards grey, before gradients are asked for: clamp(0, 1) inside a model has none at 0 and 1, but elsewhere
@@ -109,9 +108,7 @@ def of_gradients(model: nn.Module, x: Tensor, y: Tensor, *, attacks: Collection[
     try:
         tried = probe(model, x, y)
     except Exception as error:  # no graph, NumPy inside, no backward: whatever foreign code raises
-        signals.let_through()
-        if is_out_of_memory(error):
-            raise
+        signals.let_through(error)
         yield Finding(BLIND_TO_ALL,
                       f"the model lets no gradient through to its inputs ({first_line(error)}), so only "
                       "attacks without gradients, such as square, tell anything.", True)
@@ -221,9 +218,7 @@ def fitting(model: nn.Module, x: Tensor, *, most: int) -> int:
     try:
         return fitting_batch(model, x, most=most)
     except Exception as error:  # whatever foreign code raises
-        signals.let_through()
-        if is_out_of_memory(error):
-            raise
+        signals.let_through(error)
         return most
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from pwoa_cli.errors import InputError
-from pwoa_cli.errors import is_out_of_memory as is_out_of_memory  # there, as it is asked without torch too
 
 # malloc.h of glibc: option numbers of mallopt
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3

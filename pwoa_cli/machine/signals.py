@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from pwoa_cli.errors import is_out_of_memory
+
 PATIENCE = 3.0  # seconds; with the writing of what is kept it is over in 5
 TOGETHER = 1.0  # seconds: systemd sends SIGTERM and SIGHUP, a terminal that closes SIGHUP twice
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -75,11 +77,14 @@ def ended() -> bool:
     return _wish.ended > -math.inf
 
 
-def let_through() -> None:
+def let_through(error: BaseException | None = None) -> None:
     """Where an exception of foreign code would be taken for an answer. Raises: KeyboardInterrupt if a signal
-    has ended the process, of which that exception may be what is left."""
+    has ended the process, of which that exception may be what is left; `error` if it says that memory ran
+    out."""
     if ended():
         raise KeyboardInterrupt
+    if error is not None and is_out_of_memory(error):
+        raise error
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:

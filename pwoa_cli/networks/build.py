@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pwoa_cli.errors import InputError
+from pwoa_cli.errors import InputError, is_out_of_memory
 from pwoa_cli.networks import families
 
 # of images, tried in turn where nothing tells
@@ -95,6 +95,8 @@ def tried(net: nn.Module, *, channels: int,
             with torch.no_grad():
                 return x, net(x)
         except Exception as error:  # of a wrong size, or anything in a user's forward
+            if is_out_of_memory(error):
+                raise
             why = raised(error)
     return why
 

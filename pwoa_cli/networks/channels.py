@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pwoa_cli.errors import is_out_of_memory
 from pwoa_cli.networks import layers
 from pwoa_cli.networks.build import public_name, raised
 from pwoa_cli.networks.sizes import axes, depthwise, set_sizes, shaped_tensors, sided
@@ -105,6 +106,8 @@ def _of_graph(model: nn.Module, x: Tensor) -> tuple[Sets, dict[str, str]]:
             graph.build_dependency(twin, x, forward_fn=lambda net, images: net(images), verbose=False)
             groups = list(graph.get_all_groups(ignored_layers=heads))
     except Exception as error:  # it raises many kinds, and so do networks that cannot be copied
+        if is_out_of_memory(error):
+            raise
         raise ValueError("Torch-Pruning's dependency graph does not take it "
                          f"({raised(error)[:120]})") from error
     names = {module: name for name, module in twin.named_modules()}
@@ -219,6 +222,8 @@ def _same_without_half(model: nn.Module, sets: Sets, x: Tensor, draw: torch.Gene
         try:
             got = without(masked, sets, gone)(x)
         except Exception as error:  # of the network's own forward
+            if is_out_of_memory(error):
+                raise
             return f"the network does not run without some of them ({raised(error)[:120]})"
     if want.shape == got.shape and (got - want).abs().max() <= SAME * want.abs().max().clamp_min(LOW):
         return ""

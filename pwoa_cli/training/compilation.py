@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine import signals
-from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.networks.build import raised
 from pwoa_cli.progress import Say
 from pwoa_cli.training import loop, objective
@@ -67,9 +66,7 @@ class _Graph:
                     return self.exact(recipe, student=student, teacher=teacher, hidden=hidden, batch=batch,
                                       num_classes=num_classes)
             except Exception as error:  # of a compiler, of torch's tracer
-                signals.let_through()
-                if is_out_of_memory(error):
-                    raise
+                signals.let_through(error)
                 self._whole = False
                 self._unable(_sentence(_why(error)))
         return objective.terms(recipe, student=student, teacher=teacher, hidden=hidden, batch=batch,
@@ -136,9 +133,7 @@ def _tried(plan: Plan, student: nn.Module, stack: ExitStack, unable: Say) -> _Gr
             with _moved(student), warnings.catch_warnings(action="ignore"):
                 want, found = (_flat(way, state) for way in (plan, replace(plan, terms=graph.exact)))
         except Exception as error:  # of a compiler, of torch's tracer
-            signals.let_through()
-            if is_out_of_memory(error):
-                raise
+            signals.let_through(error)
             raise _Failed(_why(error)) from error
         if not (found - want).norm() <= APART * want.norm():
             raise _Failed("its gradient differs from that of the step as it is")

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine import signals
 from pwoa_cli.machine.generators import own_draws
-from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.networks.build import raised
 from pwoa_cli.training import inputs
 from pwoa_cli.training.state import Plan
@@ -29,9 +28,7 @@ def fastest(plan: Plan, student: nn.Module, *, where: str) -> torch.memory_forma
             try:
                 _pass(plan, student, some, layout)
             except Exception as error:  # a user's forward may raise anything
-                signals.let_through()
-                if is_out_of_memory(error):
-                    raise
+                signals.let_through(error)
                 why = raised(error)
             else:
                 return layout

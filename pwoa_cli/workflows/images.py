@@ -19,7 +19,6 @@ from pwoa_cli.data.dataset import Dataset
 from pwoa_cli.data.pictures import CROPS_FROM, sides, standard
 from pwoa_cli.errors import InputError
 from pwoa_cli.machine import signals
-from pwoa_cli.machine.memory import is_out_of_memory
 from pwoa_cli.networks.build import SIZES, Normalized
 from pwoa_cli.networks.some_classes import SomeClasses
 from pwoa_cli.progress import Say
@@ -99,9 +98,7 @@ def _takes(loaded: Loaded, shape: tuple[int, int, int]) -> bool:
         with torch.no_grad():
             loaded.model.net(torch.zeros(2, *shape, device=device))
     except Exception as error:  # of a wrong size, or whatever a user's own code raises
-        signals.let_through()
-        if is_out_of_memory(error):
-            raise
+        signals.let_through(error)
         return False
     return True
 

@@ -33,6 +33,14 @@ def test_a_signal_ends_what_has_nothing_to_keep_at_once(kind):
         send(kind)
 
 
+def test_what_is_left_of_a_signal_is_taken_for_no_answer():
+    signals.let_through(ValueError("half an import"))
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signals.let_through(ValueError("half an import"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_signal_waits_until_it_is_asked_for(kind):
     seen = []

@@ -35,6 +35,22 @@ def test_what_the_user_s_own_code_prints_is_not_a_result(tmp_path, capsys):
     assert capsys.readouterr() == ("", "imported\ncalled\n")
 
 
+class Fails(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+def test_what_is_not_the_network_s_fault_is_no_answer_of_it():
+    assert tried(Fails(KeyError("out")), channels=3) == "KeyError: 'out'"
+    for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
+        with pytest.raises(type(error)):
+            tried(Fails(error), channels=3)
+
+
 class Several(nn.Module):
     def __init__(self):
         super().__init__()
