@@ -91,7 +91,7 @@ def _cifar(folder, *, protocol):
              "filenames": [b"a.png"]}
     for name in formats.CIFAR100_FILES:
         (folder / name).write_bytes(pickle.dumps(batch, protocol=protocol))
-    return folder / "test", lambda path: formats.read_cifar(path.parent), fuzz.of_bytes
+    return folder / "test", lambda path: formats.read_cifar100(path.parent), fuzz.of_bytes
 
 
 def _svhn(folder, *, packed):

@@ -58,7 +58,8 @@ def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> st
     kept = f"kept in {folder}: {', '.join(names)}."
     if run_folder.CONFIG not in names:
         return kept
-    again = isinstance(broken, KeyboardInterrupt | InputError) or isinstance(broken.__cause__, OSError)
+    again = isinstance(broken, KeyboardInterrupt | InputError) or (
+        run_folder.STATE in names and isinstance(broken.__cause__, OSError))
     way = f"\nGo on: {run_folder.resume_command(folder)}" if again else ""
     if "model.safetensors" in names:
         return f"{kept}\nThe pruned model is whole; measure it: {run_folder.measure_command(folder)}{way}"

@@ -13,6 +13,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,9 +68,9 @@ KNOWN = {
     "fashion-mnist": _Known((1, 28, 28), 10, ("linf", 0.1), "none", "FashionMNIST", (
         _Layout("FashionMNIST/raw", formats.IDX_FILES, formats.read_idx), _npz("fashion-mnist"))),
     "cifar10": _Known((3, 32, 32), 10, ("linf", 8 / 255), "crop-flip", "CIFAR10", (
-        _Layout("cifar-10-batches-py", formats.CIFAR10_FILES, formats.read_cifar), _npz("cifar10"))),
+        _Layout("cifar-10-batches-py", formats.CIFAR10_FILES, formats.read_cifar10), _npz("cifar10"))),
     "cifar100": _Known((3, 32, 32), 100, ("linf", 8 / 255), "crop-flip", "CIFAR100", (
-        _Layout("cifar-100-python", formats.CIFAR100_FILES, formats.read_cifar), _npz("cifar100"))),
+        _Layout("cifar-100-python", formats.CIFAR100_FILES, formats.read_cifar100), _npz("cifar100"))),
     "svhn": _Known((3, 32, 32), 10, ("linf", 8 / 255), "none", "SVHN", (
         _Layout(".", formats.SVHN_FILES, formats.read_svhn), _npz("svhn"))),
 }
@@ -146,17 +147,19 @@ def _ways(name: str, folder: Path, *, said: bool) -> Iterator[tuple[Path, _Layou
 
 
 def _find(name: str, folder: Path, *, said: bool = False) -> tuple[Path, _Layout] | None:
-    """The first layout of `name` that is complete in FOLDER/name or FOLDER; else, of a folder that was said,
-    the first that has all files of test images and none of training images, which `pwoa eval` needs not.
-
-    Args: said: as of `_ways`.
-    """
-    ways = [(path, layout, _missing(path, layout)) for path, layout in _ways(name, folder, said=said)]
-    for path, layout, missing in ways:
-        if path.is_dir() and not missing if layout.files else path.is_file():
+    """The first layout of `name` that is complete in FOLDER/name or FOLDER. Args: said: as of `_ways`."""
+    for path, layout in _ways(name, folder, said=said):
+        if path.is_dir() and not _missing(path, layout) if layout.files else path.is_file():
             return path, layout
-    for path, layout, missing in ways if said else ():
-        if layout.files and tuple(missing) == layout.split[0]:
+    return None
+
+
+def _find_test(name: str, folder: Path) -> tuple[Path, _Layout] | None:
+    """The first layout of `name` in FOLDER/name or FOLDER, a folder that was said, that has all files of test
+    images and none of training images: `pwoa eval` needs none."""
+    for path, layout in _ways(name, folder, said=True):
+        train, test = layout.split
+        if test and not set(test) & set(_missing(path, layout)) and not formats.some(path, train):
             return path, layout
     return None
 
@@ -206,8 +209,9 @@ def _resolve(text: str, *, download: bool, say: Say) -> _Found:
 
 def _folder_of(path: Path) -> str:
     """How to say the folder of a published set, of which a file was named."""
-    if any(path.name in (file, f"{file}.gz") for known in KNOWN.values() for layout in known.layouts
-           for file in layout.files):
+    files = {file for known in KNOWN.values() for layout in known.layouts for file in layout.files}
+    if path.name.removesuffix(".gz") in files and any(
+            _find(name, path.parent, said=True) or _find_test(name, path.parent) for name in KNOWN):
         return f"Name the folder that it lies in: {_said(path.parent)}"
     return ""
 
@@ -228,7 +232,7 @@ def _unknown(name: str) -> InputError:
 
 
 def _require(name: str, folder: Path) -> _Found:
-    if found := _find(name, folder, said=True):
+    if found := _find(name, folder, said=True) or _find_test(name, folder):
         return _Found(name, *found)
     raise InputError(f"{name} is not in {folder} ({_why_not(name, folder, said=True)}).", hint=_wanted(name))
 
@@ -239,25 +243,33 @@ def _wanted(name: str) -> str:
 
 
 def _in_folder(folder: Path) -> _Found:
-    """The one known data set in a folder or around it, or the image folder that it is."""
+    """The one known data set in a folder or around it, or the image folder that it is; where it is neither,
+    the one whose test images are there."""
+    if found := _one_of(folder, partial(_find, said=True)):
+        return found
+    if splits.find(folder):
+        return _Found(folder.name, folder, None)
+    if found := _one_of(folder, _find_test):
+        return found
+    lacking = [f"{name}: {why}" for name in KNOWN
+               if (why := _why_not(name, folder, said=True)) != "not there"]
+    raise InputError(f"{folder} holds no known data set, nor train/CLASS/ and test/CLASS/ (or val/CLASS/) "
+                     "with pictures.",
+                     hint="\n".join([*lacking, _NAMES]))
+
+
+def _one_of(folder: Path, find: Callable[[str, Path], tuple[Path, _Layout] | None]) -> _Found | None:
+    """The known data set that `find` finds in a folder. Raises: InputError if there are several."""
     for word in Path(os.path.abspath(folder)).parts[:-3:-1]:  # MNIST/raw: the folder that it is in may tell
-        if (name := known_name(word)) and (found := _find(name, folder, said=True)):
+        if (name := known_name(word)) and (found := find(name, folder)):
             return _Found(name, *found)
-    there = {name: found for name in KNOWN if (found := _find(name, folder, said=True))}
+    there = {name: found for name in KNOWN if (found := find(name, folder))}
     if len(there) > 1:
         alike = len({path for path, _ in there.values()}) == 1
         files, several = f"the files of {' or '.join(there)}", f"{len(there)} data sets: {', '.join(there)}"
         raise InputError(f"{folder} holds {files if alike else several}.",
                          hint=f"Say which one: --data {shlex.quote(str(folder / next(iter(there))))}")
-    for name, found in there.items():
-        return _Found(name, *found)
-    if splits.find(folder):
-        return _Found(folder.name, folder, None)
-    partial = [f"{name}: {why}" for name in KNOWN
-               if (why := _why_not(name, folder, said=True)) != "not there"]
-    raise InputError(f"{folder} holds no known data set, nor train/CLASS/ and test/CLASS/ (or val/CLASS/) "
-                     "with pictures.",
-                     hint="\n".join([*partial, _NAMES]))
+    return next((_Found(name, *found) for name, found in there.items()), None)
 
 
 def _find_or_fetch(name: str, *, download: bool, say: Say, here: Path) -> _Found:

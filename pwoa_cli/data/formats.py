@@ -8,6 +8,7 @@ readers of IDX and CIFAR do).
 import gzip
 import io
 import math
+import os
 import pickle
 import struct
 import zlib
@@ -176,12 +177,12 @@ def read_idx(folder: Path) -> Raw:
     """The four IDX files of MNIST or Fashion-MNIST in `folder`, plain or gzipped; only the two of test images
     where neither of the others is there."""
     return from_arrays({key: _idx(folder / name) for key, name in zip(ARRAYS, IDX_FILES, strict=True)
-                        if key.endswith("test") or _some(folder, IDX_FILES[:2])}, folder)
+                        if key.endswith("test") or some(folder, IDX_FILES[:2])}, folder)
 
 
-def _some(folder: Path, names: Sequence[str]) -> bool:
-    """Whether any of these files is there."""
-    return any((folder / f"{name}{ending}").exists() for name in names for ending in ("", ".gz"))
+def some(folder: Path, names: Sequence[str]) -> bool:
+    """Whether any of these names is there, be it a link that leads nowhere: then it is asked for."""
+    return any(os.path.lexists(folder / f"{name}{ending}") for name in names for ending in ("", ".gz"))
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -271,12 +272,22 @@ class _ArrayUnpickler(pickle._Unpickler):
         return _PICKLE_ALLOWED[module, name]
 
 
-def read_cifar(folder: Path) -> Raw:
-    """The python batches of CIFAR-10 (cifar-10-batches-py) or, with fine labels, CIFAR-100
-    (cifar-100-python); only that of test images where none of the others is there."""
-    *train, test = CIFAR10_FILES if _some(folder, CIFAR10_FILES) else CIFAR100_FILES
+def read_cifar10(folder: Path) -> Raw:
+    """The python batches (cifar-10-batches-py); only that of test images where none of the others is
+    there."""
+    return _cifar(folder, CIFAR10_FILES)
+
+
+def read_cifar100(folder: Path) -> Raw:
+    """The python batches with fine labels (cifar-100-python); only the test images where `train` is not
+    there."""
+    return _cifar(folder, CIFAR100_FILES)
+
+
+def _cifar(folder: Path, files: Sequence[str]) -> Raw:
+    *train, test = files
     arrays = {}
-    if _some(folder, train):
+    if some(folder, train):
         batches = zip(*(_cifar_batch(folder / name) for name in train), strict=True)
         arrays["x_train"], arrays["y_train"] = (np.concatenate(parts) for parts in batches)
     arrays["x_test"], arrays["y_test"] = _cifar_batch(folder / test)
@@ -306,7 +317,7 @@ def read_svhn(folder: Path) -> Raw:
     1..10, where 10 is the digit 0."""
     arrays = {}
     for split, name in zip(("train", "test"), SVHN_FILES, strict=True):
-        if split == "train" and not _some(folder, [name]):
+        if split == "train" and not some(folder, [name]):
             continue
         with reading(folder / name, "a MATLAB 5 file", hint=AGAIN):
             check_room((folder / name).stat().st_size, f"{folder / name}: what it holds")

@@ -8,6 +8,7 @@
 A run is finished when model.safetensors and report.json are there. JSON never holds NaN or infinity: they
 become null.
 """
+import math
 import os
 import re
 import shlex
@@ -62,11 +63,11 @@ def create(out: Path | None, *, model_name: str, sparsity: float | str, now: dat
 
 
 def check_free(folder: Path, need_bytes: int) -> None:
-    """Raises: InputError if the disk of a folder has less free space than a run needs."""
+    """Raises: InputError if the disk of a folder has less free space than a run needs at the least."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
-        raise InputError(f"the disk of {folder} has {free / 1e6:.0f} MB free, this run needs "
-                         f"{need_bytes / 1e6:.0f} MB.",
+        raise InputError(f"the disk of {folder} has {math.floor(free / 1e6)} MB free, this run needs at "
+                         f"least {math.ceil(need_bytes / 1e6)} MB.",
                          hint="Free some space, or name a folder on another disk: --out DIR")
 
 

@@ -89,15 +89,16 @@ def tried(net: nn.Module, *, channels: int,
     """(images (2, channels, H, W) of the first of `sizes` that a network takes, what it returns for them); or
     why it takes none."""
     why, device = "it takes no images", next((p.device for p in net.parameters()), torch.device("cpu"))
+    large: Exception | None = None  # for which memory ran out, at a size that is a guess
     for size in sizes:
         x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             with torch.no_grad():
                 return x, net(x)
         except Exception as error:  # of a wrong size, or anything in a user's forward
-            if is_out_of_memory(error):
-                raise
-            why = raised(error)
+            why, large = raised(error), error if is_out_of_memory(error) else large
+    if large is not None:
+        raise large
     return why
 
 

@@ -98,9 +98,13 @@ def execute(job: Job, folder: Path, *, say: Say, progress: Progress, created: da
 
 
 def check_room(job: Job, folder: Path) -> None:
-    """Raises: InputError if the folder's disk could not take the model, which is better known before hours of
-    training than after them."""
-    run_folder.check_free(folder, sparse.dense_bytes(job.subject.model.state_dict()))
+    """Raises: InputError if the folder's disk cannot take the weights that will stay, which is better known
+    before hours of training than after them. How many a search will leave nobody knows, what goes on has its
+    room, and a folder that somebody removed is made again."""
+    begun = any((folder / name).exists() for name in (run_folder.STATE, *run_folder.FINISHED))
+    if job.held_out is None and folder.is_dir() and not begun:
+        dense = sparse.dense_bytes(job.subject.model.state_dict())
+        run_folder.check_free(folder, round((1 - job.plan.sparsity) * dense))
 
 
 def keep(folder: Path, result: Mapping[str, Any]) -> None:

@@ -112,6 +112,7 @@ def test_a_limit_on_the_size_of_files_is_as_a_full_disk(here, command, limit):
     assert process.returncode == 4 and "Traceback" not in process.stderr
     assert process.stderr.count("error: ") == 1 and "File too large" in process.stderr
     assert "ulimit -f" in process.stderr
+    assert ("Go on: " in process.stderr) == (here / "run" / "state.pt").exists()
     assert command == "prune" or "| fgsm |" in process.stdout
     whole(here / "run")
 

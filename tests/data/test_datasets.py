@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import scipy.io
 import torch
-from helpers.data_files import cifar_batch, digits, equal, pixels, write_idx, write_npz
+from helpers.data_files import cifar_batch, digits, equal, pixels, write_folder, write_idx, write_npz
 
 from pwoa_cli.data import datasets, formats
 from pwoa_cli.errors import InputError
@@ -63,10 +63,10 @@ def test_candidates():
     ("./cifar100", "cifar100 is not in . (not there).", "Expected cifar-100-python/train and its companions"),
     ("note.txt", "note.txt is neither an .npz file nor a folder.", "A data set is one of mnist"),
     ("test_32x32.mat", "test_32x32.mat is neither an .npz file nor a folder.", "lies in: --data ."),
-    ("t10k-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz is neither", "lies in: --data ."),
+    ("train", "train is neither an .npz file nor a folder.", "A data set is one of mnist"),
 ])
 def test_what_cannot_be_found_is_explained(text, message, hint):
-    if text in ("note.txt", "test_32x32.mat", "t10k-images-idx3-ubyte.gz"):
+    if text in ("note.txt", "test_32x32.mat", "train"):
         Path(text).write_text("hello")
     with pytest.raises(InputError) as error:
         datasets.load(text, download=False)
@@ -89,7 +89,7 @@ def write_cifar(folder, files, labels):
 
 
 def write_svhn(folder):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in formats.SVHN_FILES:
         scipy.io.savemat(folder / name, {"X": pixels(32, 32, 3, 4), "y": digits(4)[:, None] + 1})
 
@@ -157,6 +157,48 @@ def test_files_of_two_sets_are_told_apart_by_the_folder_s_name_or_by_the_user(no
     with pytest.raises(InputError, match="holds no known data set") as error:
         datasets.load(str(nowhere / "MNIST/raw"))
     assert "mnist: . lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte" in error.value.hint
+
+
+def test_test_images_alone_are_taken_where_nothing_else_is_there(nowhere, monkeypatch):
+    root = nowhere / "root"
+    write_cifar(root / "cifar-10-batches-py", formats.CIFAR10_FILES, "labels")
+    write_svhn(root)
+    (root / "train_32x32.mat").unlink()  # as torchvision leaves it where only split="test" was asked for
+    assert datasets.load(str(root)).name == "cifar10"
+    assert len(datasets.load(str(root / "svhn")).train) == 0
+    pets = nowhere / "pets"
+    write_folder(pets)
+    write_cifar(pets, ["test_batch"], "labels")
+    assert datasets.load(str(pets)).name == "pets"
+    (pets / "train").rename(pets / "training")
+    (pets / "test").rename(pets / "val")
+    write_cifar(pets, ["test"], "fine_labels")  # a file that is called as a folder might be
+    assert datasets.load(str(pets)).name == "pets"
+
+
+def test_a_link_to_training_images_that_leads_nowhere_is_not_left_out(nowhere):
+    write_svhn(nowhere / "d")
+    (nowhere / "d/train_32x32.mat").unlink()
+    (nowhere / "d/train_32x32.mat").symlink_to("elsewhere/train_32x32.mat")
+    with pytest.raises(InputError, match="holds no known data set") as error:
+        datasets.load(str(nowhere / "d"))
+    assert "svhn: . lacks train_32x32.mat" in error.value.hint
+
+
+def test_the_set_that_was_said_is_read(nowhere):
+    """The files of CIFAR-10 and CIFAR-100 in one folder, whole or the test images alone."""
+    flat = nowhere / "flat"
+    write_cifar(flat, formats.CIFAR10_FILES, "labels")
+    cifar_batch(flat / "train", pixels(7, 3, 32, 32), digits(7, 10) + 90, "fine_labels")
+    cifar_batch(flat / "test", pixels(6, 3, 32, 32), digits(6, 10) + 90, "fine_labels")
+    for _ in range(2):
+        with pytest.raises(InputError, match="holds the files of cifar10 or cifar100|holds 2 data sets"):
+            datasets.load(str(flat))
+        for name, labels in (("cifar10", digits(5, 10)), ("cifar100", digits(6, 10) + 90)):
+            read = datasets.load(str(flat / name))
+            assert (read.name, read.test.labels.tolist()) == (name, labels.tolist())
+        for file in ("train", *formats.CIFAR10_FILES[:-1]):
+            (flat / file).unlink(missing_ok=True)
 
 
 def test_a_folder_here_of_a_known_name_is_pointed_at(nowhere):

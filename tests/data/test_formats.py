@@ -80,7 +80,7 @@ def test_python2_numpy_pickle_is_read():
            + b"tbU\x06labels](K\x05eu.")
     for name in formats.CIFAR100_FILES:
         Path(name).write_bytes(old)
-    read = formats.read_cifar(Path())
+    read = formats.read_cifar100(Path())
     for images, labels in ((read.x_train, read.y_train), (read.x_test, read.y_test)):
         assert images.shape == (1, 3, 32, 32) and images.numpy().tobytes() == values
         assert labels.tolist() == [5]

@@ -86,7 +86,7 @@ def test_a_file_named_like_the_root_is_in_the_way():
 
 def test_full_disk_is_refused_before_work_and_leaves_no_folder(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
-    with pytest.raises(InputError, match="has 5 MB free, this run needs 10 MB"):
+    with pytest.raises(InputError, match="has 5 MB free, this run needs at least 10 MB"):
         create()
     assert not run_folder.ROOT.exists()
     Path("mine").mkdir()

@@ -54,10 +54,14 @@ def test_what_is_drawn_inside_changes_nothing_afterwards(draw):
 
 
 def test_a_device_started_inside_is_left_as_it_is(monkeypatch):
+    stand = Stand()
     with own_draws():
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_rng_state_all", Stand().get_all)
-        monkeypatch.setattr(torch.cuda, "set_rng_state", Stand().set)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", stand.get_all)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", stand.set)
+        torch.rand((), generator=stand.own)
+        drawn = stand.get()
+    assert torch.equal(stand.get(), drawn)
 
 
 def test_a_device_that_is_not_in_use_is_not_started(monkeypatch):

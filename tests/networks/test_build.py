@@ -44,8 +44,16 @@ class Fails(nn.Module):
         raise self.error
 
 
+class Small(nn.Module):
+    def forward(self, x):
+        if x.shape[-1] > 8:
+            raise MemoryError
+        return x
+
+
 def test_what_is_not_the_network_s_fault_is_no_answer_of_it():
     assert tried(Fails(KeyError("out")), channels=3) == "KeyError: 'out'"
+    assert tried(Small(), channels=3, sizes=[(64, 64), (8, 8)])[0].shape[-1] == 8  # the first was a guess
     for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
         with pytest.raises(type(error)):
             tried(Fails(error), channels=3)

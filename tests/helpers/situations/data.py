@@ -45,8 +45,8 @@ def write_colour(classes=4):
     AT + "_resolve: A data",
     AT + "_resolve: Name",
     AT + "_unknown",
-    AT + "_in_folder: {}",
-    AT + "_in_folder: Say",
+    AT + "_in_folder",
+    AT + "_one_of: Say",
     AT + "_require",
     AT + "_find_or_fetch: Put",
     AT + "_find_or_fetch: If",
@@ -137,7 +137,7 @@ def arrays_that_are_no_images(tool):
     tool.refused(*at("odd.npz"))
     for name, read in (
         ("train-images-idx3-ubyte", formats.read_idx),
-        ("train", formats.read_cifar),
+        ("train", formats.read_cifar100),
         ("train_32x32.mat", formats.read_svhn),
     ):
         Path(name).write_bytes(b"cut")

@@ -99,7 +99,7 @@ def gates(tool):
     "files/run_folder.py:create",
     "files/run_folder.py:_named: Name a folder",
     "files/run_folder.py:_named: Name a new",
-    "files/run_folder.py:check_free",
+    "files/run_folder.py:check_free: Free",
 )
 def folders_for_a_run(tool):
     Path("full").mkdir()
