@@ -1,6 +1,7 @@
 """Model, data, teacher and threat of a command: what is inferred is said, what does not fit is refused."""
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,17 @@ from pwoa_cli.files import sparse
 from pwoa_cli.networks.build import build
 from pwoa_cli.workflows import evaluate, images, setup
 from pwoa_cli.workflows.prune_job import prepare
+
+
+@pytest.mark.parametrize("folder", ["plain", "v:2"])
+def test_code_of_ones_own_is_hashed_wherever_it_lies(tmp_path, folder):
+    file = tmp_path / folder / "own.py"
+    file.parent.mkdir()
+    file.write_text("WIDTH = 4\n")
+    loaded = SimpleNamespace(arch=f"{file}:net")
+    before = setup.own_code(loaded, SimpleNamespace(arch="lenet5"))
+    file.write_text("WIDTH = 8\n")
+    assert len(before) == 1 and setup.own_code(loaded) != before
 
 
 def test_a_teacher_must_fit(tmp_path):
