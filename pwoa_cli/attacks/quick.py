@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from pwoa_cli.attacks.base import frozen
 from pwoa_cli.attacks.bounded import Bounded
-from pwoa_cli.machine.generators import drawn_since, own_draws, states
+from pwoa_cli.machine.generators import drawn_since, own_draws
 from pwoa_cli.networks.build import Normalized
 
 PROBES = 8  # images on which the copy is compared with the model
@@ -55,8 +55,7 @@ def quick(model: nn.Module, inputs: Tensor) -> nn.Module:
 def steady(model: nn.Module, inputs: Tensor, *, rounding: float = TOLERANCE) -> bool:
     """Whether the logits of an image are the same in every call and beside any others (up to `rounding` of
     the largest), and no random number is drawn."""
-    with torch.no_grad(), own_draws():
-        before = states()
+    with torch.no_grad(), own_draws() as before:
         once, again, alone = model(inputs), model(inputs), model(inputs[:1])
         drawn = drawn_since(before)
     return not drawn and torch.equal(once, again) and _close(alone, once[:1], rounding)

@@ -51,7 +51,7 @@ def _times(folder: Path) -> dict[str, int]:
 
 def _kept(folder: Path, before: Collection[str], *, broken: BaseException) -> str:
     """What a run that did not finish leaves besides what was there before, in a sentence or two; and how it
-    goes on, unless it broke by itself and not by a disk or the like."""
+    goes on, unless it broke by itself: a full disk is not the run's fault."""
     names = [name for name in _times(folder) if name not in before]
     if not names:
         return NOTHING

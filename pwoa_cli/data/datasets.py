@@ -268,7 +268,7 @@ def _one_of(folder: Path, find: Callable[[str, Path], tuple[Path, _Layout] | Non
         alike = len({path for path, _ in there.values()}) == 1
         files, several = f"the files of {' or '.join(there)}", f"{len(there)} data sets: {', '.join(there)}"
         raise InputError(f"{folder} holds {files if alike else several}.",
-                         hint=f"Say which one: --data {shlex.quote(str(folder / next(iter(there))))}")
+                         hint=f"Say which one: {_said(folder / next(iter(there)))}")
     return next((_Found(name, *found) for name, found in there.items()), None)
 
 

@@ -35,10 +35,10 @@ def drawn_since(before: States) -> bool:
 
 
 @contextmanager
-def own_draws() -> Iterator[None]:
-    """What is drawn inside changes no number that is drawn afterwards."""
+def own_draws() -> Iterator[States]:
+    """What is drawn inside changes no number that is drawn afterwards; gives the states before it."""
     before = states()
     try:
-        yield
+        yield before
     finally:
         put_back(before)

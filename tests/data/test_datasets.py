@@ -149,6 +149,12 @@ def test_files_of_two_sets_are_told_apart_by_the_folder_s_name_or_by_the_user(no
         datasets.load(str(nowhere / "raw"))
     assert error.value.hint == f"Say which one: --data {nowhere / 'raw/mnist'}"
     assert datasets.load(str(nowhere / "raw/fashion-mnist")).threat == ("linf", 0.1)
+    with monkeypatch.context() as there:  # a known name alone would be another set
+        there.chdir(nowhere / "raw")
+        with pytest.raises(InputError) as error:
+            datasets.load(".")
+        assert error.value.hint == "Say which one: --data ./mnist"
+        assert datasets.load("./mnist").where == "."
     write_idx(nowhere / "MNIST/raw")
     monkeypatch.setenv("PWOA_DATA", str(nowhere / "MNIST/raw"))
     assert datasets.locate("fashion-mnist") is None
